@@ -1,0 +1,47 @@
+"""The root of every error that cloudvmm raises, and how a chain of causes is read.
+
+An error's text is a sentence with a capital and no full stop. A class without arguments has its
+text as its docstring. A text never repeats its cause: the cause is chained (``raise … from …``)
+and whoever reports the error prints the whole chain, outermost first.
+
+    VmmError
+    ├── api.error.ApiError            one kind per command, and the plumbing's kinds
+    ├── config.error.ValidationError  a rule of the configuration is broken
+    ├── options.error.OptionError     an option string does not parse
+    ├── engine.base.EngineError       what runs the VM refused or failed
+    ├── control.error.VmError         the lifecycle refused
+    └── host.error.HostError          the operating system refused
+"""
+
+from __future__ import annotations
+
+
+class VmmError(Exception):
+    """Root of the tree; never raised itself."""
+
+    def __str__(self) -> str:
+        """Give the text handed in, else the first line of the class's docstring."""
+        if self.args:
+            return super().__str__()
+        return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0]
+
+
+def error_chain(error: BaseException) -> list[str]:
+    """Return the text of `error` and of each cause, outermost first.
+
+    Follows explicit causes (``raise … from …``) only: an error raised while handling another one is
+    an accident of the code, not a reason that helps a caller.
+    """
+    texts: list[str] = []
+    current: BaseException | None = error
+    while current is not None:
+        texts.append(_text(current))
+        current = current.__cause__
+    return texts
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where} (os error {error.errno})"
+    return str(error) or type(error).__name__
