@@ -1,0 +1,1 @@
+"""The binaries; the place where an engine is chosen."""

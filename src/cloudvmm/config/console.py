@@ -1,0 +1,40 @@
+"""Serial port, virtio console and debug console."""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from cloudvmm.config.number import U16
+from cloudvmm.config.pci import PciDevice
+
+
+class ConsoleOutputMode(enum.Enum):
+    OFF = "Off"
+    PTY = "Pty"
+    TTY = "Tty"
+    FILE = "File"
+    SOCKET = "Socket"
+    NULL = "Null"
+
+
+class SerialConfig(msgspec.Struct, kw_only=True):
+    mode: ConsoleOutputMode
+    file: str | None = None
+    socket: str | None = None
+
+
+class ConsoleConfig(PciDevice, kw_only=True):
+    mode: ConsoleOutputMode
+    file: str | None = None
+    socket: str | None = None
+
+
+class DebugConsoleConfig(msgspec.Struct, kw_only=True):
+    mode: ConsoleOutputMode
+    file: str | None = None
+    iobase: U16 | None = None
+
+
+DEFAULT_DEBUG_CONSOLE_IOBASE = 0xE9

@@ -1,0 +1,1 @@
+"""The VMM thread: loop, lifecycle table, request handlers, worker, journal."""

@@ -1,0 +1,1 @@
+"""What runs a VM: the seam in `base`, and the engines behind it."""

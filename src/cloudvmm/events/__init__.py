@@ -1,0 +1,1 @@
+"""Event fan-out: one emitter, any number of listeners."""

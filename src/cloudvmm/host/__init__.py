@@ -1,0 +1,1 @@
+"""The operating system at the rim: eventfd, descriptors, processes, TAP, locks, terminals."""

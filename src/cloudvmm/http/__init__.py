@@ -1,0 +1,1 @@
+"""The REST front end on a UNIX socket."""

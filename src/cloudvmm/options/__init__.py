@@ -1,0 +1,1 @@
+"""The `key=value` grammar of option strings, and the structs it gives."""

@@ -1,0 +1,1 @@
+"""The HTTP grammar, without I/O."""
