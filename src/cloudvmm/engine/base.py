@@ -1,0 +1,234 @@
+"""The seam between control and whatever runs a VM: config types in, plain values and events out.
+
+Nothing above this file has heard of QEMU, nothing below it of HTTP.
+
+Threads. `Engine.build` and every method of `Machine` marked *blocking* are called by the VMM's worker
+thread, one at a time, in order. `fileno`, `take_events` belong to the control loop and never block.
+`counters` and `pci_resources` belong to the reader thread: they must not wait for a blocking call that is
+under way. `kill` may be called by any thread at any time, is idempotent, and makes every blocking
+call under way fail soon with `MachineGone`.
+
+Life of a machine::
+
+    build ──► built ──boot──► running ◄─pause/resume─► paused
+                │                │                       │
+                └────────────────┴───────close───────────┘
+
+`build` creates the whole machine, all devices included, with no vCPU running: disks, TAPs and sockets that
+cannot be had fail here. `boot` is the reference's final step: it locks the disk images, checks the payload
+(a missing or invalid kernel fails here, not in `build`) and starts the vCPUs. After any failure of `boot`
+the machine stays built and must be closed. A reboot is a `close` and a new `build`: the engine turns a reset
+that the guest asks for into the event `ResetRequested` and lets the guest stand still.
+
+Each blocking call has a deadline of its own and raises `EngineTimeout` when it passes.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Literal, Protocol
+
+import msgspec
+
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.errors import VmmError
+
+
+class EngineError(VmmError):
+    """What runs the VM refused or failed; the text carries its own words.
+
+    EngineError
+    ├── EngineTimeout      no answer within the deadline: the operation may or may not have happened
+    ├── MachineGone        the machine ended, or was killed, while it was asked
+    ├── NotSupportedYet    the means for this come with a later release
+    ├── PayloadError       kernel, firmware or initramfs is missing or invalid
+    ├── ImageLocked        another process holds a disk image
+    ├── SlotError          a PCI slot cannot be had
+    └── DeviceError        a device could not be made
+    """
+
+
+class EngineTimeout(EngineError):
+    pass
+
+
+class MachineGone(EngineError):
+    pass
+
+
+class NotSupportedYet(EngineError):
+    pass
+
+
+class PayloadError(EngineError):
+    pass
+
+
+class ImageLocked(EngineError):
+    """Error locking disk images: Another instance likely holds a lock"""
+
+
+class SlotError(EngineError):
+    pass
+
+
+class DeviceError(EngineError):
+    pass
+
+
+class SinkKind(enum.Enum):
+    """Where the bytes of a console go, seen from the engine."""
+
+    OFF = "off"  # the device is absent
+    NULL = "null"  # the device is there, its output dropped
+    FILE = "file"  # the engine appends to `path`, which exists
+    STREAM = "stream"  # both ways over `stream_fd`
+
+
+class ConsoleSink(msgspec.Struct, frozen=True, kw_only=True):
+    """`stream_fd` is one end of a connected stream socket. Lent: the engine duplicates it."""
+
+    kind: SinkKind
+    path: str | None = None
+    stream_fd: int | None = None
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """All that `Engine.build` needs.
+
+    `vm_config` is validated and complete: ids and MACs are filled in. The engine does not change it and
+    keeps no reference to it. `slots` gives the PCI slot (device number on bus 0) per device id. File
+    descriptors inside (`net[].fds`) are lent, not given. `state_dir` is a folder for the machine's own
+    files, or None: then the machine leaves no file behind, however its manager ends.
+    """
+
+    vm_config: VmConfig
+    slots: dict[str, int]
+    serial: ConsoleSink
+    console: ConsoleSink
+    debug_console: ConsoleSink
+    state_dir: str | None = None
+
+
+class PciBar(msgspec.Struct, frozen=True, kw_only=True):
+    """A base address register as the guest's firmware or kernel placed it."""
+
+    index: int
+    base: int
+    size: int
+    kind: Literal["Io", "Mmio32", "Mmio64"]
+    prefetchable: bool
+
+
+class GuestPanicked(msgspec.Struct, frozen=True):
+    """The guest's panic device spoke; the machine goes on as the guest wishes."""
+
+    kind: Literal["panic", "crash_loaded", "unknown_event"]
+
+
+class ResetRequested(msgspec.Struct, frozen=True):
+    """The guest (or its watchdog) asked for a reset and stands still until it is closed and built anew."""
+
+    by_watchdog: bool = False
+
+
+class PoweredOff(msgspec.Struct, frozen=True):
+    """The guest switched itself off and stands still until it is closed."""
+
+
+class Exited(msgspec.Struct, frozen=True):
+    """The machine ended although nobody asked for it; `reason` is a sentence for people."""
+
+    reason: str
+
+
+class BalloonChanged(msgspec.Struct, frozen=True):
+    """`actual_bytes` of RAM are left to the guest."""
+
+    actual_bytes: int
+
+
+class PciChanged(msgspec.Struct, frozen=True):
+    """`pci_resources` may answer differently from now on."""
+
+
+EngineEvent = GuestPanicked | ResetRequested | PoweredOff | Exited | BalloonChanged | PciChanged
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """`first_slot`..`last_slot` are the PCI device numbers that devices may have."""
+
+    name: str
+    version: str
+    accelerator: str
+    accelerator_reason: str
+    first_slot: int
+    last_slot: int
+    max_vcpus: int
+
+
+class Machine(Protocol):
+    """One VM that an engine runs."""
+
+    @property
+    def process_id(self) -> int | None:
+        """The pid of the process that runs the guest, if it is one of its own."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while `take_events` has something to give. Owned by the machine."""
+
+    def take_events(self) -> list[EngineEvent]:
+        """What happened since the last call, in order; never blocks. `Exited` is the last that ever comes."""
+
+    def boot(self) -> None:
+        """Blocking. Lock the images, check the payload, start the vCPUs.
+
+        :raises ImageLocked: another process holds an image.
+        :raises PayloadError: kernel, firmware or initramfs is missing or invalid.
+        """
+
+    def pause(self) -> None:
+        """Blocking. Stop every vCPU."""
+
+    def resume(self) -> None:
+        """Blocking. Start every vCPU again."""
+
+    def power_button(self) -> None:
+        """Blocking. Press the ACPI power button; returns before the guest reacts."""
+
+    def nmi(self) -> None:
+        """Blocking. Inject a non-maskable interrupt into every vCPU."""
+
+    def coredump(self, fd: int) -> None:
+        """Blocking until the dump is whole. Write an ELF64 core of a paused guest to `fd`, which is lent."""
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Device id to counter name to value, as lifecycle.md section 8 says. Answers within a second."""
+
+    def pci_resources(self) -> dict[str, list[PciBar]]:
+        """Device id to the BARs that the guest has placed. Answers within a second."""
+
+    def kill(self) -> None:
+        """End the guest at once, from any thread; what is under way fails with `MachineGone`."""
+
+    def close(self) -> None:
+        """Blocking. End the guest if it still runs, release everything, wait until its process is gone."""
+
+
+class Engine(Protocol):
+    """Makes machines. Holds what is found out once per process: binary, version, accelerator."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is. The first call may probe (blocking, seconds at worst, cached on disk)."""
+
+    def build(self, spec: MachineSpec) -> Machine:
+        """Blocking. Make a machine whose vCPUs do not run yet; on failure nothing is left behind.
+
+        :raises NotSupportedYet: the config asks for what this engine cannot give.
+        :raises DeviceError: a device could not be made; the cause tells why.
+        :raises EngineError: the machine could not be made; the text carries the engine's words.
+        """
+
+    def abort_build(self) -> None:
+        """Make a `build` under way in another thread fail soon with `MachineGone`."""
