@@ -1,0 +1,117 @@
+"""What the commands on a VM are given: resize, remove, snapshot, restore, migration.
+
+Shapes only (reference: rest.md section 7). The rules of `RestoreConfig` are in `config/restore.py`.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from cloudvmm.config.number import U32, U64
+
+NonZeroU64 = Annotated[int, msgspec.Meta(ge=1)]
+Connections = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
+
+
+class VmResizeData(msgspec.Struct, kw_only=True):
+    """Sizes are bytes; a member that is None is left as it is."""
+
+    desired_vcpus: U32 | None = None
+    desired_ram: U64 | None = None
+    desired_balloon: U64 | None = None
+
+
+class VmResizeDiskData(msgspec.Struct, kw_only=True):
+    """`desired_size` is bytes."""
+
+    id: str
+    desired_size: U64
+
+
+class VmResizeZoneData(msgspec.Struct, kw_only=True):
+    """`desired_ram` is bytes."""
+
+    id: str
+    desired_ram: U64
+
+
+class VmRemoveDeviceData(msgspec.Struct, kw_only=True):
+    id: str
+
+
+class VmSnapshotConfig(msgspec.Struct, kw_only=True):
+    destination_url: str
+
+
+class VmCoredumpData(msgspec.Struct, kw_only=True):
+    destination_url: str
+
+
+class MemoryRestoreMode(enum.Enum):
+    COPY = "Copy"
+    ON_DEMAND = "OnDemand"
+
+
+class RestoredNetConfig(msgspec.Struct, kw_only=True):
+    """New TAP descriptors for one network device; `fds` belong to the VMM once handed over."""
+
+    id: str
+    num_fds: U32 = 0
+    fds: list[int] | None = None
+
+
+class RestoredVfioConfig(msgspec.Struct, kw_only=True):
+    """A new VFIO descriptor for one device; `fd` belongs to the VMM once handed over."""
+
+    id: str
+    fd: int | None = None
+
+
+class MemoryZoneUpdate(msgspec.Struct, kw_only=True):
+    id: str
+    host_numa_node: U32
+
+
+class RestoreConfig(msgspec.Struct, kw_only=True):
+    source_url: str
+    prefault: bool = False
+    memory_restore_mode: MemoryRestoreMode = MemoryRestoreMode.COPY
+    net_fds: list[RestoredNetConfig] | None = None
+    vfio_fds: list[RestoredVfioConfig] | None = None
+    iommufd_fd: int | None = None
+    resume: bool = False
+    zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
+
+
+class MigrationMemoryMode(enum.Enum):
+    PRECOPY = "Precopy"
+    POSTCOPY = "Postcopy"
+
+
+class TimeoutStrategy(enum.Enum):
+    CANCEL = "Cancel"
+    IGNORE = "Ignore"
+
+
+class VmReceiveMigrationData(msgspec.Struct, kw_only=True):
+    receiver_url: str
+    tls_dir: str | None = None
+    memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY
+    vfio_fds: list[RestoredVfioConfig] | None = None
+    iommufd_fd: int | None = None
+    zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
+
+
+class VmSendMigrationData(msgspec.Struct, kw_only=True):
+    destination_url: str
+    local: bool = False
+    preserve_source: bool = False
+    downtime_ms: NonZeroU64 = 300
+    timeout_s: NonZeroU64 = 3600
+    timeout_strategy: TimeoutStrategy = TimeoutStrategy.CANCEL
+    connections: Connections = 1
+    tls_dir: str | None = None
+    memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY
