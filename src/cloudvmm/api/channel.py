@@ -1,0 +1,120 @@
+"""The channel into the VMM thread: an eventfd says that something is pending, a queue holds what.
+
+Rules, after Cloud Hypervisor's `vmm/src/api/mod.rs`:
+
+* Any number of threads may hold clones of the sender and of the eventfd; one thread receives.
+* A request carries the sending end of its own one-shot reply channel.
+* Every request that was accepted gets exactly one answer, also when the VMM thread ends: `close` refuses what
+  comes later (`RequestSend`) and answers what is still queued.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from typing import TYPE_CHECKING
+
+from cloudvmm.api.error import ApiError, RequestSend, ResponseRecv
+
+if TYPE_CHECKING:
+    from cloudvmm.api.action import ApiRequest
+    from cloudvmm.api.data import ApiResponsePayload
+
+    ApiResponse = ApiResponsePayload | ApiError
+
+
+class ReplyChannel:
+    """One answer from the VMM thread to one caller; a second answer is dropped."""
+
+    __slots__ = ("_answers", "_sent")
+
+    def __init__(self) -> None:
+        self._answers: queue.SimpleQueue[ApiResponse] = queue.SimpleQueue()
+        self._sent = False
+
+    def send(self, response: ApiResponse) -> None:
+        """Answer; called by the VMM thread alone, never blocks."""
+        if not self._sent:
+            self._sent = True
+            self._answers.put(response)
+
+    @property
+    def is_answered(self) -> bool:
+        return self._sent
+
+    def recv(self, timeout_s: float | None = None) -> ApiResponsePayload:
+        """Wait for the answer and return it, or raise the error that it is.
+
+        :raises ApiError: the command failed.
+        :raises ResponseRecv: no answer within `timeout_s`; the command may or may not have run.
+        """
+        try:
+            response = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise ResponseRecv from None
+        if isinstance(response, ApiError):
+            raise response
+        return response
+
+
+class ApiReceiver:
+    """The VMM thread's end."""
+
+    __slots__ = ("_closed", "_lock", "_requests")
+
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[ApiRequest] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def sender(self) -> ApiSender:
+        return ApiSender(self)
+
+    def put(self, request: ApiRequest) -> None:
+        # The lock closes the gap between the check and the put: without it a request could slip in behind
+        # the last drain and never be answered.
+        with self._lock:
+            if self._closed:
+                raise RequestSend
+            self._requests.put(request)
+
+    def take(self) -> ApiRequest | None:
+        """Return the next request, or None; never blocks."""
+        try:
+            return self._requests.get_nowait()
+        except queue.Empty:
+            return None
+
+    def close(self) -> list[ApiRequest]:
+        """Refuse what comes from now on; return what is queued, for the caller to answer."""
+        with self._lock:
+            self._closed = True
+        left = []
+        while (request := self.take()) is not None:
+            left.append(request)
+        return left
+
+
+class ApiSender:
+    """A caller's end; clones share the channel."""
+
+    __slots__ = ("_receiver",)
+
+    def __init__(self, receiver: ApiReceiver) -> None:
+        self._receiver = receiver
+
+    def send(self, request: ApiRequest) -> None:
+        """Queue `request`; the caller rings the eventfd next.
+
+        :raises RequestSend: the VMM thread has ended.
+        """
+        self._receiver.put(request)
+
+    def clone(self) -> ApiSender:
+        return ApiSender(self._receiver)
+
+
+def api_channel() -> tuple[ApiSender, ApiReceiver]:
+    """Make a channel; the receiving end goes to the VMM thread."""
+    receiver = ApiReceiver()
+    return receiver.sender(), receiver

@@ -1,0 +1,40 @@
+"""Start the front ends that stand before the channel.
+
+The front ends live above this room, so they are looked up by name when asked for: whoever only holds a channel
+pays for none of them, and this room knows nothing of HTTP or D-Bus.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from cloudvmm.api.channel import ApiSender
+from cloudvmm.host.eventfd import EventFd
+
+
+def start_http_path_thread(path: str, api_evt: EventFd, api_sender: ApiSender, **options: Any) -> Any:
+    """Serve REST on a new UNIX socket at `path`; return the running `cloudvmm.http.HttpServer`.
+
+    :raises cloudvmm.http.HttpServerError: the socket is in use, or cannot be bound.
+    """
+    http = importlib.import_module("cloudvmm.http")
+    return http.start_http_path_thread(path, api_evt, api_sender, **options)
+
+
+def start_http_fd_thread(fd: int, api_evt: EventFd, api_sender: ApiSender, **options: Any) -> Any:
+    """Serve REST on `fd`, a listening UNIX socket that belongs to the server from here on."""
+    http = importlib.import_module("cloudvmm.http")
+    return http.start_http_fd_thread(fd, api_evt, api_sender, **options)
+
+
+def start_dbus_thread(
+    service_name: str, object_path: str, api_evt: EventFd, api_sender: ApiSender, **options: Any
+) -> Any:
+    """Serve D-Bus; not part of this release (docs/compatibility.md).
+
+    :raises NotImplementedYet: always, until the D-Bus front end is there.
+    """
+    from cloudvmm.api.error import NotImplementedYet
+
+    raise NotImplementedYet(f"The D-Bus service {service_name} at {object_path} cannot be served yet")
