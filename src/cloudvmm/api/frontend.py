@@ -1,6 +1,6 @@
 """Start the front ends that stand before the channel.
 
-The front ends live above this room, so they are looked up by name when asked for: whoever only holds a channel
+The front ends live above this room, so they are looked up by name when asked for: who holds a channel alone
 pays for none of them, and this room knows nothing of HTTP or D-Bus.
 """
 
