@@ -1,0 +1,53 @@
+"""What a VMM holds: nothing, a config, or a config and a VM. Owned by the control loop.
+
+A stored config is never changed in place: a change stores a new one. So an answer that refers to it stays
+true to its moment, whoever reads it and however late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cloudvmm.api.data import VmInfo, VmState
+from cloudvmm.api.error import VmNotCreated
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.console import Consoles
+from cloudvmm.control.vm import Vm, configured_ram_bytes
+from cloudvmm.engine.base import Machine
+
+
+class Holding:
+    """`on_machine` and `on_machine_gone` tell the loop which machine to watch."""
+
+    def __init__(
+        self, on_machine: Callable[[Machine], None], on_machine_gone: Callable[[Machine], None]
+    ) -> None:
+        self.vm_config: VmConfig | None = None
+        self.consoles: Consoles | None = None
+        self.vm: Vm | None = None
+        self._on_machine = on_machine
+        self._on_machine_gone = on_machine_gone
+
+    def take_vm(self, vm: Vm) -> None:
+        self.vm = vm
+        self._on_machine(vm.machine)
+
+    def stop_watching(self) -> None:
+        """What the machine says from now on is expected and of no interest."""
+        if self.vm is not None:
+            self._on_machine_gone(self.vm.machine)
+
+    def info(self) -> VmInfo:
+        """:raises VmNotCreated: there is nothing."""
+        if self.vm_config is None:
+            raise VmNotCreated
+        ram_bytes = configured_ram_bytes(self.vm_config)
+        if self.vm is None:
+            return VmInfo(config=self.vm_config, state=VmState.CREATED, memory_actual_size=ram_bytes)
+        actual = self.vm.balloon_actual_bytes
+        return VmInfo(
+            config=self.vm_config,
+            state=self.vm.state,
+            memory_actual_size=ram_bytes if actual is None else min(actual, ram_bytes),
+            device_tree=self.vm.tree,
+        )

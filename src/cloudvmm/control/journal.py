@@ -1,0 +1,124 @@
+"""The journal in the state folder: what was asked, when, and how it ended; one JSON line each.
+
+The folder belongs to one VMM at a time (`lock`); `format` says which version wrote it, and a folder of
+another version is refused. Without a state folder nothing is written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+
+import msgspec
+
+from cloudvmm.errors import error_chain
+from cloudvmm.host.error import HostError
+
+FORMAT_VERSION = 1
+
+
+class StateDirInUse(HostError):
+    def __init__(self, path: str) -> None:
+        super().__init__(f"The state folder {path!r} is in use by another running VMM")
+
+
+class StateDirFormat(HostError):
+    def __init__(self, path: str, found: str) -> None:
+        super().__init__(
+            f"The state folder {path!r} has format {found!r}, this release writes {FORMAT_VERSION}; "
+            "use another folder or the release that wrote it"
+        )
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`errors` is the error chain of a command that failed; `at` is UTC seconds."""
+
+    at: float
+    command: str
+    phase: str
+    errors: list[str] | None = None
+
+
+class Journal:
+    """Appends entries; used by the control loop alone."""
+
+    def __init__(self, state_dir: str) -> None:
+        """Take the folder, creating it (0700) where it is missing.
+
+        :raises StateDirInUse: another VMM holds it.
+        :raises StateDirFormat: a release that is not ours wrote it.
+        :raises OSError: it cannot be made or written.
+        """
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)  # noqa: PTH103
+        self.state_dir = state_dir
+        self._lock_fd = _take_lock(state_dir)
+        try:
+            _check_format(state_dir)
+            self.unfinished = _unfinished(self._path("journal"))
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._fd = os.open(self._path("journal"), flags, 0o600)
+        except BaseException:
+            os.close(self._lock_fd)
+            raise
+
+    def begin(self, command: str) -> None:
+        self._write(Entry(at=time.time(), command=command, phase="begin"))
+
+    def end(self, command: str, error: BaseException | None = None) -> None:
+        phase = "done" if error is None else "failed"
+        errors = None if error is None else error_chain(error)
+        self._write(Entry(at=time.time(), command=command, phase=phase, errors=errors))
+
+    def close(self) -> None:
+        os.close(self._fd)
+        os.close(self._lock_fd)
+
+    def _path(self, name: str) -> str:
+        return f"{self.state_dir}/{name}"
+
+    def _write(self, entry: Entry) -> None:
+        os.write(self._fd, msgspec.json.encode(entry) + b"\n")
+
+
+def _take_lock(state_dir: str) -> int:
+    fd = os.open(f"{state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StateDirInUse(state_dir) from None
+    return fd
+
+
+def _check_format(state_dir: str) -> None:
+    path = f"{state_dir}/format"
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123
+            found = file.read(64).strip()
+    except FileNotFoundError:
+        with open(path + ".new", "w", encoding="ascii") as file:  # noqa: PTH123
+            file.write(f"{FORMAT_VERSION}\n")
+        os.rename(path + ".new", path)  # noqa: PTH104
+        return
+    if found != str(FORMAT_VERSION):
+        raise StateDirFormat(state_dir, found)
+
+
+def _unfinished(path: str) -> list[str]:
+    """Return the commands that the last VMM on this folder began and did not end."""
+    open_commands: list[str] = []
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            for line in file:
+                try:
+                    entry = msgspec.json.decode(line, type=Entry)
+                except msgspec.DecodeError:
+                    continue  # the last line of a VMM that was killed while it wrote
+                if entry.phase == "begin":
+                    open_commands.append(entry.command)
+                elif entry.command in open_commands:
+                    open_commands.remove(entry.command)
+    except FileNotFoundError:
+        pass
+    return open_commands

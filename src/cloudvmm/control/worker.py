@@ -1,0 +1,67 @@
+"""Threads beside the control loop: one that changes the VM, one that reads from it.
+
+The worker takes one job at a time, in order, and talks to the engine; what comes of it goes back to the loop,
+which alone commits state. The worker's thread lives as long as the VMM: processes that it spawns are tied to
+it by their parent-death signal.
+
+The reader answers requests by itself: it only hands on what the engine says, and must not wait behind a job.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from cloudvmm.host.eventfd import EventFd
+
+Job = Callable[[], Any]
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a job returned, or the error it raised."""
+
+    value: Any = None
+    error: Exception | None = None
+
+
+class Worker:
+    """One thread, one job at a time; `done` is rung when an outcome can be taken."""
+
+    def __init__(self, name: str) -> None:
+        self.done = EventFd()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._jobs.put(job)
+
+    def take(self) -> Outcome | None:
+        """Return the next outcome, or None; never blocks."""
+        try:
+            return self._outcomes.get_nowait()
+        except queue.Empty:
+            return None
+
+    def stop(self, timeout_s: float) -> bool:
+        """Finish what is queued, end the thread, wait for it; False where it did not end in time."""
+        self._jobs.put(None)
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            return False
+        self.done.close()
+        return True
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                outcome = Outcome(value=job())
+            except Exception as error:
+                outcome = Outcome(error=error)
+            self._outcomes.put(outcome)
+            self.done.write()
