@@ -6,6 +6,7 @@ import enum
 
 import msgspec
 
+from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import U16
 from cloudvmm.config.pci import PciDevice
 
@@ -20,21 +21,39 @@ class ConsoleOutputMode(enum.Enum):
 
 
 class SerialConfig(msgspec.Struct, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     socket: str | None = None
 
 
 class ConsoleConfig(PciDevice, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     socket: str | None = None
 
 
 class DebugConsoleConfig(msgspec.Struct, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     iobase: U16 | None = None
 
 
 DEFAULT_DEBUG_CONSOLE_IOBASE = 0xE9
+
+
+class ConsoleFileMissing(ValidationError):
+    """Path missing when using file console mode"""
+
+
+class ConsoleSocketPathMissing(ValidationError):
+    """Path missing when using socket console mode"""
+
+
+class InvalidIoPortHex(ValidationError):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"The IO port was not properly provided in hex or a `0x` prefix is missing: {text}")
+
+
+def check_console_file(console: SerialConfig | ConsoleConfig) -> None:
+    if console.mode is ConsoleOutputMode.FILE and console.file is None:
+        raise ConsoleFileMissing

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING
+
 import msgspec
 
+from cloudvmm.config.error import ValidationError
+from cloudvmm.config.memory import is_backed_by_shared_memory, total_size_bytes
 from cloudvmm.config.number import U8, U16, U32, U64
-from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
+from cloudvmm.config.queue import TooManyQueues, check_queue_size, is_power_of_two
+
+if TYPE_CHECKING:
+    from cloudvmm.config.vm import VmConfig
 
 
 class RngConfig(PciDevice, kw_only=True):
@@ -77,3 +86,123 @@ class TpmConfig(msgspec.Struct, kw_only=True):
 
 class PvmemcontrolConfig(msgspec.Struct, kw_only=True):
     pass
+
+
+SPECIAL_CIDS = (0, 1, 2, 0xFFFF_FFFF)
+LAST_BAR = 5
+
+
+class UserDevicesRequireSharedMemory(ValidationError):
+    """Using user devices requires using shared memory or huge pages"""
+
+
+class VsockSpecialCid(ValidationError):
+    def __init__(self, cid: int) -> None:
+        super().__init__(f"{cid} is a special VSOCK CID")
+
+
+class BalloonLargerThanRam(ValidationError):
+    def __init__(self, balloon: int, ram: int) -> None:
+        super().__init__(f"Balloon size ({balloon}) greater than RAM ({ram})")
+
+
+class VfioDeviceNeitherPathNorFd(ValidationError):
+    """VFIO device config must specify `path=` or `fd=`"""
+
+
+class VfioDeviceBothPathAndFd(ValidationError):
+    """VFIO device config must specify at most one of `path=` or `fd=`"""
+
+
+class VfioFdRequiresIommufdFd(ValidationError):
+    """VFIO device `fd=` requires platform `iommufd_fd=<fd>`"""
+
+
+class GpuDirectCliqueRequiresP2pDma(ValidationError):
+    """Device with x_nv_gpudirect_clique requires vfio_p2p_dma=on"""
+
+
+class InvalidDeviceExcludeMmapBar(ValidationError):
+    def __init__(self, bar: int) -> None:
+        super().__init__(f"Invalid VFIO excluded-mmap BAR index: {bar}")
+
+
+class InvalidIvshmemInputSize(ValidationError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Invalid ivshmem input size: {size}")
+
+
+class InvalidIvshmemSize(ValidationError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Invalid ivshmem backend file size: {size}")
+
+
+class InvalidIvshmemPath(ValidationError):
+    """Invalid ivshmem backend file path"""
+
+
+def check_fs(fs: FsConfig, vm: VmConfig) -> None:
+    if fs.num_queues > vm.cpus.boot_vcpus:
+        raise TooManyQueues(fs.num_queues, vm.cpus.boot_vcpus)
+    check_queue_size(fs.queue_size)
+    check_unbehind_iommu(fs, vm)
+
+
+def check_generic_vhost_user(device: GenericVhostUserConfig, vm: VmConfig) -> None:
+    if device.iommu:
+        raise IommuNotSupported
+    for queue_size in device.queue_sizes:
+        check_queue_size(queue_size)
+    check_pci_device(device, vm)
+
+
+def check_unbehind_iommu(device: PciDevice, vm: VmConfig) -> None:
+    """Check a device of a kind that cannot be placed behind the IOMMU."""
+    if device.iommu:
+        raise IommuNotSupported
+    check_pci_device(device, vm)
+
+
+def check_user_devices(vm: VmConfig) -> None:
+    if vm.user_devices and not is_backed_by_shared_memory(vm.memory):
+        raise UserDevicesRequireSharedMemory
+
+
+def check_vsock_cid(vsock: VsockConfig) -> None:
+    if vsock.cid in SPECIAL_CIDS:
+        raise VsockSpecialCid(vsock.cid)
+
+
+def check_balloon_size(balloon: BalloonConfig, vm: VmConfig) -> None:
+    ram = total_size_bytes(vm.memory)
+    if balloon.size >= ram:
+        raise BalloonLargerThanRam(balloon.size, ram)
+
+
+def check_vfio_device(device: DeviceConfig, vm: VmConfig) -> None:
+    """Raise the first rule that `device` breaks as a member of `vm`."""
+    check_pci_device(device, vm)
+    if device.path is None and device.fd is None:
+        raise VfioDeviceNeitherPathNorFd
+    if device.path is not None and device.fd is not None:
+        raise VfioDeviceBothPathAndFd
+    if device.fd is not None and (vm.platform is None or vm.platform.iommufd_fd is None):
+        raise VfioFdRequiresIommufdFd
+    if device.x_nv_gpudirect_clique is not None and vm.platform and not vm.platform.vfio_p2p_dma:
+        raise GpuDirectCliqueRequiresP2pDma
+    for bar in device.x_exclude_mmap_bars:
+        if bar > LAST_BAR:
+            raise InvalidDeviceExcludeMmapBar(bar)
+
+
+def check_ivshmem(ivshmem: IvshmemConfig, vm: VmConfig) -> None:
+    """Raise the first rule that `ivshmem` breaks; looks at the size of its file."""
+    check_unbehind_iommu(ivshmem, vm)
+    if not is_power_of_two(ivshmem.size):
+        raise InvalidIvshmemInputSize(ivshmem.size)
+    try:
+        file_size = os.stat(ivshmem.path).st_size  # noqa: PTH116
+    except (OSError, ValueError):
+        raise InvalidIvshmemPath from None
+    if file_size < ivshmem.size:
+        raise InvalidIvshmemSize(file_size)

@@ -6,7 +6,9 @@ import enum
 
 import msgspec
 
+from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import MIB, U32, U64
+from cloudvmm.config.queue import is_power_of_two
 
 
 class HotplugMethod(enum.Enum):
@@ -47,3 +49,57 @@ class MemoryConfig(msgspec.Struct, kw_only=True):
 
 
 DEFAULT_MEMORY_SIZE_BYTES = 512 * MIB
+
+
+class HugePageSizeWithoutHugePages(ValidationError):
+    """Huge page size specified but huge pages not enabled"""
+
+
+class InvalidHugePageSize(ValidationError):
+    def __init__(self, size: int) -> None:
+        super().__init__(f"Huge page size is not power of 2: {size}")
+
+
+class InvalidSharedMemoryWithMergeable(ValidationError):
+    """Invalid to set both 'mergeable' and 'shared' for memory"""
+
+
+def check_memory(memory: MemoryConfig) -> None:
+    """Raise the first rule that the memory or one of its zones breaks."""
+    _check_hugepages(memory)
+    _check_sharing(memory)
+    for zone in memory.zones or ():
+        _check_sharing(zone)
+        _check_hugepages(zone)
+
+
+def _check_hugepages(region: MemoryConfig | MemoryZoneConfig) -> None:
+    if region.hugepage_size is None:
+        return
+    if not region.hugepages:
+        raise HugePageSizeWithoutHugePages
+    if not is_power_of_two(region.hugepage_size):
+        raise InvalidHugePageSize(region.hugepage_size)
+
+
+def _check_sharing(region: MemoryConfig | MemoryZoneConfig) -> None:
+    if region.shared and region.mergeable:
+        raise InvalidSharedMemoryWithMergeable
+
+
+def total_size_bytes(memory: MemoryConfig) -> int:
+    """Boot RAM, zones, and what has been plugged since."""
+    return memory.size + sum(zone.size for zone in memory.zones or ()) + hotplugged_size_bytes(memory)
+
+
+def hotplugged_size_bytes(memory: MemoryConfig) -> int:
+    return (memory.hotplugged_size or 0) + sum(zone.hotplugged_size or 0 for zone in memory.zones or ())
+
+
+def is_backed_by_shared_memory(memory: MemoryConfig) -> bool:
+    """Whether another process can map the guest's RAM."""
+    if memory.shared or memory.hugepages:
+        return True
+    if memory.size != 0 or not memory.zones:
+        return False
+    return all(zone.shared or zone.hugepages for zone in memory.zones)

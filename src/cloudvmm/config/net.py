@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
+from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import U16, U32
-from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
+from cloudvmm.config.queue import TooManyQueues, check_queue_size
 from cloudvmm.config.rate_limit import RateLimiterConfig
+from cloudvmm.config.vhost_user import check_vhost_user
+
+if TYPE_CHECKING:
+    from cloudvmm.config.vm import VmConfig
 
 
 class VhostMode(enum.Enum):
@@ -37,3 +44,78 @@ class NetConfig(PciDevice, kw_only=True):
     offload_tso: bool = True
     offload_ufo: bool = True
     offload_csum: bool = True
+
+
+MINIMUM_MTU = 1280
+LAST_STANDARD_FD = 2
+
+
+class VnetQueueLowerThan2(ValidationError):
+    def __init__(self, queues: int) -> None:
+        super().__init__(f"Number of queues ({queues}) to virtio_net should be higher than 2")
+
+
+class VnetQueueFdMismatch(ValidationError):
+    def __init__(self, queues: int, queues_of_fds: int) -> None:
+        super().__init__(
+            f"Number of queues ({queues}) to virtio_net does not match the number of FDs ({queues_of_fds})"
+        )
+
+
+class VnetReservedFd(ValidationError):
+    def __init__(self, fd: int) -> None:
+        super().__init__(f"Reserved fd number (<= {LAST_STANDARD_FD}): {fd}")
+
+
+class InvalidMtu(ValidationError):
+    def __init__(self, mtu: int) -> None:
+        super().__init__(f"Provided MTU {mtu} is lower than {MINIMUM_MTU} (expected by VIRTIO specification)")
+
+
+class NoHardwareChecksumOffload(ValidationError):
+    """ "offload_tso" and "offload_ufo" depend on "offload_csum" """
+
+
+class MaskProvidedWithoutIp(ValidationError):
+    """Mask provided without an IP"""
+
+
+class IpProvidedWithoutMask(ValidationError):
+    """IP provided without a mask"""
+
+
+def check_net(net: NetConfig, vm: VmConfig) -> None:
+    """Raise the first rule that `net` breaks as a member of `vm`."""
+    is_rate_limited = net.rate_limiter_config is not None
+    if net.vhost_user:
+        check_vhost_user(vm.memory, vhost_socket=net.vhost_socket, is_rate_limited=is_rate_limited)
+    check_pci_device(net, vm)
+    _check_queues(net, vm)
+    if net.vhost_user and net.iommu:
+        raise IommuNotSupported
+    if net.mtu is not None and net.mtu < MINIMUM_MTU:
+        raise InvalidMtu(net.mtu)
+    if not net.offload_csum and (net.offload_tso or net.offload_ufo):
+        raise NoHardwareChecksumOffload
+    if net.mask is not None and net.ip is None:
+        raise MaskProvidedWithoutIp
+    if net.ip is not None and net.mask is None:
+        raise IpProvidedWithoutMask
+
+
+def _check_queues(net: NetConfig, vm: VmConfig) -> None:
+    if net.num_queues < 2:
+        raise VnetQueueLowerThan2(net.num_queues)
+    if net.fds is not None:
+        _check_fds(net.fds, num_queues=net.num_queues)
+    if net.num_queues // 2 > vm.cpus.boot_vcpus:
+        raise TooManyQueues(net.num_queues, vm.cpus.boot_vcpus)
+    check_queue_size(net.queue_size)
+
+
+def _check_fds(fds: list[int], *, num_queues: int) -> None:
+    if 2 * len(fds) != num_queues:
+        raise VnetQueueFdMismatch(num_queues, 2 * len(fds))
+    for fd in fds:
+        if fd <= LAST_STANDARD_FD:
+            raise VnetReservedFd(fd)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudvmm.config.error import ValidationError
+from cloudvmm.errors import VmmError
+
 
 class FwCfgItem(msgspec.Struct, kw_only=True):
     name: str = ""
@@ -32,3 +35,82 @@ class PayloadConfig(msgspec.Struct, kw_only=True):
     igvm: str | None = None
     host_data: str | None = None
     fw_cfg_config: FwCfgConfig | None = None
+
+
+class PayloadError(ValidationError):
+    """Payload configuration is not bootable"""
+
+
+class PayloadConfigError(VmmError):
+    """Why a payload is not bootable; always the cause of a PayloadError."""
+
+
+class MissingBootitem(PayloadConfigError):
+    """No bootitem provided: neither firmware nor kernel"""
+
+
+class FirmwarePlusOtherPayloads(PayloadConfigError):
+    """Specifying a kernel is not supported when a firmware is provided"""
+
+
+class IgvmPlusOtherPayloads(PayloadConfigError):
+    """Specifying a kernel or firmware is not supported when an igvm is provided"""
+
+
+class FwCfgMissingKernel(PayloadConfigError):
+    """Error --fw-cfg-config: missing --kernel"""
+
+
+class FwCfgMissingCmdline(PayloadConfigError):
+    """Error --fw-cfg-config: missing --cmdline"""
+
+
+class FwCfgMissingInitramfs(PayloadConfigError):
+    """Error --fw-cfg-config: missing --initramfs"""
+
+
+class FwCfgInvalidItem(PayloadConfigError):
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"Error --fw-cfg-config: invalid item '{name}' (exactly one of 'file' or 'string' is required)"
+        )
+
+
+def settle_payload(payload: PayloadConfig | None) -> None:
+    """Check that `payload` can boot, and erase what a firmware would ignore.
+
+    :raises PayloadError: with a PayloadConfigError as its cause.
+    """
+    try:
+        _settle(payload)
+    except PayloadConfigError as error:
+        raise PayloadError from error
+
+
+def _settle(payload: PayloadConfig | None) -> None:
+    if payload is None:
+        raise MissingBootitem
+    if payload.igvm is not None:
+        if payload.firmware is not None:
+            raise IgvmPlusOtherPayloads
+        return
+    if payload.firmware is None and payload.kernel is None:
+        raise MissingBootitem
+    if payload.firmware is not None:
+        if payload.kernel is not None:
+            raise FirmwarePlusOtherPayloads
+        payload.cmdline = payload.initramfs = None
+    if payload.fw_cfg_config is not None:
+        _check_fw_cfg(payload.fw_cfg_config, payload)
+
+
+def _check_fw_cfg(fw_cfg: FwCfgConfig, payload: PayloadConfig) -> None:
+    if fw_cfg.kernel and payload.kernel is None:
+        raise FwCfgMissingKernel
+    if fw_cfg.cmdline and payload.cmdline is None:
+        raise FwCfgMissingCmdline
+    if fw_cfg.initramfs and payload.initramfs is None:
+        raise FwCfgMissingInitramfs
+    for item in fw_cfg.items.item_list if fw_cfg.items else ():
+        if (item.file is None) == (item.string is None):
+            raise FwCfgInvalidItem(item.name)

@@ -1,10 +1,12 @@
-"""The platform as a whole: PCI segments, vIOMMU, SMBIOS identity; NUMA nodes; Landlock rules."""
+"""The platform as a whole: PCI segments, vIOMMU, SMBIOS identity."""
 
 from __future__ import annotations
 
 import msgspec
 
-from cloudvmm.config.number import U8, U16, U32
+from cloudvmm.config.error import ValidationError
+from cloudvmm.config.number import U8, U16
+from cloudvmm.config.pci import InvalidPciSegment
 
 
 class PlatformConfig(msgspec.Struct, kw_only=True):
@@ -25,20 +27,34 @@ class PlatformConfig(msgspec.Struct, kw_only=True):
     vfio_p2p_dma: bool = True
 
 
-class NumaDistance(msgspec.Struct, kw_only=True):
-    destination: U32 = 0
-    distance: U8 = 0
+MAX_NUM_PCI_SEGMENTS = 96
+MAX_IOMMU_ADDRESS_WIDTH_BITS = 64
 
 
-class NumaConfig(msgspec.Struct, kw_only=True):
-    guest_numa_id: U32
-    cpus: list[U32] | None = None
-    distances: list[NumaDistance] | None = None
-    memory_zones: list[str] | None = None
-    pci_segments: list[U16] | None = None
-    device_id: str | None = None
+class InvalidNumPciSegments(ValidationError):
+    def __init__(self, segments: int) -> None:
+        super().__init__(f"Number of PCI segments ({segments}) not in range of 1 to {MAX_NUM_PCI_SEGMENTS}")
 
 
-class LandlockConfig(msgspec.Struct, kw_only=True):
-    path: str
-    access: str
+class InvalidIommuAddressWidthBits(ValidationError):
+    def __init__(self, bits: int) -> None:
+        super().__init__(
+            f"IOMMU address width in bits ({bits}) should be less than or equal to "
+            f"{MAX_IOMMU_ADDRESS_WIDTH_BITS}"
+        )
+
+
+class IommufdFdRequiresIommufd(ValidationError):
+    """Platform `iommufd_fd=<fd>` requires `iommufd=on`"""
+
+
+def check_platform(platform: PlatformConfig) -> None:
+    if not 1 <= platform.num_pci_segments <= MAX_NUM_PCI_SEGMENTS:
+        raise InvalidNumPciSegments(platform.num_pci_segments)
+    for segment in platform.iommu_segments or ():
+        if segment >= platform.num_pci_segments:
+            raise InvalidPciSegment(segment)
+    if platform.iommu_address_width_bits > MAX_IOMMU_ADDRESS_WIDTH_BITS:
+        raise InvalidIommuAddressWidthBits(platform.iommu_address_width_bits)
+    if platform.iommufd_fd is not None and not platform.iommufd:
+        raise IommufdFdRequiresIommufd

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import U64
 
 
@@ -23,3 +24,13 @@ class RateLimiterConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
 class RateLimiterGroupConfig(msgspec.Struct, kw_only=True):
     id: str = ""
     rate_limiter_config: RateLimiterConfig = msgspec.field(default_factory=RateLimiterConfig)
+
+
+class InvalidRateLimiterGroup(ValidationError):
+    """Invalid rate-limiter group"""
+
+
+def check_rate_limit_group(group: RateLimiterGroupConfig) -> None:
+    limits = group.rate_limiter_config
+    if (limits.bandwidth is None and limits.ops is None) or not group.id:
+        raise InvalidRateLimiterGroup

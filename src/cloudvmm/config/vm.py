@@ -28,11 +28,13 @@ from cloudvmm.config.device import (
     VsockConfig,
 )
 from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.landlock import LandlockConfig
 from cloudvmm.config.memory import DEFAULT_MEMORY_SIZE_BYTES, MemoryConfig
 from cloudvmm.config.net import NetConfig
+from cloudvmm.config.numa import NumaConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.pci import PciSegmentConfig
-from cloudvmm.config.platform import LandlockConfig, NumaConfig, PlatformConfig
+from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterGroupConfig
 
 

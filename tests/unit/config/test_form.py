@@ -1,0 +1,324 @@
+"""The configuration as JSON, both ways."""
+
+import enum
+import types
+from typing import Annotated, Union, get_args, get_origin
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, SerialConfig
+from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.config.device import BalloonConfig, DeviceConfig
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.error import DecodeError
+from cloudvmm.config.form import decode, decode_saved, encode
+from cloudvmm.config.memory import MemoryConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.operation import (
+    RestoreConfig,
+    RestoredNetConfig,
+    VmReceiveMigrationData,
+    VmRemoveDeviceData,
+    VmResizeData,
+    VmSendMigrationData,
+)
+from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.platform import PlatformConfig
+from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
+from cloudvmm.config.vm import VmConfig
+
+# lifecycle.md section 4, the `config` member of the example, without its line breaks
+GOLDEN = (
+    b'{"cpus":{"boot_vcpus":2,"max_vcpus":4,"kvm_hyperv":false,"max_phys_bits":46,'
+    b'"features":{"amx":false},"nested":true,"core_scheduling":"Vm","profile":"Host"},'
+    b'"memory":{"size":1073741824,"mergeable":false,"hotplug_method":"Acpi","shared":false,'
+    b'"hugepages":false,"prefault":false,"reserve":false,"thp":true},'
+    b'"payload":{"kernel":"/srv/vmlinux","cmdline":"root=/dev/vda1"},'
+    b'"disks":[{"pci_segment":0,"path":"/srv/a.raw","readonly":false,"direct":false,"num_queues":1,'
+    b'"queue_size":128,"vhost_user":false,"disable_io_uring":false,"disable_aio":false,'
+    b'"backing_files":false,"sparse":true,"image_type":"Raw","lock_granularity":"ByteRange"}],'
+    b'"rng":{"pci_segment":0,"src":"/dev/urandom"},'
+    b'"serial":{"mode":"Null"},"console":{"mode":"Off","pci_segment":0},'
+    b'"debug_console":{"mode":"Off","iobase":233},'
+    b'"pvpanic":false,"iommu":false,"watchdog":false,"landlock_enable":false}'
+)
+
+
+def golden_vm():
+    return VmConfig(
+        cpus=CpusConfig(boot_vcpus=2, max_vcpus=4),
+        memory=MemoryConfig(size=1 << 30),
+        payload=PayloadConfig(kernel="/srv/vmlinux", cmdline="root=/dev/vda1"),
+        disks=[DiskConfig(path="/srv/a.raw", image_type=ImageType.RAW)],
+        console=ConsoleConfig(mode=ConsoleOutputMode.OFF),
+    )
+
+
+def test_encoding_matches_the_reference_byte_for_byte():
+    assert encode(golden_vm()) == GOLDEN
+
+
+def test_reference_text_decodes_to_the_same_vm():
+    assert decode(GOLDEN, VmConfig) == golden_vm()
+
+
+def test_empty_object_is_a_vm_of_defaults():
+    assert decode(b"{}", VmConfig) == VmConfig()
+
+
+def test_device_behind_the_iommu_says_so():
+    assert b'"iommu":true,"pci_segment":0' in encode(DiskConfig(iommu=True))
+
+
+def test_rate_limiter_prints_unset_members_as_null():
+    limiter = RateLimiterConfig(ops=TokenBucketConfig(size=1, refill_time=2))
+    text = encode(DiskConfig(rate_limiter_config=limiter))
+    expected = b'{"bandwidth":null,"ops":{"size":1,"one_time_burst":null,"refill_time":2}}'
+    assert b'"rate_limiter_config":' + expected in text
+
+
+def test_excluded_bars_are_printed_even_when_empty():
+    assert encode(DeviceConfig(path="/p")) == b'{"pci_segment":0,"path":"/p","x_exclude_mmap_bars":[]}'
+
+
+def test_pty_console_shows_its_file():
+    serial = SerialConfig(mode=ConsoleOutputMode.PTY, file="/dev/pts/7")
+    assert encode(serial) == b'{"file":"/dev/pts/7","mode":"Pty"}'
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (
+            VmResizeData(desired_vcpus=2),
+            b'{"desired_vcpus":2,"desired_ram":null,"desired_balloon":null}',
+        ),
+        (
+            RestoreConfig(source_url="file:///s"),
+            b'{"source_url":"file:///s","prefault":false,"memory_restore_mode":"Copy","net_fds":null,'
+            b'"vfio_fds":null,"iommufd_fd":null,"resume":false,"zone_updates":[]}',
+        ),
+        (VmRemoveDeviceData(id="d"), b'{"id":"d"}'),
+        (
+            BalloonConfig(size=5),
+            b'{"pci_segment":0,"size":5,"deflate_on_oom":false,"free_page_reporting":false}',
+        ),
+    ],
+)
+def test_payloads_are_printed_as_the_reference_does(value, text):
+    assert encode(value) == text
+    assert decode(text, type(value)) == value
+
+
+class Info(msgspec.Struct, kw_only=True):
+    """As vm.info nests a configuration."""
+
+    config: VmConfig
+    tree: dict[str, DiskConfig] | None = None
+
+
+def test_configuration_nested_in_an_answer_is_printed_the_same():
+    assert encode(Info(config=golden_vm())) == b'{"config":' + GOLDEN + b"}"
+    assert encode(Info(config=golden_vm(), tree={"a": DiskConfig()})).endswith(
+        b',"tree":{"a":' + encode(DiskConfig()) + b"}}"
+    )
+
+
+def test_unknown_members_are_ignored():
+    assert decode(b'{"future":1,"memory":{"size":1,"x":[]}}', VmConfig).memory.size == 1
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "text"),
+    [
+        (b"{}", VmRemoveDeviceData, "missing field `id` at line 1 column 2"),
+        (b'{\n "ip": 1\n}', VmRemoveDeviceData, "missing field `id` at line 3 column 1"),
+        (b'{"memory":{}}', VmConfig, "missing field `size` at `$.memory`"),
+        (b'{"id":5}', VmRemoveDeviceData, "invalid type: integer, expected a string at `$.id`"),
+        (b'{"id":null}', VmRemoveDeviceData, "invalid type: null, expected a string at `$.id`"),
+        (b"[]", VmConfig, "invalid type: sequence, expected struct VmConfig at line 1 column 2"),
+        (
+            b'{"disks":[{"num_queues":1.5}]}',
+            VmConfig,
+            "invalid type: floating point, expected an integer at `$.disks[0].num_queues`",
+        ),
+        (
+            b'{"disks":[{"num_queues":1.0}]}',
+            VmConfig,
+            "invalid type: floating point, expected an integer at `$.disks[0].num_queues`",
+        ),
+        (
+            b'{"disks":[{"readonly":null}]}',
+            VmConfig,
+            "invalid type: null, expected a boolean at `$.disks[0].readonly`",
+        ),
+        (
+            b'{"disks":[{"pci_segment":65536}]}',
+            VmConfig,
+            "invalid value: integer, expected u16 at `$.disks[0].pci_segment`",
+        ),
+        (
+            b'{"memory":{"size":-1}}',
+            VmConfig,
+            "invalid value: integer, expected an unsigned integer at `$.memory.size`",
+        ),
+        (
+            b'{"memory":{"size":18446744073709551616}}',
+            VmConfig,
+            "invalid value: integer `18446744073709551616`, expected u64",
+        ),
+        (b'{"console":{"mode":"off"}}', VmConfig, "unknown variant `off` at `$.console.mode`"),
+        (
+            b'{"disks":[{"rate_limiter_config":{"iops":1}}]}',
+            VmConfig,
+            "unknown field `iops` at `$.disks[0].rate_limiter_config`",
+        ),
+        (b"", VmConfig, "EOF while parsing a value at line 1 column 0"),
+        (b'{"a":', VmConfig, "EOF while parsing a value at line 1 column 5"),
+        (b"{}}", VmConfig, "trailing characters at line 1 column 3"),
+        (
+            b'{"net":[{"mac":"1:2"}]}',
+            VmConfig,
+            "The provided MAC address is invalid: parsing of 1:2 into a MAC address failed",
+        ),
+        (b'{"net":[{"ip":"10.0.0.256"}]}', VmConfig, "invalid IP address syntax"),
+        (
+            b'{"destination_url":"unix:/s","downtime_ms":0}',
+            VmSendMigrationData,
+            "invalid value: integer, expected at least 1 at `$.downtime_ms`",
+        ),
+        (b'{"platform":{"uuid":"a","system_uuid":"b"}}', VmConfig, "duplicate field `system_uuid`"),
+    ],
+)
+def test_text_that_is_not_the_configuration_is_refused(raw, kind, text):
+    with pytest.raises(DecodeError) as caught:
+        decode(raw, kind)
+    assert str(caught.value) == text
+
+
+def test_largest_u64_is_accepted():
+    assert decode(b'{"memory":{"size":18446744073709551615}}', VmConfig).memory.size == 2**64 - 1
+
+
+def test_deep_nesting_is_refused_not_a_crash():
+    with pytest.raises(DecodeError, match="recursion limit exceeded"):
+        decode(b'{"future":' + b"[" * 100_000, VmConfig)
+
+
+def test_text_that_is_not_utf8_is_refused():
+    with pytest.raises(DecodeError):
+        decode(b'{"payload":{"kernel":"\xff"}}', VmConfig)
+
+
+def test_descriptors_in_a_request_are_dropped():
+    raw = b'{"net":[{"fds":[3,4]}],"devices":[{"fd":5}],"platform":{"iommufd_fd":6}}'
+    vm = decode(raw, VmConfig)
+    assert vm.net[0].fds is None
+    assert vm.devices[0].fd is None
+    assert vm.platform.iommufd_fd == -1
+    assert decode(b'{"fds":[3]}', NetConfig).fds is None
+    assert decode(b'{"fd":3}', DeviceConfig).fd is None
+
+
+def test_descriptors_in_a_saved_configuration_keep_their_count():
+    saved = VmConfig(
+        net=[NetConfig(fds=[7, 8])],
+        devices=[DeviceConfig(fd=9)],
+        platform=PlatformConfig(iommufd=True, iommufd_fd=10),
+    )
+    vm = decode_saved(encode(saved), VmConfig)
+    assert (vm.net[0].fds, vm.devices[0].fd, vm.platform.iommufd_fd) == ([-1, -1], -1, -1)
+
+
+def test_descriptors_of_a_restore_come_only_beside_the_text():
+    raw = (
+        b'{"source_url":"u","net_fds":[{"id":"n","num_fds":2,"fds":[3,4]}],'
+        b'"vfio_fds":[{"id":"v","fd":5}],"iommufd_fd":6}'
+    )
+    restore = decode(raw, RestoreConfig)
+    assert restore.net_fds == [RestoredNetConfig(id="n", num_fds=2)]
+    assert restore.vfio_fds[0].fd is None
+    assert restore.iommufd_fd is None
+    raw = b'{"receiver_url":"u","vfio_fds":[{"id":"v","fd":5}],"iommufd_fd":6}'
+    assert decode(raw, VmReceiveMigrationData).vfio_fds[0].fd is None
+
+
+def test_addresses_are_shown_in_their_canonical_form():
+    net = decode(b'{"mac":"AA:BB:CC:00:11:22","ip":"2001:DB8:0::1","mask":"ffff::"}', NetConfig)
+    assert (net.mac, net.ip, net.mask) == ("aa:bb:cc:00:11:22", "2001:db8::1", "ffff::")
+
+
+@pytest.mark.parametrize(
+    ("raw", "payload"),
+    [
+        (
+            b'{"kernel":{"path":"/k"},"initramfs":{"path":"/i"},"cmdline":{"args":"quiet"}}',
+            PayloadConfig(kernel="/k", initramfs="/i", cmdline="quiet"),
+        ),
+        (b'{"kernel":{"path":"/k"},"cmdline":null}', PayloadConfig(kernel="/k")),
+        (b'{"kernel":{"path":"/old"},"payload":{"kernel":"/new"}}', PayloadConfig(kernel="/new")),
+        (b'{"disks":[]}', None),
+    ],
+)
+def test_payload_of_2022_is_understood(raw, payload):
+    assert decode(raw, VmConfig).payload == payload
+
+
+def test_old_platform_names_are_understood():
+    raw = b'{"payload":{"kernel":"/k"},"platform":{"serial_number":"s","uuid":"u"}}'
+    assert decode(raw, VmConfig).platform == PlatformConfig(system_serial_number="s", system_uuid="u")
+
+
+TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
+SPECIAL = {
+    "mac": st.just("2e:00:00:00:00:01"),
+    "host_mac": st.just("2e:00:00:00:00:02"),
+    "ip": st.sampled_from(["10.0.0.1", "2001:db8::1"]),
+    "mask": st.just("255.255.255.0"),
+    "fds": st.none(),
+    "fd": st.none(),
+    "iommufd_fd": st.sampled_from([None, -1]),
+}
+
+
+def values(annotation):
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        meta = get_args(annotation)[1]
+        return st.integers(meta.ge or 0, 2**64 - 1 if meta.le is None else meta.le)
+    if origin in (Union, types.UnionType):
+        return st.one_of([values(member) for member in get_args(annotation)])
+    if origin is list:
+        return st.lists(values(get_args(annotation)[0]), max_size=2)
+    if issubclass(annotation, enum.Enum):
+        return st.sampled_from(annotation)
+    if issubclass(annotation, msgspec.Struct):
+        return structs(annotation)
+    return {str: TEXT, bool: st.booleans(), int: st.integers(-1, 9), type(None): st.none()}[annotation]
+
+
+def structs(kind):
+    fields = msgspec.structs.fields(kind)
+    members = {
+        field.name: SPECIAL[field.name] if field.name in SPECIAL else values(field.type) for field in fields
+    }
+    return st.builds(kind, **members)
+
+
+@settings(max_examples=150, deadline=None)
+@given(structs(VmConfig))
+def test_every_vm_survives_the_round_trip(vm):
+    assert decode(encode(vm), VmConfig) == vm
+
+
+@pytest.mark.parametrize("kind", [RestoreConfig, VmSendMigrationData, VmReceiveMigrationData, VmResizeData])
+def test_every_payload_survives_the_round_trip(kind):
+    @settings(max_examples=30, deadline=None)
+    @given(structs(kind).filter(lambda value: getattr(value, "iommufd_fd", None) is None))
+    def check(value):
+        assert decode(encode(value), kind) == value
+
+    check()
