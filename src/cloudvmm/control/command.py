@@ -28,7 +28,7 @@ from cloudvmm.control.console import Consoles, open_consoles
 from cloudvmm.control.coredump import dump_guest
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Job
+from cloudvmm.control.worker import Cleanup, Job
 from cloudvmm.engine.base import Engine, EngineError, MachineGone
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
@@ -146,9 +146,12 @@ class Commands:
         if vm is None:
             raise api_error.VmNotCreated
         yield from self._drop_vm(vm)
-        if self._holding.consoles is not None:
-            yield self._holding.consoles.renew_streams
-        yield from self._build_and_start()
+        try:
+            yield from self._build_and_start()
+        except VmmError:
+            if self._holding.vm is not None:
+                yield from self._drop_vm(self._holding.vm)
+            raise
         self._events.emit("vm", "rebooted")
         return DONE
 
@@ -266,7 +269,7 @@ class Commands:
     def _close_consoles(self) -> Steps:
         consoles, self._holding.consoles = self._holding.consoles, None
         if consoles is not None:
-            yield consoles.close
+            yield Cleanup(consoles.close)
         return DONE
 
     def _build_and_start(self) -> Steps:
@@ -275,6 +278,8 @@ class Commands:
             raise api_error.VmMissingConfig
         if self._holding.consoles is None:
             yield from self._open_consoles()
+        else:
+            yield self._holding.consoles.renew_streams
         built: Built = yield partial(
             build_vm, self._engine, self._holding.vm_config, self._holding.consoles, self._state_dir
         )
@@ -316,7 +321,7 @@ class Commands:
         """End the machine; the VM object is gone afterwards even where that failed."""
         self._holding.stop_watching()
         try:
-            yield vm.machine.close
+            yield Cleanup(vm.machine.close)
         finally:
             self._holding.vm = None
         return DONE

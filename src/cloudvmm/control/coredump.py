@@ -48,10 +48,14 @@ def dump_guest(commands: Commands, vm: Vm, destination_url: str) -> Generator[Jo
         yield from commands.pause()
     try:
         yield partial(_write_dump, vm.machine, path)
-    finally:
+    except VmmError:
         # Cloud Hypervisor leaves the VM paused when the dump fails; its guest goes on here.
-        if was_running and vm.state is VmState.PAUSED:
-            yield from commands.resume()
+        if was_running:
+            with contextlib.suppress(VmmError):
+                yield from commands.resume()
+        raise
+    if was_running:
+        yield from commands.resume()
 
 
 def _path_of(url: str) -> str:

@@ -27,7 +27,7 @@ from cloudvmm.control.command import Commands, Steps
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Outcome, Worker
+from cloudvmm.control.worker import Cleanup, Job, Outcome, Worker
 from cloudvmm.engine import base
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
@@ -199,7 +199,7 @@ class ControlLoop:
                 job = running.steps.throw(outcome.error)
             else:
                 job = running.steps.send(outcome.value)
-            while self._must_not_go_on(running):
+            while self._must_not_go_on(running, job):
                 job = running.steps.throw(VmmShuttingDown())
         except StopIteration as end:
             self._finish(running, end.value, None)
@@ -208,8 +208,9 @@ class ControlLoop:
         else:
             self._worker.submit(job)
 
-    def _must_not_go_on(self, running: Running) -> bool:
-        return self._is_leaving and running.name != action.VmmShutdown.name
+    def _must_not_go_on(self, running: Running, job: Job) -> bool:
+        is_overtaken = self._is_leaving and running.name != action.VmmShutdown.name
+        return is_overtaken and not isinstance(job, Cleanup)
 
     def _finish(self, running: Running, payload: ApiResponsePayload | None, error: Exception | None) -> None:
         self._running = None

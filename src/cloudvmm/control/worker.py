@@ -21,6 +21,15 @@ from cloudvmm.host.eventfd import EventFd
 Job = Callable[[], Any]
 
 
+class Cleanup(msgspec.Struct, frozen=True):
+    """A job that is carried out even while the VMM is told to leave: it releases what would be lost."""
+
+    job: Job
+
+    def __call__(self) -> None:
+        self.job()
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What a job returned, or the error it raised."""
 
