@@ -1,0 +1,52 @@
+"""What the fake guest's devices have moved: a function of how long the guest has run.
+
+Each disk is read 4 KiB at a time, ten times a second, and written (where it may be) once a second; each net
+takes one frame of 64 bytes in and gives one out every second. The first of each comes after its interval, so
+a guest that just booted shows what a device shows before its first request. Latencies are always the same.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudvmm.config.vm import VmConfig
+
+READ_EVERY_MS: Final = 100
+WRITE_EVERY_MS: Final = 1000
+FRAME_EVERY_MS: Final = 1000
+REQUEST_BYTES: Final = 4096
+FRAME_BYTES: Final = 64
+LATENCY_US: Final = {"min": 50, "max": 150, "avg": 100}
+UNUSED_LATENCY_US: Final = {"min": (1 << 64) - 1, "max": (1 << 64) - 1, "avg": 1_844_674_407_370_955}
+
+
+def device_counters(vm_config: VmConfig, tick_ms: int) -> dict[str, dict[str, int]]:
+    """Return device id to counter name to value after `tick_ms` milliseconds of guest time."""
+    counters: dict[str, dict[str, int]] = {}
+    for disk in vm_config.disks or ():
+        if disk.id is not None and not disk.vhost_user:
+            counters[disk.id] = _disk_counters(tick_ms, is_written=not disk.readonly)
+    for net in vm_config.net or ():
+        if net.id is not None and not net.vhost_user:
+            counters[net.id] = _net_counters(tick_ms // FRAME_EVERY_MS)
+    return counters
+
+
+def _disk_counters(tick_ms: int, *, is_written: bool) -> dict[str, int]:
+    reads = tick_ms // READ_EVERY_MS
+    writes = tick_ms // WRITE_EVERY_MS if is_written else 0
+    counters = {
+        "read_bytes": reads * REQUEST_BYTES,
+        "write_bytes": writes * REQUEST_BYTES,
+        "read_ops": reads,
+        "write_ops": writes,
+    }
+    for name, ops in (("read", reads), ("write", writes)):
+        latency_us = LATENCY_US if ops else UNUSED_LATENCY_US
+        counters |= {f"{name}_latency_{key}": value for key, value in latency_us.items()}
+    return counters
+
+
+def _net_counters(frames: int) -> dict[str, int]:
+    size_bytes = frames * FRAME_BYTES
+    return {"rx_bytes": size_bytes, "rx_frames": frames, "tx_bytes": size_bytes, "tx_frames": frames}

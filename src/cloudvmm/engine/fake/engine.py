@@ -1,0 +1,89 @@
+"""The engine that makes machines in memory."""
+
+from __future__ import annotations
+
+import threading
+
+from cloudvmm import __version__
+from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec
+from cloudvmm.engine.fake.check import check_devices, check_slots
+from cloudvmm.engine.fake.fault import Faults, strike
+from cloudvmm.engine.fake.lifeline import Lifeline
+from cloudvmm.engine.fake.machine import FakeMachine
+
+
+class FakeEngine:
+    """Runs no guest and needs nothing of the host.
+
+    Every blocking operation takes `latency_s`; `faults` may be filled before and at any time later.
+    With `guest_honours_power_button` guests switch themselves off when the power button is pressed.
+    """
+
+    def __init__(
+        self,
+        latency_s: float = 0.0,
+        faults: Faults | None = None,
+        *,
+        guest_honours_power_button: bool = False,
+    ) -> None:
+        self.faults = Faults() if faults is None else faults
+        self._latency_s = latency_s
+        self._guest_honours_power_button = guest_honours_power_button
+        self._lock = threading.Lock()
+        self._builds: set[Lifeline] = set()
+        self._last_machine: FakeMachine | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            name="fake",
+            version=__version__,
+            accelerator="none",
+            accelerator_reason="The fake engine runs no guest",
+            first_slot=1,
+            last_slot=31,
+            max_vcpus=254,
+        )
+
+    @property
+    def last_machine(self) -> FakeMachine | None:
+        """The machine built last, for whoever plays its guest in the same process."""
+        return self._last_machine
+
+    def build(self, spec: MachineSpec) -> FakeMachine:
+        """Blocking. Check what a real engine would need and make a machine in memory.
+
+        :raises SlotError: two devices want one slot, or a slot is out of range.
+        :raises DeviceError: a disk image, a pmem file or a console cannot be opened as wanted.
+        :raises MachineGone: `abort_build` was called, or a fault killed the machine.
+        """
+        lifeline = Lifeline()
+        with self._lock:
+            self._builds.add(lifeline)
+        try:
+            return self._build(spec, lifeline)
+        finally:
+            with self._lock:
+                self._builds.discard(lifeline)
+
+    def abort_build(self) -> None:
+        with self._lock:
+            for lifeline in self._builds:
+                lifeline.cut()
+
+    def _build(self, spec: MachineSpec, lifeline: Lifeline) -> FakeMachine:
+        lifeline.wait(self._latency_s)
+        strike(self.faults.take("build"), lifeline, die=lambda _reason: lifeline.cut())
+        check_slots(spec.slots, self.info)
+        check_devices(spec.vm_config)
+        machine = FakeMachine(
+            spec,
+            self.faults,
+            latency_s=self._latency_s,
+            guest_honours_power_button=self._guest_honours_power_button,
+        )
+        if lifeline.is_cut:
+            machine.close()
+            raise MachineGone("The machine is gone")
+        self._last_machine = machine
+        return machine

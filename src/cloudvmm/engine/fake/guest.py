@@ -1,0 +1,103 @@
+"""The guest as its author plays it: what it saw, and what it does next. Public, as `machine.guest`.
+
+Left alone, the guest prints its ready line, echoes lines (`console.py`) and only records what is pressed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from cloudvmm.engine.base import EngineEvent, GuestPanicked, PoweredOff, ResetRequested
+
+PanicKind = Literal["panic", "crash_loaded", "unknown_event"]
+
+
+class PressSeen(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the guest noticed the power button and a non-maskable interrupt."""
+
+    power_button: int
+    nmi: int
+
+
+class FakeGuest:
+    """Any thread may play it. Its lock is the machine's, so all that happens to both has one order."""
+
+    def __init__(
+        self, tell: Callable[[EngineEvent], None], lock: threading.RLock, *, honours_power_button: bool
+    ) -> None:
+        self._tell = tell
+        self._lock = lock
+        self._honours_power_button = honours_power_button
+        self._seen = {"power_button": 0, "nmi": 0}
+        self._unseen: list[str] = []
+        self._ran_s = 0.0
+        self._woke_at_s: float | None = None
+
+    @property
+    def is_awake(self) -> bool:
+        """Its vCPUs run."""
+        return self._woke_at_s is not None
+
+    @property
+    def tick(self) -> int:
+        """Milliseconds that the guest has run; stands still while it is paused or off."""
+        with self._lock:
+            since_s = 0.0 if self._woke_at_s is None else time.monotonic() - self._woke_at_s
+            return int((self._ran_s + since_s) * 1000)
+
+    def press_seen(self) -> PressSeen:
+        """Tell what the guest saw. What is pressed while it is paused is seen when it runs again."""
+        with self._lock:
+            return PressSeen(power_button=self._seen["power_button"], nmi=self._seen["nmi"])
+
+    def power_off(self) -> None:
+        """Switch off, as `poweroff` does: `PoweredOff`, and the guest stands still.
+
+        :raises EngineError: the guest does not run.
+        """
+        self._tell(PoweredOff())
+
+    def reset(self, *, by_watchdog: bool = False) -> None:
+        """Ask for a reset, as `reboot` does: `ResetRequested`, and the guest stands still.
+
+        :raises EngineError: the guest does not run.
+        """
+        self._tell(ResetRequested(by_watchdog=by_watchdog))
+
+    def panic(self, kind: PanicKind = "panic") -> None:
+        """Speak through the panic device: `GuestPanicked`, and the guest goes on.
+
+        :raises EngineError: the guest does not run.
+        """
+        self._tell(GuestPanicked(kind=kind))
+
+    def wake(self) -> None:
+        """The machine's: the vCPUs run from here on."""
+        with self._lock:
+            if self._woke_at_s is None:
+                self._woke_at_s = time.monotonic()
+            unseen, self._unseen = self._unseen, []
+            for what in unseen:
+                self.notice(what)
+
+    def sleep(self) -> None:
+        """The machine's: the vCPUs stand still from here on."""
+        with self._lock:
+            if self._woke_at_s is not None:
+                self._ran_s += time.monotonic() - self._woke_at_s
+                self._woke_at_s = None
+
+    def notice(self, what: str) -> None:
+        """The machine's: `what` is pressed; a sleeping guest notices it when it wakes."""
+        with self._lock:
+            if not self.is_awake:
+                self._unseen.append(what)
+                return
+            self._seen[what] += 1
+            if what == "power_button" and self._honours_power_button:
+                self.power_off()
