@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 
@@ -22,6 +23,8 @@ class EventFd:
 
         :raises OSError: the descriptor is closed.
         """
+        if self._fd < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         os.eventfd_write(self._fd, value)
 
     def read(self) -> int:

@@ -1,0 +1,121 @@
+"""A VMM thread on the fake engine, its events, and a caller's ends of its channel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cloudvmm import api
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.vmm import VmmThread
+from cloudvmm.engine.fake import FakeEngine
+from cloudvmm.errors import error_chain
+from cloudvmm.events.hub import Event
+
+DEADLINE_S = 10.0
+
+
+class Caller:
+    """Calls commands; `refusal` gives the error chain of one that must fail."""
+
+    def __init__(
+        self, engine: FakeEngine, *, no_shutdown: bool = False, state_dir: str | None = None
+    ) -> None:
+        self.engine = engine
+        self.events: list[Event] = []
+        self.logged: list[str] = []
+        self._changed = threading.Condition()
+        self.vmm = VmmThread(
+            engine,
+            no_shutdown=no_shutdown,
+            state_dir=state_dir,
+            log=lambda level, text: self.logged.append(f"{level}: {text}"),
+        )
+        self.vmm.events.subscribe(self._hear)
+
+    def __call__(self, function, *data):
+        return function(self.vmm.api_evt, self.vmm.api_sender, *data)
+
+    def refusal(self, function, *data) -> list[str]:
+        with pytest.raises(api.ApiError) as caught:
+            self(function, *data)
+        return error_chain(caught.value)
+
+    def beside(self, function, *data) -> Beside:
+        return Beside(lambda: self(function, *data))
+
+    def names(self) -> list[str]:
+        return [f"{event.source}/{event.event}" for event in self.events]
+
+    def wait_for_event(self, name: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: name in self.names(), DEADLINE_S), self.names()
+
+    def _hear(self, event: Event) -> None:
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        if self.vmm.is_running:
+            self.vmm.exit_evt.write()
+        assert self.vmm.join(DEADLINE_S)
+        self.vmm.close()
+
+
+class Beside:
+    """A call in a thread of its own; `result` waits for it and gives what it returned or raised."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self._result: object = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._result = self._call()
+        except api.ApiError as error:
+            self._result = error
+
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self) -> object:
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive(), "the call was never answered"
+        return self._result
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine()
+
+
+@pytest.fixture
+def caller(engine: FakeEngine) -> Iterator[Caller]:
+    caller = Caller(engine)
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def vm_config(tmp_path) -> VmConfig:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(b"kernel")
+    return VmConfig(
+        payload=PayloadConfig(kernel=str(kernel)),
+        console=ConsoleConfig(mode=ConsoleOutputMode.OFF),
+    )
+
+
+@pytest.fixture
+def booted(caller: Caller, vm_config: VmConfig) -> Caller:
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    return caller

@@ -1,0 +1,198 @@
+"""Order, overtaking, events of the machine, and the promise that every request is answered."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from cloudvmm import api
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.fake import Fail, FakeEngine, Hang
+
+from .conftest import DEADLINE_S, Caller
+
+
+def test_reads_are_answered_while_a_boot_hangs(caller, vm_config, engine):
+    engine.faults.set("boot", Hang())
+    caller(api.vm_create, vm_config)
+    boot = caller.beside(api.vm_boot)
+    caller.wait_for_event("vm/booting")
+
+    assert caller(api.vmm_ping).pid == os.getpid()
+    assert caller(api.vm_info).state is api.VmState.CREATED
+    assert not boot.is_done
+
+    caller(api.vmm_shutdown)
+    assert isinstance(boot.result(), api.VmBootError)
+
+
+@pytest.mark.parametrize("operation", ["build", "boot", "pause", "coredump", "counters"])
+def test_shutdown_of_the_vmm_overtakes_what_hangs(vm_config, tmp_path, operation):
+    caller = Caller(FakeEngine())
+    caller(api.vm_create, vm_config)
+    function, data = api.vm_boot, []
+    if operation not in ("build", "boot"):
+        caller(api.vm_boot)
+        function = {"pause": api.vm_pause, "coredump": api.vm_coredump, "counters": api.vm_counters}[
+            operation
+        ]
+        data = [api.VmCoredumpData(destination_url=f"file://{tmp_path}/c")] if operation == "coredump" else []
+    caller.engine.faults.set(operation, Hang())
+    hung = caller.beside(function, *data)
+    queued = caller.beside(api.vm_create, VmConfig())
+
+    caller(api.vmm_shutdown)
+
+    assert isinstance(hung.result(), api.ApiError)
+    assert isinstance(queued.result(), api.VmCreateError)
+    assert caller.vmm.join(DEADLINE_S)
+    assert caller.vmm.failure is None
+    caller.close()
+
+
+def test_a_signal_ends_the_vmm_with_its_events_in_order(booted):
+    booted.vmm.exit_evt.write()
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert booted.names()[-3:] == ["vm/shutdown", "vm/deleted", "vmm/shutdown"]
+    assert booted.vmm.failure is None
+
+
+def test_requests_after_the_end_are_refused_not_lost(caller):
+    caller(api.vmm_shutdown)
+    assert caller.vmm.join(DEADLINE_S)
+
+    assert caller.refusal(api.vmm_ping) == ["API request send error"]
+
+
+def test_every_request_of_a_hundred_threads_has_one_answer_across_the_end(caller):
+    answers: list[object] = []
+
+    def ask() -> None:
+        for _ in range(50):
+            try:
+                answers.append(caller(api.vmm_ping))
+            except api.ApiError as error:
+                answers.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(100)]
+    for thread in threads:
+        thread.start()
+    caller(api.vmm_shutdown)
+    for thread in threads:
+        thread.join(DEADLINE_S)
+
+    assert len(answers) == 5000
+    assert all(isinstance(answer, api.VmmPingResponse | api.RequestSend) for answer in answers)
+
+
+def test_guest_power_off_ends_the_vmm(booted, engine):
+    engine.last_machine.guest.power_off()
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert booted.names()[-3:] == ["vm/shutdown", "vm/deleted", "vmm/shutdown"]
+    assert booted.vmm.failure is None
+
+
+def test_guest_power_off_with_no_shutdown_keeps_the_config(engine, vm_config):
+    caller = Caller(engine, no_shutdown=True)
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+
+    engine.last_machine.guest.power_off()
+    caller.wait_for_event("vm/shutdown")
+
+    assert caller(api.vm_info).state is api.VmState.CREATED
+    caller(api.vm_boot)
+    caller.close()
+
+
+def test_guest_reset_reboots(booted, engine):
+    first = engine.last_machine
+
+    first.guest.reset()
+    booted.wait_for_event("vm/rebooted")
+
+    assert engine.last_machine is not first
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
+def test_a_guest_reset_that_cannot_be_carried_out_ends_the_vmm(booted, engine):
+    engine.faults.set("build", Fail(EngineError, "no machine"))
+
+    engine.last_machine.guest.reset()
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert booted.vmm.failure is not None
+
+
+def test_guest_panic_is_told_and_the_vm_goes_on(booted, engine):
+    engine.last_machine.guest.panic()
+    booted.wait_for_event("guest/panic")
+
+    assert booted.events[-1].properties == {"event": "panic"}
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
+def test_a_machine_that_dies_ends_the_vmm_and_says_why(booted, engine):
+    engine.last_machine.die("QEMU was killed by signal 9 (SIGKILL)")
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert "killed by signal 9" in str(booted.vmm.failure)
+    assert booted.names()[-3:] == ["vm/shutdown", "vm/deleted", "vmm/shutdown"]
+
+
+def test_a_machine_that_dies_with_no_shutdown_leaves_the_config(engine, vm_config):
+    caller = Caller(engine, no_shutdown=True)
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+
+    engine.last_machine.die()
+    caller.wait_for_event("vm/shutdown")
+
+    assert caller(api.vm_info).device_tree is None
+    caller(api.vm_boot)
+    caller.close()
+
+
+def test_changes_are_carried_out_in_order_of_arrival(caller, vm_config, engine):
+    caller(api.vm_create, vm_config)
+    calls = [caller.beside(api.vm_boot)]
+    caller.wait_for_event("vm/booting")
+    for function in (api.vm_pause, api.vm_resume, api.vm_shutdown, api.vm_boot):
+        calls.append(caller.beside(function))
+        calls[-1].result()
+
+    assert [call.result() for call in calls] == [None] * 5
+    assert caller.names() == [
+        "vm/booting",
+        "vm/booted",
+        "vm/pausing",
+        "vm/paused",
+        "vm/resuming",
+        "vm/resumed",
+        "vm/shutdown",
+        "vm/booting",
+        "vm/booted",
+    ]
+
+
+def test_two_hundred_cycles_leave_nothing_behind(caller, vm_config):
+    def traces() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    caller(api.vm_delete)
+    before = traces()
+
+    for _ in range(200):
+        caller(api.vm_create, vm_config)
+        caller(api.vm_boot)
+        caller(api.vm_shutdown)
+        caller(api.vm_delete)
+
+    assert traces() == before

@@ -1,0 +1,83 @@
+"""Ids, slots and MACs, as lifecycle.md section 7 hands them out."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.numbering import NoFreeSlot, SlotTaken, number_devices
+
+
+def test_one_counter_numbers_all_kinds():
+    vm_config = VmConfig(disks=[DiskConfig(), DiskConfig()], net=[NetConfig()])
+
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    assert [disk.id for disk in vm_config.disks] == ["_disk0", "_disk1"]
+    assert vm_config.net[0].id == "_net2"
+    assert numbering.counter == 3
+
+
+def test_a_given_id_takes_no_number_and_a_used_name_is_skipped():
+    vm_config = VmConfig(disks=[DiskConfig(id="_disk0"), DiskConfig(), DiskConfig(id="mine")])
+
+    number_devices(vm_config, {"_disk0", "mine"}, 2, 31)
+
+    assert [disk.id for disk in vm_config.disks] == ["_disk0", "_disk1", "mine"]
+
+
+def test_slots_are_lowest_first_in_creation_order():
+    vm_config = VmConfig(disks=[DiskConfig()], net=[NetConfig()], watchdog=True)
+
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    assert numbering.slots == {"__console": 2, "_disk0": 3, "_net1": 4, "__rng": 5, "__watchdog": 6}
+
+
+def test_a_slot_asked_for_is_reserved_before_others_are_handed_out():
+    vm_config = VmConfig(
+        console=ConsoleConfig(mode=ConsoleOutputMode.OFF),
+        disks=[DiskConfig(), DiskConfig(pci_device_id=2)],
+    )
+
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    assert numbering.slots == {"_disk0": 3, "_disk1": 2, "__rng": 4}
+
+
+@pytest.mark.parametrize("slot", [1, 2])
+def test_a_slot_that_is_taken_is_refused(slot):
+    vm_config = VmConfig(disks=[DiskConfig(pci_device_id=2), DiskConfig(pci_device_id=slot)])
+
+    with pytest.raises(SlotTaken, match=f"^Valid PCI device identifier but already used: {slot}$"):
+        number_devices(vm_config, set(), 2, 31)
+
+
+def test_more_devices_than_slots_are_refused():
+    vm_config = VmConfig(disks=[DiskConfig() for _ in range(30)])
+
+    with pytest.raises(NoFreeSlot, match="^Could not find an available device slot on the PCI bus$"):
+        number_devices(vm_config, set(), 2, 31)
+
+
+def test_a_missing_mac_is_generated_and_a_given_one_kept():
+    vm_config = VmConfig(net=[NetConfig(), NetConfig(mac="12:34:56:78:90:ab")])
+
+    number_devices(vm_config, set(), 2, 31)
+
+    assert vm_config.net[0].mac.startswith("2e:")
+    assert len(vm_config.net[0].mac) == 17
+    assert vm_config.net[1].mac == "12:34:56:78:90:ab"
+
+
+def test_only_devices_of_the_lists_get_their_id_written():
+    vm_config = VmConfig(pvpanic=True)
+
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    assert vm_config.rng.id is None
+    assert numbering.virtio == ["__console", "__rng"]
+    assert list(numbering.slots) == ["__console", "__rng", "__pvpanic"]
