@@ -20,20 +20,20 @@ class ConsoleOutputMode(enum.Enum):
 
 
 class SerialConfig(msgspec.Struct, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     socket: str | None = None
 
 
 class ConsoleConfig(PciDevice, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     socket: str | None = None
 
 
 class DebugConsoleConfig(msgspec.Struct, kw_only=True):
-    mode: ConsoleOutputMode
     file: str | None = None
+    mode: ConsoleOutputMode
     iobase: U16 | None = None
 
 

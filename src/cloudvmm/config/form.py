@@ -1,0 +1,248 @@
+"""The configuration as JSON: what a client sends, what `vm.info` shows, what a snapshot keeps.
+
+Decoding happens once, here, at the edge; inside, nobody checks a type again. Rules that relate
+members to each other are not decoding: they are in `config/rule.py`.
+
+Encoding follows the reference: unset optionals are left out, everything else is printed. msgspec can
+leave out defaults only as a whole, so each struct gets a twin, built on first use, in which only
+what may be left out has a default.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import types
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+import msgspec
+
+from cloudvmm.config.console import ConsoleConfig
+from cloudvmm.config.decode_error import explain
+from cloudvmm.config.device import DeviceConfig
+from cloudvmm.config.error import DecodeError
+from cloudvmm.config.legacy import modernise
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.operation import (
+    RestoreConfig,
+    VmReceiveMigrationData,
+    VmResizeData,
+    VmSendMigrationData,
+)
+from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.platform import PlatformConfig
+from cloudvmm.config.rate_limit import RateLimiterConfig
+from cloudvmm.config.vm import VmConfig
+
+T = TypeVar("T")
+
+INVALID_FD = -1
+"""Stands for a descriptor that a saved configuration once had and that must be replaced."""
+
+_PRINTED_WITH_NULLS = (
+    RateLimiterConfig,
+    RestoreConfig,
+    VmResizeData,
+    VmReceiveMigrationData,
+    VmSendMigrationData,
+)
+_U64_MAX = 2**64 - 1
+_MAYBE_ABOVE_U64 = re.compile(rb"\d{20}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+
+_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_twins: dict[type, type[msgspec.Struct]] = {}
+_encoder = msgspec.json.Encoder()
+
+
+def decode(raw: bytes, kind: type[T]) -> T:
+    """Read a request's body.
+
+    Numbers of file descriptors are never taken from JSON, since they mean nothing here. They are
+    dropped, except the platform's `iommufd_fd`, which becomes `INVALID_FD`.
+
+    :raises DecodeError: when `raw` is not JSON, or not a `kind`.
+    """
+    value = _decode(raw, kind)
+    match value:
+        case VmConfig():
+            for net in value.net or ():
+                net.fds = None
+            for device in value.devices or ():
+                device.fd = None
+        case NetConfig():
+            value.fds = None
+        case DeviceConfig():
+            value.fd = None
+        case _:
+            pass
+    return value
+
+
+def decode_saved(raw: bytes, kind: type[T]) -> T:
+    """Read what `encode` wrote earlier, perhaps in another process.
+
+    As `decode`, but a device that had descriptors keeps their count, each as `INVALID_FD`, so that
+    a restore knows what must be replaced.
+
+    :raises DecodeError: when `raw` is not JSON, or not a `kind`.
+    """
+    return _decode(raw, kind)
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """Write `value` as JSON the way the reference prints it.
+
+    Descriptors are printed with their numbers in this process.
+    """
+    if isinstance(value, _PRINTED_WITH_NULLS):
+        return _encoder.encode(value)
+    return _encoder.encode(msgspec.convert(value, _twin(type(value)), from_attributes=True))
+
+
+# Decoding
+
+
+def _decode(raw: bytes, kind: type[T]) -> T:
+    if kind is VmConfig:
+        raw = modernise(raw)
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        value: T = decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DecodeError(explain(error, raw, kind)) from None
+    if _MAYBE_ABOVE_U64.search(raw):
+        _check_u64(msgspec.to_builtins(value))
+    _normalise(value)
+    return value
+
+
+def _check_u64(value: object) -> None:
+    match value:
+        case dict():
+            for member in value.values():
+                _check_u64(member)
+        case list():
+            for member in value:
+                _check_u64(member)
+        case int() if value > _U64_MAX:
+            raise DecodeError(f"invalid value: integer `{value}`, expected u64")
+        case _:
+            pass
+
+
+def _normalise(value: object) -> None:
+    match value:
+        case VmConfig():
+            for net in value.net or ():
+                _normalise_net(net)
+            for device in value.devices or ():
+                _invalidate_fd(device, "fd")
+            if value.platform is not None:
+                _invalidate_fd(value.platform, "iommufd_fd")
+        case NetConfig():
+            _normalise_net(value)
+        case DeviceConfig():
+            _invalidate_fd(value, "fd")
+        case PlatformConfig():
+            _invalidate_fd(value, "iommufd_fd")
+        case RestoreConfig() | VmReceiveMigrationData():
+            _forget_descriptors(value)
+        case _:
+            pass
+
+
+def _normalise_net(net: NetConfig) -> None:
+    net.mac = _canonical_mac(net.mac)
+    net.host_mac = _canonical_mac(net.host_mac)
+    net.ip = _canonical_ip(net.ip)
+    net.mask = _canonical_ip(net.mask)
+    if net.fds is not None:
+        net.fds = [INVALID_FD] * len(net.fds)
+
+
+def _forget_descriptors(data: RestoreConfig | VmReceiveMigrationData) -> None:
+    data.iommufd_fd = None
+    for device in data.vfio_fds or ():
+        device.fd = None
+    if isinstance(data, RestoreConfig):
+        for net in data.net_fds or ():
+            net.fds = None
+
+
+def _invalidate_fd(value: msgspec.Struct, member: str) -> None:
+    if getattr(value, member) is not None:
+        setattr(value, member, INVALID_FD)
+
+
+def _canonical_mac(text: str | None) -> str | None:
+    if text is None:
+        return None
+    if not _MAC.fullmatch(text):
+        raise DecodeError(f"The provided MAC address is invalid: parsing of {text} into a MAC address failed")
+    return text.lower()
+
+
+def _canonical_ip(text: str | None) -> str | None:
+    if text is None:
+        return None
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    try:
+        return socket.inet_ntop(family, socket.inet_pton(family, text))
+    except (OSError, ValueError):
+        raise DecodeError("invalid IP address syntax") from None
+
+
+# Encoding
+
+
+def _twin(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    twin = _twins.get(kind)
+    if twin is None:
+        fields = [_twin_field(kind, field) for field in _printing_order(kind)]
+        twin = msgspec.defstruct(kind.__name__, fields, kw_only=True, omit_defaults=True)
+        _twins[kind] = twin
+    return twin
+
+
+def _printing_order(kind: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]:
+    fields = list(msgspec.structs.fields(kind))
+    if kind is ConsoleConfig:
+        common = set(PciDevice.__struct_fields__)
+        fields.sort(key=lambda field: field.name in common)
+    return fields
+
+
+def _twin_field(
+    kind: type[msgspec.Struct], field: msgspec.structs.FieldInfo
+) -> tuple[str, Any] | tuple[str, Any, Any]:
+    annotation = _twin_annotation(field.type)
+    if field.default is None:
+        return field.name, annotation, None
+    if _is_left_out_when_false(kind, field.name):
+        return field.name, annotation, False
+    return field.name, annotation
+
+
+def _is_left_out_when_false(kind: type[msgspec.Struct], name: str) -> bool:
+    # `gdb` exists in the reference only where it is built with guest debugging.
+    return (name == "iommu" and issubclass(kind, PciDevice)) or (name == "gdb" and kind is VmConfig)
+
+
+def _twin_annotation(annotation: Any) -> Any:
+    """Replace the structs in `annotation` by their twins; whatever holds none passes unchecked."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _twin_annotation(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        members = [_twin_annotation(member) for member in get_args(annotation)]
+        return Any if Any in members else Union[tuple(members)]  # noqa: UP007
+    if origin in (list, dict):
+        *keys, member = get_args(annotation)
+        twin = _twin_annotation(member)
+        return Any if twin is Any else origin[(*keys, twin)]
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return Any if issubclass(annotation, _PRINTED_WITH_NULLS) else _twin(annotation)
+    return annotation if annotation is type(None) else Any

@@ -1,0 +1,64 @@
+"""Request forms of 2022 that `vm.create` still accepts.
+
+Then a VM's kernel, initramfs and command line were members of the configuration itself, and two
+members of the platform had other names. A body is rewritten only when it has none of today's
+payload or one of the old names; anything else passes through untouched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from cloudvmm.config.error import DecodeError
+
+_PAYLOAD_MEMBERS = (("kernel", "path"), ("initramfs", "path"), ("cmdline", "args"))
+_PLATFORM_ALIASES = (("serial_number", "system_serial_number"), ("uuid", "system_uuid"))
+
+
+def modernise(raw: bytes) -> bytes:
+    """Return the JSON text of a VM's configuration in today's form.
+
+    Text that is not a JSON object is returned as it is: the decoder says what is wrong with it.
+
+    :raises DecodeError: when an old name and its successor are both given.
+    """
+    has_alias = any(f'"{alias}"'.encode() in raw for alias, _ in _PLATFORM_ALIASES)
+    if b'"payload"' in raw and not has_alias:
+        return raw
+    try:
+        document = msgspec.json.decode(raw)
+        if not isinstance(document, dict):
+            return raw
+        is_changed = _rename_platform_members(document.get("platform"))
+        is_changed |= _gather_payload(document)
+        return msgspec.json.encode(document) if is_changed else raw
+    except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeDecodeError):
+        return raw
+
+
+def _gather_payload(document: dict[str, Any]) -> bool:
+    if document.get("payload") is not None:
+        return False
+    payload = {}
+    for member, inner in _PAYLOAD_MEMBERS:
+        old = document.get(member)
+        if isinstance(old, dict) and inner in old:
+            payload[member] = old[inner]
+    if payload:
+        document["payload"] = payload
+    return bool(payload)
+
+
+def _rename_platform_members(platform: object) -> bool:
+    if not isinstance(platform, dict):
+        return False
+    is_changed = False
+    for alias, name in _PLATFORM_ALIASES:
+        if alias in platform:
+            if name in platform:
+                raise DecodeError(f"duplicate field `{name}`")
+            platform[name] = platform.pop(alias)
+            is_changed = True
+    return is_changed
