@@ -1,0 +1,135 @@
+"""From a request to the bytes of its answer. The routes are `cloudvmm.api.COMMANDS`, nothing else.
+
+A command that reads is a GET, one that changes is a PUT. How the two are misused, and what is then said,
+differs between four early endpoints and all others; the differences are the reference's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from cloudvmm.api import (
+    COMMANDS,
+    ApiError,
+    ApiRequest,
+    ApiResponsePayload,
+    Effect,
+    Empty,
+    VmActionPayload,
+    VmInfo,
+)
+from cloudvmm.config import form
+from cloudvmm.config.error import DecodeError
+from cloudvmm.http.descriptor import place_descriptors, takes_at_most
+from cloudvmm.http.error import (
+    BadRequest,
+    DeserializeFailed,
+    HttpError,
+    InternalServerError,
+    NotFound,
+)
+from cloudvmm.http.exchange import Exchange
+from cloudvmm.http.status import api_failure, error_response
+from cloudvmm.wire.http import Request
+from cloudvmm.wire.response import response
+
+ROOT: Final = "/api/v1/"
+
+_DONE: Final = response(204)
+_DONE_WITH_200: Final = response(200)
+_EMPTY_400: Final = response(400)
+
+# These refuse every other method in words; the others refuse PATCH and DELETE without any.
+_WORDY: Final = frozenset(("vm.create", "vm.info", "vmm.ping", "vmm.shutdown"))
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Route:
+    """What one path takes and how its success is told."""
+
+    __slots__ = ("command", "done", "ignores_body", "is_wordy", "method", "without_body")
+
+    def __init__(self, command: type[ApiRequest]) -> None:
+        self.command = command
+        self.method = "GET" if command.effect is Effect.READS else "PUT"
+        self.is_wordy = command.name in _WORDY
+        self.ignores_body = self.method == "GET" or command.name == "vmm.shutdown"
+        self.done = _DONE_WITH_200 if command.name == "vmm.shutdown" else _DONE
+        # What a missing body is answered with: words where this is None.
+        self.without_body = _EMPTY_400 if command.name == "vm.create" else None
+
+
+ROUTES: Final = {ROOT + command.name: Route(command) for command in COMMANDS}
+
+
+def answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
+    """Carry out `request` and return the response, whatever happens.
+
+    Blocks until the VMM thread has answered. Descriptors that the command takes are removed from
+    `fds`; the others stay the caller's.
+    """
+    try:
+        return _answer(request, fds, exchange)
+    except ApiError as error:
+        return error_response(api_failure(error))
+    except HttpError as error:
+        return error_response(error)
+    except Exception:
+        # A mistake of ours: this request's loss, not the server's.
+        return error_response(InternalServerError())
+
+
+def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
+    route = ROUTES.get(request.path)
+    if route is None:
+        raise NotFound
+    if request.method != route.method:
+        return _wrong_method(route, request.method)
+    if route.ignores_body:
+        return _success(route, exchange.call(route.command, None, []))
+    if route.command.body is None:
+        if request.body is not None:
+            raise BadRequest
+        return _success(route, exchange.call(route.command, None, []))
+    if request.body is None:
+        return _no_body(route)
+    data = _decode(route.command.body, request.body, fds)
+    taken = fds if place_descriptors(data, fds) else []
+    return _success(route, exchange.call(route.command, data, taken))
+
+
+def _wrong_method(route: Route, method: str) -> bytes:
+    if route.is_wordy or method in ("GET", "PUT"):
+        raise BadRequest
+    return _EMPTY_400
+
+
+def _no_body(route: Route) -> bytes:
+    if route.without_body is None:
+        raise BadRequest
+    return route.without_body
+
+
+def _decode(kind: type, body: bytes, fds: list[int]) -> Any:
+    limit = takes_at_most(kind)
+    if limit is not None and len(fds) > limit:
+        raise BadRequest
+    try:
+        return form.decode(body, kind)
+    except DecodeError as error:
+        raise DeserializeFailed from error
+
+
+def _success(route: Route, payload: ApiResponsePayload) -> bytes:
+    match payload:
+        case Empty() | VmActionPayload(body=None):
+            return route.done
+        case VmActionPayload(body=bytes(body)):
+            return response(200, body)
+        case VmInfo():
+            return response(200, form.encode(payload))
+        case _:
+            return response(200, _encode_json(payload))

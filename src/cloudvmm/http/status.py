@@ -1,0 +1,91 @@
+"""Which HTTP status an error becomes, and what its body says.
+
+Only the direct cause of a command's error is looked at: the same refusal found deeper, inside a failed
+migration say, is that migration's failure and stays 500.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudvmm.api import (
+    ApiError,
+    ConfigValidation,
+    CpuManager,
+    DeviceManager,
+    NoDeviceToRemove,
+    UnknownDeviceId,
+    VcpuRemovalPending,
+    VmMissingConfig,
+    VmNotCreated,
+    VmResizeError,
+)
+from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique
+from cloudvmm.errors import error_chain
+from cloudvmm.http.error import (
+    ApiFailed,
+    BadRequest,
+    DeserializeFailed,
+    HttpError,
+    NotFound,
+    TooManyRequests,
+)
+from cloudvmm.wire.response import response
+
+
+def error_response(error: HttpError) -> bytes:
+    """Answer with `error` and its causes."""
+    return response(http_status(error), _encode(error_chain(error)))
+
+
+def api_failure(error: ApiError) -> HttpError:
+    """Return the error that a failed command is reported as."""
+    failure = TooManyRequests() if _is_removal_pending(error) else ApiFailed()
+    if isinstance(failure, ApiFailed):
+        failure.__cause__ = error
+    return failure
+
+
+def http_status(error: HttpError) -> int:
+    match error:
+        case BadRequest() | DeserializeFailed():
+            return 400
+        case NotFound():
+            return 404
+        case TooManyRequests():
+            return 429
+        case ApiFailed():
+            return _api_status(error.__cause__)
+        case _:
+            return 500
+
+
+def _api_status(error: BaseException | None) -> int:
+    cause = error.__cause__ if error is not None else None
+    match cause:
+        case VmNotCreated() | VmMissingConfig() | NoDeviceToRemove():
+            return 404
+        case DeviceManager(__cause__=UnknownDeviceId()):
+            return 404
+        case ConfigValidation(__cause__=IdentifierNotUnique() | DuplicateDevicePath()):
+            return 409
+        case ConfigValidation():
+            return 400
+        case _:
+            return 500
+
+
+def _is_removal_pending(error: ApiError) -> bool:
+    match error:
+        case VmResizeError(__cause__=CpuManager(__cause__=VcpuRemovalPending())):
+            return True
+        case _:
+            return False
+
+
+def _encode(texts: list[str]) -> bytes:
+    try:
+        return msgspec.json.encode(texts)
+    except UnicodeEncodeError:
+        # A file name that is not UTF-8 has half characters in it, which JSON cannot carry.
+        return msgspec.json.encode([text.encode(errors="replace").decode() for text in texts])
