@@ -11,12 +11,12 @@ what may be left out has a default.
 from __future__ import annotations
 
 import re
-import socket
 import types
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
+from cloudvmm.config.address import canonical_ip, canonical_mac
 from cloudvmm.config.console import ConsoleConfig
 from cloudvmm.config.decode_error import explain
 from cloudvmm.config.device import DeviceConfig
@@ -48,7 +48,6 @@ _PRINTED_WITH_NULLS = (
 )
 _U64_MAX = 2**64 - 1
 _MAYBE_ABOVE_U64 = re.compile(rb"\d{20}")
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 _twins: dict[type, type[msgspec.Struct]] = {}
@@ -178,21 +177,17 @@ def _invalidate_fd(value: msgspec.Struct, member: str) -> None:
 
 
 def _canonical_mac(text: str | None) -> str | None:
-    if text is None:
-        return None
-    if not _MAC.fullmatch(text):
-        raise DecodeError(f"The provided MAC address is invalid: parsing of {text} into a MAC address failed")
-    return text.lower()
+    try:
+        return None if text is None else canonical_mac(text)
+    except ValueError as error:
+        raise DecodeError(f"The provided MAC address is invalid: {error}") from None
 
 
 def _canonical_ip(text: str | None) -> str | None:
-    if text is None:
-        return None
-    family = socket.AF_INET6 if ":" in text else socket.AF_INET
     try:
-        return socket.inet_ntop(family, socket.inet_pton(family, text))
-    except (OSError, ValueError):
-        raise DecodeError("invalid IP address syntax") from None
+        return None if text is None else canonical_ip(text)
+    except ValueError as error:
+        raise DecodeError(str(error)) from None
 
 
 # Encoding

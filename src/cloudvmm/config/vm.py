@@ -37,6 +37,8 @@ from cloudvmm.config.pci import PciSegmentConfig
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterGroupConfig
 
+DEFAULT_RNG_SOURCE = "/dev/urandom"
+
 
 def _default_cpus() -> CpusConfig:
     return CpusConfig(boot_vcpus=1, max_vcpus=1)
@@ -47,7 +49,7 @@ def _default_memory() -> MemoryConfig:
 
 
 def _default_rng() -> RngConfig:
-    return RngConfig(src="/dev/urandom")
+    return RngConfig(src=DEFAULT_RNG_SOURCE)
 
 
 def _default_serial() -> SerialConfig:
