@@ -74,7 +74,7 @@ def _write_dump(machine: Machine, path: str) -> None:
         machine.coredump(fd)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # noqa: PTH108
+            os.unlink(path)
         raise
     finally:
         os.close(fd)

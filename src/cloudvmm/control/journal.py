@@ -50,7 +50,7 @@ class Journal:
         :raises StateDirFormat: a release that is not ours wrote it.
         :raises OSError: it cannot be made or written.
         """
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)  # noqa: PTH103
+        os.makedirs(state_dir, mode=0o700, exist_ok=True)
         self.state_dir = state_dir
         self._lock_fd = _take_lock(state_dir)
         try:
@@ -94,12 +94,12 @@ def _take_lock(state_dir: str) -> int:
 def _check_format(state_dir: str) -> None:
     path = f"{state_dir}/format"
     try:
-        with open(path, encoding="ascii", errors="replace") as file:  # noqa: PTH123
+        with open(path, encoding="ascii", errors="replace") as file:
             found = file.read(64).strip()
     except FileNotFoundError:
-        with open(path + ".new", "w", encoding="ascii") as file:  # noqa: PTH123
+        with open(path + ".new", "w", encoding="ascii") as file:
             file.write(f"{FORMAT_VERSION}\n")
-        os.rename(path + ".new", path)  # noqa: PTH104
+        os.rename(path + ".new", path)
         return
     if found != str(FORMAT_VERSION):
         raise StateDirFormat(state_dir, found)
@@ -109,7 +109,7 @@ def _unfinished(path: str) -> list[str]:
     """Return the commands that the last VMM on this folder began and did not end."""
     open_commands: list[str] = []
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             for line in file:
                 try:
                     entry = msgspec.json.decode(line, type=Entry)

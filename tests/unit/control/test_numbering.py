@@ -59,7 +59,7 @@ def test_a_slot_that_is_taken_is_refused(slot):
 def test_more_devices_than_slots_are_refused():
     vm_config = VmConfig(disks=[DiskConfig() for _ in range(30)])
 
-    with pytest.raises(NoFreeSlot, match="^Could not find an available device slot on the PCI bus$"):
+    with pytest.raises(NoFreeSlot, match=r"^Could not find an available device slot on the PCI bus$"):
         number_devices(vm_config, set(), 2, 31)
 
 
