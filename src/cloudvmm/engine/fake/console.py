@@ -99,6 +99,7 @@ class Console:
         """
         self._wake = EventFd()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # held while ports are served
         self._is_awake = False
         self._is_stopped = False
         self._ports: list[StreamPort | FilePort] = []
@@ -126,7 +127,8 @@ class Console:
 
     def set_awake(self, is_awake: bool) -> None:
         """A sleeping guest reads nothing; what is sent meanwhile waits in the stream."""
-        self._is_awake = is_awake
+        with self._lock:
+            self._is_awake = is_awake
         self._wake.write()
 
     def stop(self) -> None:
@@ -151,11 +153,12 @@ class Console:
             served = {port.fileno(): port for port in streams if port.is_open and self._is_awake}
             for port in served.values():
                 poll.register(port, port.interest)
-            for fd, ready in poll.poll():
-                if fd == self._wake.fileno():
-                    self._wake.read()
-                elif not self._is_stopped:
-                    _serve_port(served[fd], ready)
+            found = poll.poll()
+            self._wake.read()
+            with self._lock:
+                for fd, ready in found if self._is_awake else ():
+                    if fd in served:
+                        _serve_port(served[fd], ready)
 
 
 def _serve_port(port: StreamPort, ready: int) -> None:
