@@ -1,0 +1,72 @@
+"""The one door to every check: `nox`, or `nox -s lint types layers unit` before a change.
+
+The sessions run in the environment that nox itself is installed in (`./test.sh` makes it as .venv).
+CLOUDVMM_LONG=1 adds the tests of large counts.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "none"
+nox.options.stop_on_first_error = False
+
+BIN = Path(sys.prefix, "bin")
+
+
+def _run(session: nox.Session, program: str, *args: str) -> None:
+    session.run(str(BIN / program), *args, external=True)
+
+
+def _pytest(session: nox.Session, suite: str) -> None:
+    marks = [] if os.environ.get("CLOUDVMM_LONG") else ["-m", "not long"]
+    # 5: no tests were collected; a suite without tests yet is not a failure.
+    codes = [0, 5]
+    session.run(str(BIN / "pytest"), "-q", *marks, f"tests/{suite}", *session.posargs, external=True, success_codes=codes)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and form of every Python file."""
+    _run(session, "ruff", "check", ".")
+    _run(session, "ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Strict types."""
+    _run(session, "mypy")
+
+
+@nox.session
+def layers(session: nox.Session) -> None:
+    """Rooms import downwards only."""
+    _run(session, "lint-imports")
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """Rules, grammars and translations; seconds."""
+    _pytest(session, "unit")
+
+
+@nox.session
+def contract(session: nox.Session) -> None:
+    """Both engines keep their word."""
+    _pytest(session, "contract")
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """Real QEMU, real guest."""
+    _pytest(session, "integration")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """An existing client would notice nothing."""
+    _pytest(session, "conformance")

@@ -1,0 +1,14 @@
+#!/bin/sh
+# Set up what is missing, then run every check: linters, types, import contracts, all test suites.
+#
+#     ./test.sh [--long] [SESSION...]      --long: with the tests of large counts
+set -eu
+cd "$(dirname "$0")"
+scripts/setup.sh --dev
+if [ "${1-}" = --long ]; then
+    export CLOUDVMM_LONG=1
+    shift
+fi
+# nox without sessions runs all; it goes on after a failure and ends with status 1.
+[ $# -eq 0 ] || exec .venv/bin/nox --sessions "$@"
+exec .venv/bin/nox
