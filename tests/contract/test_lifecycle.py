@@ -105,7 +105,7 @@ def test_kill_is_idempotent_and_close_follows(machine_running):
 def test_kill_from_another_thread_ends_a_blocking_call(engine, machine_running, player):
     player.hang(engine, machine_running)
     outcome = []
-    thread = threading.Thread(target=_record, args=(machine_running.pause, outcome))
+    thread = threading.Thread(target=_record, args=(machine_running.pause, outcome), daemon=True)
     thread.start()
     thread.join(SILENCE_S)
     assert thread.is_alive(), "The call was to hang"
@@ -118,7 +118,7 @@ def test_kill_from_another_thread_ends_a_blocking_call(engine, machine_running, 
 def test_abort_build_ends_a_build_under_way(player, spec, tmp_path):
     engine = player.engine_that_hangs_in_build(tmp_path)
     outcome = []
-    thread = threading.Thread(target=_record, args=(lambda: engine.build(spec), outcome))
+    thread = threading.Thread(target=_record, args=(lambda: engine.build(spec), outcome), daemon=True)
     thread.start()
     thread.join(SILENCE_S)
     assert thread.is_alive(), "The build was to hang"

@@ -57,9 +57,9 @@ def command_of(pid: int) -> str:
 def _descriptors() -> dict[int, str]:
     """Descriptor to what it is; the one that lists the folder is not among them."""
     descriptors: dict[int, str] = {}
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the path objects are not wanted
+    for name in os.listdir("/proc/self/fd"):
         try:
-            descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+            descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
     return descriptors

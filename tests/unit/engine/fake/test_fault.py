@@ -86,7 +86,7 @@ def test_close_that_hangs_ends_with_kill(machine, engine):
 
 def test_reader_does_not_wait_for_a_call_that_hangs(running, engine):
     engine.faults.set("pause", Hang())
-    caller = threading.Thread(target=_pause_until_gone, args=(running,))
+    caller = threading.Thread(target=_pause_until_gone, args=(running,), daemon=True)
     caller.start()
     assert running.counters()
     assert running.pci_resources()
