@@ -201,7 +201,7 @@ def check_ivshmem(ivshmem: IvshmemConfig, vm: VmConfig) -> None:
     if not is_power_of_two(ivshmem.size):
         raise InvalidIvshmemInputSize(ivshmem.size)
     try:
-        file_size = os.stat(ivshmem.path).st_size  # noqa: PTH116
+        file_size = os.stat(ivshmem.path).st_size
     except (OSError, ValueError):
         raise InvalidIvshmemPath from None
     if file_size < ivshmem.size:

@@ -25,7 +25,7 @@ class InvalidLandlockAccess(ValidationError):
 
 
 def check_landlock_rule(rule: LandlockConfig) -> None:
-    if not os.path.exists(rule.path):  # noqa: PTH110
+    if not os.path.exists(rule.path):
         raise LandlockPathDoesNotExist(rule.path)
     if not rule.access:
         raise InvalidLandlockAccess("Access cannot be empty")

@@ -6,13 +6,14 @@ import copy
 
 import msgspec
 
-from cloudvmm.api.error import ConfigValidation, DeviceManager, VmError
+from cloudvmm.api.error import ConfigValidation, DeviceManager, KernelLoad, LockingError, VmError
+from cloudvmm.config.disk import ImageType
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.numbering import NoFreeSlot, Numbering, SlotTaken, number_devices
-from cloudvmm.engine.base import Engine, EngineError, Machine, MachineSpec
+from cloudvmm.engine.base import Engine, EngineError, ImageLocked, Machine, MachineSpec, PayloadError
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -50,14 +51,21 @@ def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: st
         )
     except (NoFreeSlot, SlotTaken, EngineError) as error:
         raise DeviceManager from error
+    _write_image_types(vm_config, machine)
     return Built(vm_config, numbering, machine)
+
+
+def _write_image_types(vm_config: VmConfig, machine: Machine) -> None:
+    """Write what the images were found to be; an image that was not declared follows no backing file."""
+    for disk in vm_config.disks or []:
+        found = machine.image_types.get(disk.id or "")
+        if disk.image_type is ImageType.UNKNOWN and found is not None:
+            disk.image_type = found
+            disk.backing_files = disk.backing_files and found is not ImageType.QCOW2
 
 
 def final_step_error(error: EngineError) -> VmError:
     """Name what went wrong in the last step of a boot as the reference does."""
-    from cloudvmm.api.error import KernelLoad, LockingError
-    from cloudvmm.engine.base import ImageLocked, PayloadError
-
     if isinstance(error, ImageLocked):
         return LockingError()
     if isinstance(error, PayloadError):

@@ -266,6 +266,14 @@ class Commands:
         self._holding.consoles = consoles
         return DONE
 
+    def _renew_consoles(self) -> Steps:
+        """Make the consoles ready for a new machine; those that a shutdown closed are opened again."""
+        if self._holding.consoles is None:
+            yield from self._open_consoles()
+        else:
+            yield self._holding.consoles.renew_streams
+        return DONE
+
     def _close_consoles(self) -> Steps:
         consoles, self._holding.consoles = self._holding.consoles, None
         if consoles is not None:
@@ -276,13 +284,10 @@ class Commands:
         """From a config to a running VM. A failure of the last step leaves a VM object in Created."""
         if self._holding.vm_config is None:
             raise api_error.VmMissingConfig
-        if self._holding.consoles is None:
-            yield from self._open_consoles()
-        else:
-            yield self._holding.consoles.renew_streams
-        built: Built = yield partial(
-            build_vm, self._engine, self._holding.vm_config, self._holding.consoles, self._state_dir
-        )
+        yield from self._renew_consoles()
+        stored, consoles = self._holding.vm_config, self._holding.consoles
+        assert consoles is not None
+        built: Built = yield partial(build_vm, self._engine, stored, consoles, self._state_dir)
         self._holding.vm_config = built.vm_config
         vm = Vm(built.machine, built.numbering, built.vm_config)
         self._holding.take_vm(vm)

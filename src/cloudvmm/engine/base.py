@@ -30,6 +30,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.errors import VmmError
 
@@ -173,6 +174,10 @@ class Machine(Protocol):
     @property
     def process_id(self) -> int | None:
         """The pid of the process that runs the guest, if it is one of its own."""
+
+    @property
+    def image_types(self) -> dict[str, ImageType]:
+        """Disk id to what its image was found to be; empty where the engine does not look."""
 
     def fileno(self) -> int:
         """A descriptor that is readable while `take_events` has something to give. Owned by the machine."""

@@ -8,6 +8,7 @@ import enum
 import threading
 from typing import Final
 
+from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import (
     DeviceError,
     EngineError,
@@ -81,6 +82,11 @@ class FakeMachine:
         except DeviceError:
             self._event_fd.close()
             raise
+
+    @property
+    def image_types(self) -> dict[str, ImageType]:
+        """Nothing: images are opened, not looked into."""
+        return {}
 
     @property
     def process_id(self) -> int | None:
