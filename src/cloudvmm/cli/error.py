@@ -1,0 +1,47 @@
+"""Errors of the command line; the texts of the reference's flags are the reference's.
+
+A usage error is not among them: the parser prints it and exits with status 2.
+"""
+
+from __future__ import annotations
+
+from cloudvmm.errors import VmmError
+
+
+class FlagError(VmmError):
+    """Root of the tree; never raised itself."""
+
+
+class ParsingConfig(FlagError):
+    """Error parsing config"""
+
+
+class ParsingApiSocket(FlagError):
+    """Error parsing --api-socket"""
+
+
+class ParsingEventMonitor(FlagError):
+    """Error parsing --event-monitor"""
+
+
+class BareEventMonitor(FlagError):
+    """Error parsing --event-monitor: path or fd required"""
+
+
+class LogFileCreation(FlagError):
+    """Error creating log file"""
+
+
+class LoggerFormat(FlagError):
+    """Error parsing logger format"""
+
+
+class InvalidDescriptor(FlagError):
+    """invalid digit found in string"""
+
+
+class FlagNotAvailable(FlagError):
+    """The reference knows the flag, and this version has no means for it yet."""
+
+    def __init__(self, flag: str) -> None:
+        super().__init__(f"--{flag} is not available in this version of cloudvmm")

@@ -1,0 +1,222 @@
+"""The log, in the reference's formats, without the weight of `logging`.
+
+A record is one line, written at once, from any thread. What is worth a record is the caller's
+business; where it goes and how it looks is this file's.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+from cloudvmm.cli.error import LogFileCreation, LoggerFormat
+from cloudvmm.errors import VmmError
+
+DEFAULT_FORMAT = "cloud-hypervisor: {boottime}s: <{thread}> {level}:{location} -- {msg}"
+
+
+class Level(enum.IntEnum):
+    ERROR = 0
+    WARN = 1
+    INFO = 2
+    DEBUG = 3
+    TRACE = 4
+
+
+class FormatError(VmmError):
+    """Root of what can be wrong with a log format; always the cause of a LoggerFormat."""
+
+
+class UnknownToken(FormatError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Unknown format token '{{{name}}}'")
+
+
+class UnterminatedBrace(FormatError):
+    """Unterminated '{' in format string"""
+
+
+class UnmatchedBrace(FormatError):
+    """Unmatched '}' in format string"""
+
+
+class Record(NamedTuple):
+    """`time_ns` is nanoseconds since the epoch, `elapsed_s` seconds since the process began to log."""
+
+    level: Level
+    text: str
+    thread: str
+    location: str
+    time_ns: int
+    elapsed_s: float
+
+
+Renderer = Callable[[Record], str]
+
+
+class Logger:
+    """Writes records up to `level` to `sink`, which must be unbuffered and is closed by `close`.
+
+    :raises LoggerFormat: when `log_format` does not parse.
+    """
+
+    def __init__(self, level: Level, sink: BinaryIO, log_format: str = DEFAULT_FORMAT) -> None:
+        try:
+            self._renderers = compile_format(log_format)
+        except FormatError as error:
+            raise LoggerFormat from error
+        self._level = level
+        self._sink = sink
+        self._start = time.monotonic()
+        self._lock = threading.Lock()
+
+    def error(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
+        self.write(Level.ERROR, text, thread=thread, location=location)
+
+    def warn(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
+        self.write(Level.WARN, text, thread=thread, location=location)
+
+    def info(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
+        self.write(Level.INFO, text, thread=thread, location=location)
+
+    def debug(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
+        self.write(Level.DEBUG, text, thread=thread, location=location)
+
+    def trace(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
+        self.write(Level.TRACE, text, thread=thread, location=location)
+
+    def log(self, level: str, text: str) -> None:
+        """Write at the level named `error`, `warn`, `info`, `debug` or `trace`."""
+        self.write(Level[level.upper()], text)
+
+    def write(
+        self, level: Level, text: str, *, thread: str | None = None, location: str = "cloudvmm"
+    ) -> None:
+        """Write a record unless the level is too fine; `thread` is the current one's name if unset.
+
+        A sink that fails loses the record: the log must not stop a VM.
+        """
+        if level > self._level:
+            return
+        record = Record(
+            level=level,
+            text=text,
+            thread=thread or _thread_name(),
+            location=location,
+            time_ns=time.time_ns(),
+            elapsed_s=time.monotonic() - self._start,
+        )
+        line = "".join([render(record) for render in self._renderers]) + "\r\n"
+        try:
+            with self._lock:
+                self._sink.write(line.encode(errors="replace"))
+        except (OSError, ValueError):
+            pass
+
+    def close(self) -> None:
+        """Close the sink; later records are lost. Standard error itself stays open."""
+        self._sink.close()
+
+
+def open_log(*, verbosity: int, log_file: str | None, log_format: str = DEFAULT_FORMAT) -> Logger:
+    """Make the log that `-v`, `--log-file` (truncated) and `--log-format` ask for.
+
+    :raises LogFileCreation: when the file cannot be opened.
+    :raises LoggerFormat: when the format does not parse.
+    """
+    level = Level(min(Level.WARN + verbosity, Level.TRACE))
+    try:
+        path: str | int = log_file if log_file is not None else sys.stderr.fileno()
+        sink = open(path, "wb", buffering=0, closefd=log_file is not None)  # noqa: SIM115
+    except OSError as error:
+        raise LogFileCreation from error
+    return Logger(level, sink, log_format)
+
+
+def compile_format(log_format: str) -> list[Renderer]:
+    """Split a format into what renders its parts; braces meant literally are doubled.
+
+    :raises FormatError: when a brace is alone or a token unknown.
+    """
+    renderers: list[Renderer] = []
+    rest = log_format
+    literal = ""
+    while rest:
+        letter, rest = rest[0], rest[1:]
+        if letter in "{}" and rest[:1] == letter:
+            literal, rest = literal + letter, rest[1:]
+        elif letter == "{":
+            name, brace, rest = rest.partition("}")
+            if not brace:
+                raise UnterminatedBrace
+            renderers += [_literal(literal), _token(name)]
+            literal = ""
+        elif letter == "}":
+            raise UnmatchedBrace
+        else:
+            literal += letter
+    return [*renderers, _literal(literal)]
+
+
+def _literal(text: str) -> Renderer:
+    return lambda record: text
+
+
+def _token(name: str) -> Renderer:
+    if name in _TOKENS:
+        return _TOKENS[name]
+    field = name.removeprefix("local")
+    if field in _TIME_FIELDS:
+        pattern = _TIME_FIELDS[field]
+        return _moment(pattern, is_local=field != name)
+    raise UnknownToken(name)
+
+
+def _moment(pattern: str, *, is_local: bool) -> Renderer:
+    """Render a moment by strftime's letters, of which `%f` is microseconds and `%z` `+hh:mm`."""
+
+    def render(record: Record) -> str:
+        seconds, nanoseconds = divmod(record.time_ns, 10**9)
+        moment = time.localtime(seconds) if is_local else time.gmtime(seconds)
+        sign, offset = ("-", -moment.tm_gmtoff) if moment.tm_gmtoff < 0 else ("+", moment.tm_gmtoff)
+        zone = f"{sign}{offset // 3600:02}:{offset // 60 % 60:02}"
+        micros = f"{nanoseconds // 1000:06}"
+        return time.strftime(pattern.replace("%f", micros).replace("%z", zone), moment)
+
+    return render
+
+
+def _thread_name() -> str:
+    thread = threading.current_thread()
+    return "main" if thread is threading.main_thread() else thread.name or "anonymous"
+
+
+_GLOG = "%m%d %H:%M:%S.%f"
+_TIME_FIELDS = {
+    "year": "%Y",
+    "month": "%m",
+    "day": "%d",
+    "hour": "%H",
+    "minute": "%M",
+    "second": "%S",
+    "micros": "%f",
+    "offset": "%z",
+}
+_TOKENS: dict[str, Renderer] = {
+    "boottime": lambda record: f"{record.elapsed_s:>10.6f}",
+    "wallclock": _moment("%Y-%m-%dT%H:%M:%S.%fZ", is_local=False),
+    "glog": _moment(_GLOG, is_local=False),
+    "localglog": _moment(_GLOG, is_local=True),
+    "thread": lambda record: record.thread,
+    "level": lambda record: record.level.name,
+    "levelchar": lambda record: record.level.name[0],
+    "location": lambda record: record.location,
+    "msg": lambda record: record.text,
+    "pid": lambda record: str(os.getpid()),
+    "tid": lambda record: str(threading.get_native_id()),
+}

@@ -1,0 +1,123 @@
+"""The VM that the command line describes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from cloudvmm.cli.error import ParsingConfig
+from cloudvmm.config.device import PvmemcontrolConfig
+from cloudvmm.config.error import ValidationError
+from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.rule import validate
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.options.console import parse_console, parse_debug_console, parse_serial
+from cloudvmm.options.cpu import parse_cpus
+from cloudvmm.options.device import (
+    parse_balloon,
+    parse_device,
+    parse_fs,
+    parse_generic_vhost_user,
+    parse_ivshmem,
+    parse_pmem,
+    parse_rng,
+    parse_rtc,
+    parse_tpm,
+    parse_user_device,
+    parse_vdpa,
+    parse_vsock,
+)
+from cloudvmm.options.disk import parse_disk
+from cloudvmm.options.error import OptionError, ValidationFailed
+from cloudvmm.options.memory import parse_memory
+from cloudvmm.options.net import parse_net
+from cloudvmm.options.payload import parse_fw_cfg_config
+from cloudvmm.options.platform import (
+    parse_landlock_rule,
+    parse_numa,
+    parse_pci_segment,
+    parse_platform,
+)
+from cloudvmm.options.rate_limit import parse_rate_limit_group
+
+T = TypeVar("T")
+
+
+def build_vm_config(args: argparse.Namespace) -> VmConfig:
+    """Read and validate every flag about the VM.
+
+    :raises ParsingConfig: caused by an OptionError, whose cause may be a rule that is broken.
+    """
+    try:
+        vm_config = _read(args)
+        _validate(vm_config)
+    except OptionError as error:
+        raise ParsingConfig from error
+    return vm_config
+
+
+def _validate(vm_config: VmConfig) -> None:
+    try:
+        validate(vm_config)
+    except ValidationError as error:
+        raise ValidationFailed from error
+
+
+def _read(args: argparse.Namespace) -> VmConfig:
+    # Arguments are evaluated in this order, which is the reference's: the first fault is reported.
+    return VmConfig(
+        rate_limit_groups=_each(parse_rate_limit_group, args.rate_limit_group),
+        disks=_each(parse_disk, args.disk),
+        payload=_read_payload(args),
+        net=_each(parse_net, args.net),
+        rng=parse_rng(args.rng),
+        rtc=_maybe(parse_rtc, args.rtc),
+        balloon=_maybe(parse_balloon, args.balloon),
+        pvmemcontrol=PvmemcontrolConfig() if args.pvmemcontrol else None,
+        fs=_each(parse_fs, args.fs),
+        generic_vhost_user=_each(parse_generic_vhost_user, args.generic_vhost_user),
+        pmem=_each(parse_pmem, args.pmem),
+        console=parse_console(args.console),
+        serial=parse_serial(args.serial),
+        debug_console=parse_debug_console(args.debug_console),
+        devices=_each(parse_device, args.device),
+        user_devices=_each(parse_user_device, args.user_device),
+        vdpa=_each(parse_vdpa, args.vdpa),
+        vsock=_maybe(parse_vsock, args.vsock),
+        pci_segments=_each(parse_pci_segment, args.pci_segment),
+        platform=_maybe(parse_platform, args.platform),
+        numa=_each(parse_numa, args.numa),
+        tpm=_maybe(parse_tpm, args.tpm),
+        landlock_rules=_each(parse_landlock_rule, args.landlock_rules),
+        ivshmem=_maybe(parse_ivshmem, args.ivshmem),
+        cpus=parse_cpus(args.cpus),
+        memory=parse_memory(args.memory, args.memory_zone),
+        pvpanic=args.pvpanic,
+        watchdog=args.watchdog,
+        gdb=args.gdb is not None,
+        landlock_enable=args.landlock,
+    )
+
+
+def _read_payload(args: argparse.Namespace) -> PayloadConfig | None:
+    fw_cfg_config = _maybe(parse_fw_cfg_config, args.fw_cfg_config)
+    if args.kernel is None and args.firmware is None and args.igvm is None:
+        return None
+    return PayloadConfig(
+        firmware=args.firmware,
+        kernel=args.kernel,
+        cmdline=args.cmdline,
+        initramfs=args.initramfs,
+        igvm=args.igvm,
+        host_data=args.host_data,
+        fw_cfg_config=fw_cfg_config,
+    )
+
+
+def _each(parse: Callable[[str], T], texts: Sequence[str] | None) -> list[T] | None:
+    return None if texts is None else [parse(text) for text in texts]
+
+
+def _maybe(parse: Callable[[str], T], text: str | None) -> T | None:
+    return None if text is None else parse(text)

@@ -1,0 +1,219 @@
+"""The command line's own form: which flags, how often, which need which."""
+
+import pytest
+
+from cloudvmm.cli.error import BareEventMonitor, FlagNotAvailable, ParsingApiSocket, ParsingEventMonitor
+from cloudvmm.cli.flag import (
+    FLAGS,
+    check_available,
+    parse_api_socket,
+    parse_args,
+    parse_event_monitor,
+    version_text,
+    wants_vm,
+)
+from cloudvmm.errors import error_chain
+
+OURS = {"accel", "engine", "qemu", "state-dir"}
+# cli.md section 2
+REFERENCE = {
+    "api-socket",
+    "balloon",
+    "cmdline",
+    "console",
+    "cpus",
+    "dbus-object-path",
+    "dbus-service-name",
+    "dbus-system-bus",
+    "debug-console",
+    "device",
+    "disk",
+    "event-monitor",
+    "firmware",
+    "fs",
+    "fw-cfg-config",
+    "gdb",
+    "generic-vhost-user",
+    "host-data",
+    "igvm",
+    "initramfs",
+    "ivshmem",
+    "kernel",
+    "landlock",
+    "landlock-rules",
+    "log-file",
+    "log-format",
+    "memory",
+    "memory-zone",
+    "net",
+    "no-shutdown",
+    "numa",
+    "pci-segment",
+    "platform",
+    "pmem",
+    "pvmemcontrol",
+    "pvpanic",
+    "rate-limit-group",
+    "restore",
+    "rng",
+    "rtc",
+    "seccomp",
+    "serial",
+    "tpm",
+    "user-device",
+    "vdpa",
+    "vsock",
+    "watchdog",
+}
+
+
+def usage_error(capsys, *argv):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(argv)
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_flags_are_the_references_and_ours():
+    assert {flag.name for flag in FLAGS} == REFERENCE | OURS
+
+
+def test_defaults_are_the_references():
+    args = parse_args(["--api-socket", "/s"])
+    assert (args.cpus, args.memory) == ("boot=1,max_phys_bits=46", "size=512M")
+    assert (args.console, args.serial, args.debug_console) == ("tty", "null", "off,iobase=0xe9")
+    assert (args.rng, args.seccomp, args.v) == ("src=/dev/urandom", "true", 0)
+    assert (args.engine, args.accel, args.qemu, args.state_dir) == ("qemu", "auto", None, None)
+    assert (args.disk, args.rtc, args.watchdog, args.given) == (None, None, False, {"api-socket"})
+    assert not wants_vm(args)
+
+
+def test_repeatable_flag_takes_several_values_and_several_uses():
+    args = parse_args(["--kernel", "k", "--disk", "a", "b", "--net", "n", "--disk", "c"])
+    assert args.disk == ["a", "b", "c"]
+    assert args.net == ["n"]
+    assert wants_vm(args)
+
+
+@pytest.mark.parametrize(("argv", "value"), [(["--rtc"], ""), (["--rtc", "id=r"], "id=r"), ([], None)])
+def test_rtc_takes_no_value_or_one(argv, value):
+    assert parse_args(["--kernel", "k", *argv]).rtc == value
+
+
+@pytest.mark.parametrize(("argv", "count"), [(["-v"], 1), (["-vv"], 2), (["-v", "-v", "-v"], 3)])
+def test_verbosity_is_counted(argv, count):
+    assert parse_args(argv).v == count
+
+
+def test_no_flag_at_all_prints_help_and_exits_2(capsys):
+    assert "--api-socket" in usage_error(capsys)
+
+
+def test_help_lists_flags_alphabetically_with_their_keys(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse_args(["--help"])
+    text = capsys.readouterr().out
+    places = [text.index(f"\n  --{flag.name} ".rstrip()) for flag in FLAGS]
+    assert caught.value.code == 0
+    assert places == sorted(places)
+    assert "lock_granularity=byte-range|full" in "".join(text.split())
+    assert "_disable_aio" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--disk", "path=/d"], "the argument '--disk' needs a payload"),
+        (["--api-socket", "/s", "--cpus", "boot=1"], "the argument '--cpus' needs a payload"),
+        (["--landlock", "--restore", "source_url=u"], "the argument '--landlock' needs a payload"),
+        (["--cpus", "a", "--cpus", "b"], "the argument '--cpus' cannot be used multiple times"),
+        (["--watchdog", "--watchdog"], "the argument '--watchdog' cannot be used multiple times"),
+        (["--seccomp", "maybe"], "invalid choice: 'maybe'"),
+        (["--engine", "bhyve"], "invalid choice: 'bhyve'"),
+        (["--api-sock", "/s"], "unrecognized arguments: --api-sock /s"),
+        (["--kernel"], "expected one argument"),
+        (["--kernel", "k", "stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_usage_error_exits_2(capsys, argv, message):
+    assert message in usage_error(capsys, *argv)
+
+
+@pytest.mark.parametrize("payload", ["--kernel", "--firmware", "--igvm", "--fw-cfg-config"])
+def test_payload_flag_lets_vm_flags_through(payload):
+    assert parse_args([payload, "x", "--watchdog"]).watchdog
+
+
+def test_fw_cfg_config_alone_starts_no_vm():
+    assert not wants_vm(parse_args(["--fw-cfg-config", "e820=on"]))
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag"),
+    [
+        (["--gdb", "path=/g"], "gdb"),
+        (["--restore", "source_url=u"], "restore"),
+        (["--kernel", "k", "--landlock"], "landlock"),
+        (["--dbus-service-name", "n"], "dbus-service-name"),
+        (["--dbus-object-path", "n"], "dbus-object-path"),
+        (["--dbus-system-bus"], "dbus-system-bus"),
+    ],
+)
+def test_flag_without_means_is_refused_at_the_start(argv, flag):
+    with pytest.raises(FlagNotAvailable, match=f"--{flag} is not available"):
+        check_available(parse_args(argv))
+
+
+def test_other_flags_are_available():
+    assert check_available(parse_args(["--kernel", "k", "--watchdog", "--seccomp", "log"])) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("path=/s", "/s"),
+        ("fd=3", 3),
+        ("path=/s,fd=3", 3),
+        ("/run/s.sock", "/run/s.sock"),
+        ("path=/s,nope=1", "/s"),
+        ("a=b", "a=b"),
+        ("path=", "path="),
+    ],
+)
+def test_api_socket_is_a_path_or_a_descriptor(text, target):
+    assert parse_api_socket(text) == target
+
+
+def test_api_socket_with_a_descriptor_that_is_no_number_is_refused():
+    with pytest.raises(ParsingApiSocket) as caught:
+        parse_api_socket("fd=x")
+    assert error_chain(caught.value) == ["Error parsing --api-socket", "invalid digit found in string"]
+
+
+@pytest.mark.parametrize(("text", "target"), [("path=/e", "/e"), ("fd=4", 4), ("path=/e,fd=4", 4)])
+def test_event_monitor_is_a_path_or_a_descriptor(text, target):
+    assert parse_event_monitor(text) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "chain"),
+    [
+        ("", BareEventMonitor, ["Error parsing --event-monitor: path or fd required"]),
+        ("path=", BareEventMonitor, ["Error parsing --event-monitor: path or fd required"]),
+        ("/e", ParsingEventMonitor, ["Error parsing --event-monitor", "Unknown option: /e"]),
+        ("fd=x", ParsingEventMonitor, ["Error parsing --event-monitor", "Unable to convert x for fd"]),
+        ("fd=-1", ParsingEventMonitor, ["Error parsing --event-monitor", "Unable to convert -1 for fd"]),
+    ],
+)
+def test_event_monitor_without_a_target_is_refused(text, kind, chain):
+    with pytest.raises(kind) as caught:
+        parse_event_monitor(text)
+    assert error_chain(caught.value) == chain
+
+
+def test_version_is_printed_as_clients_parse_it():
+    assert parse_args(["--version", "-v"]).version
+    text = version_text("v54.0.0", program="cloud-hypervisor", features=["io_uring", "kvm"], verbosity=0)
+    assert text == "cloud-hypervisor v54.0.0\nMigration Protocol Versions: 0\n"
+    text = version_text("v54.0.0", program="cloud-hypervisor", features=["io_uring", "kvm"], verbosity=1)
+    assert text.endswith('\nEnabled features: ["io_uring", "kvm"]\n')
