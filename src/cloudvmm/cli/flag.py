@@ -237,11 +237,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_STATUS, f"error: {message}\n\n{self.format_usage()}")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Breaks lines at the commas of an option string, which has no blanks to break at."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        lines = super()._split_lines(text.replace(",", ",\0 "), width)
+        return [line.replace(",\0 ", ",").replace("\0", "") for line in lines]
+
+
 def _build_parser(program: str, *, with_syntax: bool) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=program,
         usage="%(prog)s [OPTIONS]",
         description="Launch a VMM.",
+        formatter_class=_Formatter,
         add_help=False,
         allow_abbrev=False,
     )

@@ -233,7 +233,8 @@ def _twin_annotation(annotation: Any) -> Any:
         return _twin_annotation(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         members = [_twin_annotation(member) for member in get_args(annotation)]
-        return Any if Any in members else Union[tuple(members)]  # noqa: UP007
+        is_ambiguous = Any in members or len(set(members) - {type(None)}) > 1
+        return Any if is_ambiguous else Union[tuple(members)]  # noqa: UP007
     if origin in (list, dict):
         *keys, member = get_args(annotation)
         twin = _twin_annotation(member)
