@@ -26,7 +26,15 @@ def _pytest(session: nox.Session, suite: str) -> None:
     marks = [] if os.environ.get("CLOUDVMM_LONG") else ["-m", "not long"]
     # 5: no tests were collected; a suite without tests yet is not a failure.
     codes = [0, 5]
-    session.run(str(BIN / "pytest"), "-q", *marks, f"tests/{suite}", *session.posargs, external=True, success_codes=codes)
+    session.run(
+        str(BIN / "pytest"),
+        "-q",
+        *marks,
+        f"tests/{suite}",
+        *session.posargs,
+        external=True,
+        success_codes=codes,
+    )
 
 
 @nox.session

@@ -1,15 +1,15 @@
 """What can go wrong while the default guest is built, found or talked to.
 
-    GuestError
-    ├── GuestBuildError         a tool or a file stood in the way of a build
-    │   ├── ToolMissing         a program of Debian's is not installed
-    │   ├── ToolFailed          a program ran and refused
-    │   └── KernelImageError    a kernel image is not what we can read
-    ├── GuestNotBuilt           nothing usable is in the cache
-    └── GuestShellError         the talk with the guest's shell service failed
-        ├── GuestShellTimeout   no answer before the deadline
-        ├── GuestShellClosed    the guest's end of the line is gone
-        └── GuestProtocolError  the guest answered something that makes no sense
+GuestError
+├── GuestBuildError         a tool or a file stood in the way of a build
+│   ├── ToolMissing         a program of Debian's is not installed
+│   ├── ToolFailed          a program ran and refused
+│   └── KernelImageError    a kernel image is not what we can read
+├── GuestNotBuilt           nothing usable is in the cache
+└── GuestShellError         the talk with the guest's shell service failed
+    ├── GuestShellTimeout   no answer before the deadline
+    ├── GuestShellClosed    the guest's end of the line is gone
+    └── GuestProtocolError  the guest answered something that makes no sense
 """
 
 from __future__ import annotations
