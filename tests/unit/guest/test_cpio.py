@@ -12,21 +12,8 @@ from cloudvmm.guest.tree import character_device, folder, regular, symlink
 
 def parse(archive: bytes) -> list[tuple[str, dict[str, int], bytes]]:
     """Read a newc archive by its definition, field by field."""
-    names = [
-        "ino",
-        "mode",
-        "uid",
-        "gid",
-        "nlink",
-        "mtime",
-        "filesize",
-        "devmajor",
-        "devminor",
-        "rdevmajor",
-        "rdevminor",
-        "namesize",
-        "check",
-    ]
+    names = ["ino", "mode", "uid", "gid", "nlink", "mtime", "filesize", "devmajor", "devminor"]
+    names += ["rdevmajor", "rdevminor", "namesize", "check"]
     members, at = [], 0
     while True:
         assert archive[at : at + 6] == b"070701"
