@@ -23,10 +23,11 @@ def _run(session: nox.Session, program: str, *args: str) -> None:
 
 
 def _pytest(session: nox.Session, suite: str) -> None:
+    folder = Path("tests", suite)
+    if not any(folder.rglob("test_*.py")):
+        session.skip(f"{folder} has no tests yet")
     marks = [] if os.environ.get("CLOUDVMM_LONG") else ["-m", "not long"]
-    # 5: no tests were collected; a suite without tests yet is not a failure.
-    codes = [0, 5]
-    session.run(str(BIN / "pytest"), "-q", *marks, f"tests/{suite}", *session.posargs, external=True, success_codes=codes)
+    _run(session, "pytest", "-q", *marks, str(folder), *session.posargs)
 
 
 @nox.session

@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 
 # deb [options] URI suite components...
-_ONE_LINE = re.compile(r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.*)$")
+_ONE_LINE = re.compile(
+    r"^deb\s+(?P<options>\[[^\]]*\]\s+)?(?P<uri>\S+)\s+(?P<suite>\S+)\s+(?P<components>.*)$"
+)
 _MULTI_LINE_FIELD = re.compile(r"^(?P<name>[^\s:#]+):(?P<value>.*(?:\n[ \t].*)*)", re.MULTILINE)
 
 
@@ -40,13 +42,14 @@ def derive(apt: Path, release: str) -> tuple[str, str] | None:
     for path in sorted((apt / "sources.list.d").glob("*.sources")):
         for fields in _stanzas(path.read_text()):
             suites = fields.get("suites", "").split()
-            if fields.get("enabled", "yes").lower() in ("no", "false", "0") or "deb" not in fields["types"].split():
+            disabled = fields.get("enabled", "yes").strip().lower() in ("no", "false", "0")
+            if disabled or "deb" not in fields["types"].split():
                 continue
             if wanted in suites:
                 return None
             if release in suites and "main" in fields.get("components", "").split():
-                fields |= {"types": "deb", "suites": wanted, "components": "main"}
-                entry = "".join(f"{name.title()}: {value}\n" for name, value in fields.items())
+                fields |= {"types": " deb", "suites": f" {wanted}", "components": " main"}
+                entry = "".join(f"{name.title()}:{value}\n" for name, value in fields.items())
                 found = found or ("cloudvmm-backports.sources", entry)
     if found is None:
         raise LookupError(f"apt has no source for {release}")
@@ -57,7 +60,9 @@ def _stanzas(text: str) -> list[dict[str, str]]:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     stanzas = []
     for block in re.split(r"\n\s*\n", "\n".join(lines)):
-        fields = {found["name"].lower(): found["value"].strip() for found in _MULTI_LINE_FIELD.finditer(block)}
+        fields = {
+            found["name"].lower(): found["value"].rstrip() for found in _MULTI_LINE_FIELD.finditer(block)
+        }
         if "types" in fields:
             stanzas.append(fields)
     return stanzas

@@ -8,12 +8,10 @@ import sys
 from typing import TYPE_CHECKING
 
 from cloudvmm.errors import error_chain
-from cloudvmm.guest import Guest, GuestError, build, locate
+from cloudvmm.guest import FAST_CMDLINE, Guest, GuestError, build, locate
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
-
-KERNEL_CMDLINE = "console=ttyS0"
 
 
 def add_guest_parser(subparsers: Subparsers) -> None:
@@ -46,13 +44,13 @@ def run_guest(args: argparse.Namespace) -> int:
 
 
 def _show(guest: Guest, *, as_json: bool) -> None:
-    print(guest.to_json() if as_json else os.path.dirname(guest.kernel))
+    print(guest.to_json() if as_json else guest.folder)
 
 
 def _boot(guest: Guest, vmm_args: list[str]) -> None:
     """Become a cloudvmm that runs `guest` with its shell on this terminal."""
     argv = [sys.argv[0], "--kernel", guest.kernel, "--initramfs", guest.initramfs]
     argv += ["--serial", "tty", "--console", "off"]
-    argv += ["--cmdline", f"{KERNEL_CMDLINE} cloudvmm.shell=interactive", *vmm_args]
+    argv += ["--cmdline", f"{FAST_CMDLINE} cloudvmm.shell=interactive", *vmm_args]
     sys.stdout.flush()
     os.execv(sys.argv[0], argv)

@@ -34,6 +34,10 @@ class Guest(msgspec.Struct, frozen=True):
     disk: str
     version: str
 
+    @property
+    def folder(self) -> str:
+        return str(Path(self.kernel).parent)
+
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
 

@@ -57,6 +57,8 @@ def _unpack(payload: bytes) -> bytes:
                 return run_tool(["lz4", "-dc"], package="lz4", stdin=payload[:-4])
             case b"\x28\xb5":
                 return run_tool(["zstd", "-dcq"], package="zstd", stdin=payload[:-4])
+            case _:
+                pass
     except (zlib.error, lzma.LZMAError) as error:
         raise KernelImageError("The kernel inside the bzImage does not unpack") from error
     raise KernelImageError(f"The kernel is packed in an unknown way (it starts with {payload[:4].hex()})")

@@ -89,6 +89,8 @@ class GuestShell:
                     raise GuestProtocolError
                 case [b"end", _, status, count]:
                     return _end(status, count, chunks)
+                case _:  # begin
+                    continue
 
     def _read_answer(self, deadline: float) -> list[bytes]:
         """Return the fields of the service's next line; hand all other lines on."""
