@@ -102,7 +102,7 @@ FLAGS = (
     Flag("rtc", _VM, Arity.OPTIONAL, help="Virtio clock; without a value its defaults"),
     Flag("seccomp", Group.NONE, default="true", choices=("true", "false", "log", "errno"), help="Seccomp"),
     Flag("serial", _VM, default="null", help="Serial port"),
-    Flag("state-dir", _VMM, help="Folder in which a VM outlives its manager"),
+    Flag("state-dir", _VMM, help="Folder for the journal and the files of the VM"),
     Flag("tpm", _VM, help="TPM of a swtpm socket"),
     Flag("user-device", _VM, _MANY, help="vfio-user device"),
     Flag("vdpa", _VM, _MANY, help="vDPA device"),

@@ -1,21 +1,112 @@
-"""The command `cloudvmm`."""
+"""The command `cloudvmm`: the drop-in's flags, and our own `cloudvmm guest`.
+
+The first word decides: `guest` is our own command, all else are Cloud Hypervisor's flags. Installed under the
+name `cloud-hypervisor` it says so where clients read the name.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cloudvmm import __version__
+from cloudvmm.errors import VmmError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from cloudvmm.cli.log import Logger
+    from cloudvmm.engine.base import Engine
+
+# How long a thread may hold the interpreter while others wait. The default of 5 ms would let one command's
+# preparations delay every answer to another client by as much.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `cloudvmm` with `argv` (the process's own by default); return the exit status.
-
-    The first word decides: `guest` is our own command, all else are Cloud Hypervisor's flags.
-    """
+    """Run `cloudvmm` with `argv` (the process's own by default); return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["guest"]:
         return _guest(words)
-    print("cloudvmm: only `cloudvmm guest` is there yet", file=sys.stderr)
-    return 1
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    os.umask(0o077)
+    return _run(words, program=_program())
+
+
+def _program() -> str:
+    name = os.path.basename(sys.argv[0])
+    return name if name in ("cloudvmm", "cloud-hypervisor") else "cloudvmm"
+
+
+def _run(words: list[str], *, program: str) -> int:
+    from cloudvmm.cli.flag import parse_args
+
+    args = parse_args(words, program=program)
+    if args.version:
+        return _print_version(args, program)
+    from cloudvmm.cli.serve import report
+
+    log: Logger | None = None
+    try:
+        from cloudvmm.cli.log import open_log
+
+        log = open_log(verbosity=args.v, log_file=args.log_file, log_format=args.log_format)
+        _serve(args, log)
+    except VmmError as error:
+        if log is not None:
+            log.error(f"Fatal error: {error!r}")
+        report(error)
+        return 1
+    finally:
+        if log is not None:
+            log.close()
+    return 0
+
+
+def _print_version(args: argparse.Namespace, program: str) -> int:
+    from cloudvmm.cli.flag import version_text
+    from cloudvmm.control.vmm import FEATURES, REFERENCE_VERSION
+
+    # Clients that ask for `cloud-hypervisor` compare the number with the release that they need.
+    build_version = __version__ if program == "cloudvmm" else f"v{REFERENCE_VERSION}"
+    sys.stdout.write(version_text(build_version, program=program, features=FEATURES, verbosity=args.v))
+    return 0
+
+
+def _serve(args: argparse.Namespace, log: Logger) -> None:
+    from cloudvmm.cli.flag import check_available, parse_api_socket, parse_event_monitor, wants_vm
+    from cloudvmm.cli.serve import Settings, serve
+
+    check_available(args)
+    vm_config = None
+    if wants_vm(args):
+        from cloudvmm.cli.vm_flag import build_vm_config
+
+        vm_config = build_vm_config(args)
+    serve(
+        Settings(
+            engine=_engine(args),
+            log=log.log,
+            api_socket=None if args.api_socket is None else parse_api_socket(args.api_socket),
+            event_monitor=None if args.event_monitor is None else parse_event_monitor(args.event_monitor),
+            vm_config=vm_config,
+            state_dir=args.state_dir,
+            no_shutdown=args.no_shutdown,
+        )
+    )
+
+
+def _engine(args: argparse.Namespace) -> Engine:
+    """The one place where an engine is chosen."""
+    if args.engine == "fake":
+        from cloudvmm.engine.fake import FakeEngine
+
+        return FakeEngine()
+    from cloudvmm.engine.qemu import QemuEngine
+
+    return QemuEngine(binary=args.qemu, accel=args.accel)
 
 
 def _guest(words: list[str]) -> int:

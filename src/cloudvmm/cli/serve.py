@@ -161,7 +161,7 @@ def _warm_up(settings: Settings) -> None:
             info = settings.engine.info
         except EngineError:
             return  # vm.boot meets the same error and answers with it
-        level = "info" if info.accelerator == "kvm" else "warn"
+        level = "warn" if info.accelerator == "tcg" else "info"
         settings.log(
             level,
             f"{info.name} {info.version} runs the guest with {info.accelerator}: {info.accelerator_reason}",
