@@ -24,7 +24,7 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control import edit
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
-from cloudvmm.control.console import Consoles, open_consoles
+from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
 from cloudvmm.control.coredump import dump_guest
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
@@ -259,7 +259,7 @@ class Commands:
         vm_config = copy.deepcopy(self._created_config())
         try:
             consoles: Consoles = yield partial(open_consoles, vm_config)
-        except (VmmError, OSError) as error:
+        except ConsoleError as error:
             raise api_error.CreateConsoleDevices from error
         consoles.write_paths(vm_config)
         self._holding.vm_config = vm_config

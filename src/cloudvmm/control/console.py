@@ -1,0 +1,140 @@
+"""The consoles of a VM: opened with its config, handed to the engine, closed with the VM.
+
+Reference: lifecycle.md section 18. A console outlives the machine: over a reboot PTY paths, socket clients
+and the content of files stay (Cloud Hypervisor makes all of them anew).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from cloudvmm.config.console import (
+    ConsoleConfig,
+    ConsoleOutputMode,
+    DebugConsoleConfig,
+    SerialConfig,
+)
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.port import PtyPort, SocketPort, TerminalPort
+from cloudvmm.control.relay import Line, Port, Relay
+from cloudvmm.engine.base import ConsoleSink, SinkKind
+from cloudvmm.errors import VmmError
+from cloudvmm.host.error import HostError
+from cloudvmm.host.terminal import open_pty
+
+AnyConsole = SerialConfig | ConsoleConfig | DebugConsoleConfig
+
+
+class ConsoleError(VmmError):
+    """Root of what opening a console raises."""
+
+
+class CreateConsoleDevice(ConsoleError):
+    """Error creating console device"""
+
+
+class NoSocketOptionSupport(ConsoleError):
+    """No socket option support for console device"""
+
+
+class ConsolePathMissing(ConsoleError):
+    """Path missing when using file or socket console mode"""
+
+
+class Consoles:
+    """Serial port, virtio console and debug console of one VM, in this order."""
+
+    def __init__(self, vm_config: VmConfig) -> None:
+        """Open them all, or none.
+
+        :raises ConsoleError: one cannot be had; the cause tells why.
+        """
+        self._lines: dict[int, Line] = {}
+        self._files: dict[int, str] = {}
+        self._pty_paths: dict[int, str] = {}
+        self._modes = [console.mode for console in _consoles(vm_config)]
+        self._has_terminal_input = False
+        with contextlib.ExitStack() as undo:
+            for number, console in enumerate(_consoles(vm_config)):
+                port = self._open(number, console)
+                if port is not None:
+                    undo.callback(port.close)
+                    self._lines[number] = Line(port)
+                    undo.callback(self._lines[number].close_stream)
+            self._relay = Relay(list(self._lines.values()))
+            undo.pop_all()
+
+    def sinks(self) -> tuple[ConsoleSink, ConsoleSink, ConsoleSink]:
+        """What the engine needs; streams are lent to it and stay ours."""
+        serial, console, debug_console = (self._sink(number, mode) for number, mode in enumerate(self._modes))
+        return serial, console, debug_console
+
+    def write_paths(self, vm_config: VmConfig) -> None:
+        """Write the path of each PTY into `vm_config`, as `vm.info` shows it."""
+        for number, console in enumerate(_consoles(vm_config)):
+            console.file = self._pty_paths.get(number, console.file)
+
+    def renew_streams(self) -> None:
+        """Make new streams for a new machine; the users' ends stay as they are."""
+        self._relay.renew_streams()
+
+    def close(self) -> None:
+        """Blocking, briefly. Restore the terminal, remove the socket, close the PTYs."""
+        self._relay.close()
+
+    def _open(self, number: int, console: AnyConsole) -> Port | None:
+        try:
+            match console.mode:
+                case ConsoleOutputMode.PTY:
+                    pty = open_pty()
+                    self._pty_paths[number] = pty.path
+                    return PtyPort(pty)
+                case ConsoleOutputMode.TTY:
+                    reads_input, self._has_terminal_input = not self._has_terminal_input, True
+                    return TerminalPort(reads_input=reads_input)
+                case ConsoleOutputMode.FILE:
+                    self._files[number] = _create_file(console.file)
+                case ConsoleOutputMode.SOCKET:
+                    return _open_socket(console)
+                case ConsoleOutputMode.OFF | ConsoleOutputMode.NULL:
+                    pass
+        except (OSError, HostError) as error:
+            raise CreateConsoleDevice from error
+        return None
+
+    def _sink(self, number: int, mode: ConsoleOutputMode) -> ConsoleSink:
+        if number in self._lines:
+            return ConsoleSink(kind=SinkKind.STREAM, stream_fd=self._lines[number].stream_fd)
+        if number in self._files:
+            return ConsoleSink(kind=SinkKind.FILE, path=self._files[number])
+        return ConsoleSink(kind=SinkKind.OFF if mode is ConsoleOutputMode.OFF else SinkKind.NULL)
+
+
+def open_consoles(vm_config: VmConfig) -> Consoles:
+    """Blocking. Open what `vm_config` asks for.
+
+    :raises ConsoleError: one cannot be had; then none is open.
+    """
+    return Consoles(vm_config)
+
+
+def _consoles(vm_config: VmConfig) -> tuple[AnyConsole, AnyConsole, AnyConsole]:
+    return vm_config.serial, vm_config.console, vm_config.debug_console
+
+
+def _create_file(path: str | None) -> str:
+    if not path:
+        raise ConsolePathMissing
+    # Non-blocking for the open alone: a FIFO that nobody reads must not hang us.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+    os.close(os.open(path, flags, 0o600))
+    return path
+
+
+def _open_socket(console: AnyConsole) -> SocketPort:
+    if not isinstance(console, SerialConfig):
+        raise NoSocketOptionSupport
+    if not console.socket:
+        raise ConsolePathMissing
+    return SocketPort(console.socket)

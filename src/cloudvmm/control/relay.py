@@ -1,0 +1,177 @@
+"""Moving bytes between the engine's console streams and whoever looks at them.
+
+One thread serves all consoles of a VM. Output that nobody takes is kept, up to `RING_BYTES`, the oldest
+dropped first; it never holds the guest up. Input is read only as fast as the guest takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from typing import Protocol
+
+from cloudvmm.host.eventfd import EventFd
+
+RING_BYTES = 1 << 20
+INPUT_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 16
+
+
+class Port(Protocol):
+    """The user's side of a console. Called by the relay's thread alone; never blocks."""
+
+    def input_fds(self) -> list[int]:
+        """Descriptors that are readable when there is something to do for `receive`."""
+
+    def output_fd(self) -> int | None:
+        """The descriptor that `send` writes to; None while nobody is there."""
+
+    def receive(self, fd: int) -> bytes:
+        """Take what is there on `fd`, perhaps nothing."""
+
+    def send(self, data: bytes) -> int:
+        """Write the start of `data`; return how much went."""
+
+    def close(self) -> None:
+        """Release what the port owns."""
+
+
+class Line:
+    """One console: the engine's stream, the user's port, and what waits between them."""
+
+    def __init__(self, port: Port) -> None:
+        self.port = port
+        self.output = bytearray()
+        self.input = bytearray()
+        self._ours: socket.socket | None = None
+        self._theirs: socket.socket | None = None
+        self.renew()
+
+    @property
+    def stream_fd(self) -> int:
+        """The engine's end, which is lent to it."""
+        assert self._theirs is not None
+        return self._theirs.fileno()
+
+    def renew(self) -> None:
+        """Make a new stream for a new machine; what the last one said and nobody took yet is kept."""
+        self.take_output()
+        self.close_stream()
+        self.input.clear()
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+
+    def close_stream(self) -> None:
+        for end in (self._ours, self._theirs):
+            if end is not None:
+                end.close()
+        self._ours = self._theirs = None
+
+    def register(self, poller: select.poll) -> None:
+        if self._ours is not None:
+            poller.register(self._ours, select.POLLIN | (select.POLLOUT if self.input else 0))
+        wants: dict[int, int] = {}
+        if len(self.input) < INPUT_BYTES:
+            wants = dict.fromkeys(self.port.input_fds(), select.POLLIN)
+        output_fd = self.port.output_fd()
+        if output_fd is not None and self.output:
+            wants[output_fd] = wants.get(output_fd, 0) | select.POLLOUT
+        for fd, events in wants.items():
+            poller.register(fd, events)
+
+    def serve(self, ready: dict[int, int]) -> None:
+        """Move what can be moved without waiting."""
+        if self._ours is not None and ready.get(self._ours.fileno(), 0) & select.POLLIN:
+            self.take_output()
+        for fd in self.port.input_fds():
+            if ready.get(fd, 0) & ~select.POLLOUT:
+                self.input += self.port.receive(fd)
+        self.give_input()
+        if self.port.output_fd() in ready:
+            self.give_output()
+
+    def take_output(self) -> None:
+        """Take all that the engine has written so far."""
+        with contextlib.suppress(OSError):
+            while self._ours is not None and (data := self._ours.recv(CHUNK_BYTES)):
+                self.output += data
+                del self.output[: max(0, len(self.output) - RING_BYTES)]
+
+    def give_input(self) -> None:
+        with contextlib.suppress(OSError):
+            while self.input and self._ours is not None:
+                del self.input[: self._ours.send(self.input)]
+
+    def give_output(self) -> None:
+        while self.output and self.port.output_fd() is not None:
+            sent = self.port.send(bytes(self.output[:CHUNK_BYTES]))
+            if sent == 0:
+                return
+            del self.output[:sent]
+
+
+class Relay:
+    """The thread that serves `lines`; there is none where there is nothing to serve."""
+
+    def __init__(self, lines: list[Line]) -> None:
+        self._lines = lines
+        self._wake = EventFd()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._thread: threading.Thread | None = None
+        if lines:
+            self._thread = threading.Thread(target=self._run, name="console", daemon=True)
+            self._thread.start()
+
+    def renew_streams(self) -> None:
+        """Give every line a new stream."""
+        with self._lock:
+            for line in self._lines:
+                line.renew()
+        self._wake.write()
+
+    def close(self) -> None:
+        """Blocking, briefly. Pass on what can still be passed on without waiting, then release everything."""
+        with self._lock:
+            self._is_stopped = True
+        self._wake.write()
+        if self._thread is not None:
+            self._thread.join()
+        for line in self._lines:
+            line.take_output()
+            line.give_output()
+            line.close_stream()
+            line.port.close()
+        self._wake.close()
+
+    def _run(self) -> None:
+        while (poller := self._next_poller()) is not None:
+            ready = dict(poller.poll())
+            self._wake.read()
+            with self._lock:
+                for line in () if self._is_stopped else self._lines:
+                    line.serve(ready)
+
+    def _next_poller(self) -> select.poll | None:
+        """What to wait for next; None when it is time to end."""
+        with self._lock:
+            if self._is_stopped:
+                return None
+            poller = select.poll()
+            poller.register(self._wake, select.POLLIN)
+            for line in self._lines:
+                line.register(poller)
+            return poller
+
+
+def write_some(fd: int, data: bytes) -> int:
+    """Write to `fd` what it takes now; a descriptor that is broken takes everything, into nothing."""
+    try:
+        return os.write(fd, data)
+    except BlockingIOError:
+        return 0
+    except OSError:
+        return len(data)
