@@ -1,0 +1,1 @@
+"""The engine that runs each VM as a QEMU process, controlled over QMP."""

@@ -1,0 +1,37 @@
+"""What is known about the QEMU at hand before any machine is made.
+
+Plain values only. How they are found: `binary.py` (version, devices, firmware) and `probe.py` (accelerator).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Accelerator = Literal["tcg", "kvm"]
+
+
+class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """`binary` is an absolute path. `version` is (major, minor, micro).
+
+    `devices` are the names that ``-device help`` lists, `machines` those of ``-machine help`` that are not
+    deprecated. A firmware path is None where the file is not installed.
+    """
+
+    binary: str
+    version: tuple[int, int, int]
+    accelerator: Accelerator = "tcg"
+    accelerator_reason: str = ""
+    qboot_path: str | None = None
+    seabios_path: str | None = None
+    devices: frozenset[str] = frozenset()
+    machines: frozenset[str] = frozenset()
+
+    @property
+    def version_text(self) -> str:
+        return ".".join(str(part) for part in self.version)
+
+    def has_device(self, name: str) -> bool:
+        """Say whether this QEMU was built with the device `name`, e.g. ``i6300esb``."""
+        return name in self.devices
