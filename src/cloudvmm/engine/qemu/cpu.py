@@ -1,0 +1,112 @@
+"""Virtual CPUs: count, topology and the model that the guest sees."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.engine.base import EngineError, NotSupportedYet
+from cloudvmm.engine.qemu.fact import Accelerator
+
+MAX_VCPUS: Final = 255
+
+# Under emulation the model is spelled out: `max` changes with every release of QEMU, and a guest restored
+# on another one would hang. This set is x86-64-v3 and what a kernel makes use of, as far as QEMU 7.2
+# emulates it. `enforce` makes a QEMU that lacks one of them refuse to start instead of taking it away
+# silently.
+_EMULATED_FEATURES: Final = (
+    "ssse3",
+    "sse4.1",
+    "sse4.2",
+    "popcnt",
+    "movbe",
+    "aes",
+    "pclmulqdq",
+    "rdrand",
+    "xsave",
+    "xsaveopt",
+    "avx",
+    "f16c",
+    "fma",
+    "avx2",
+    "bmi1",
+    "bmi2",
+    "abm",
+    "adx",
+    "erms",
+    "fsgsbase",
+    "smep",
+    "smap",
+    "clflushopt",
+    "clwb",
+    "rdtscp",
+    "pdpe1gb",
+    "arat",
+)
+_EMULATED_PHYS_BITS: Final = 40
+
+_HYPERV_FEATURES: Final = (
+    "hv-relaxed",
+    "hv-vapic",
+    "hv-time",
+    "hv-vpindex",
+    "hv-runtime",
+    "hv-synic",
+    "hv-stimer",
+)
+
+
+class TooManyVcpus(EngineError):
+    def __init__(self, asked: int) -> None:
+        super().__init__(f"Maximum number of vCPUs {asked} exceeds host limit {MAX_VCPUS}")
+
+
+def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator) -> list[str]:
+    """Return the options for accelerator, model and count.
+
+    :raises TooManyVcpus: more than the machine can have.
+    :raises NotSupportedYet: a feature that the accelerator cannot give.
+    """
+    if cpus.max_vcpus > MAX_VCPUS:
+        raise TooManyVcpus(cpus.max_vcpus)
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", _host_model(cpus), "-smp", _count(cpus)]
+    return ["-accel", "tcg,thread=multi", "-cpu", _emulated_model(cpus), "-smp", _count(cpus)]
+
+
+def _count(cpus: CpusConfig) -> str:
+    if cpus.topology is None:
+        sockets, dies, cores, threads = 1, 1, cpus.max_vcpus, 1
+    else:
+        sockets, dies = cpus.topology.packages, cpus.topology.dies_per_package
+        cores, threads = cpus.topology.cores_per_die, cpus.topology.threads_per_core
+    return (
+        f"{cpus.boot_vcpus},sockets={sockets},dies={dies},cores={cores},threads={threads}"
+        f",maxcpus={cpus.max_vcpus}"
+    )
+
+
+def _host_model(cpus: CpusConfig) -> str:
+    settings = ["host", "migratable=on", f"host-phys-bits-limit={cpus.max_phys_bits}"]
+    if not cpus.nested:
+        settings += ["vmx=off", "svm=off"]
+    if not cpus.features.amx:
+        settings += ["amx-tile=off", "amx-bf16=off", "amx-int8=off"]
+    if cpus.kvm_hyperv:
+        settings += [f"{feature}=on" for feature in _HYPERV_FEATURES] + ["hv-spinlocks=8191"]
+    return ",".join(settings)
+
+
+def _emulated_model(cpus: CpusConfig) -> str:
+    if cpus.features.amx:
+        raise NotSupportedYet("The CPU feature amx needs KVM: emulation does not have it")
+    if cpus.kvm_hyperv:
+        raise NotSupportedYet("Hyper-V enlightenments need KVM: emulation does not have them")
+    if cpus.max_phys_bits < _EMULATED_PHYS_BITS:
+        raise NotSupportedYet(
+            f"Emulation has {_EMULATED_PHYS_BITS} physical address bits"
+            f" and cannot do with {cpus.max_phys_bits}"
+        )
+    nested = "on" if cpus.nested else "off"
+    settings = ["qemu64", "enforce=on", f"svm={nested}", f"npt={nested}"]
+    return ",".join(settings + [f"{feature}=on" for feature in _EMULATED_FEATURES])

@@ -1,0 +1,265 @@
+"""Disk images as files: open them, tell what they are, follow a chain of backing files.
+
+QEMU is never asked to guess a format, and never opens an image by name: each file of the chain is opened
+here and reaches QEMU as a descriptor. So the locks sit on the very open file that QEMU uses, and a header
+that names other files cannot make it open them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from cloudvmm.config.disk import ImageType
+from cloudvmm.engine.base import DeviceError, NotSupportedYet
+
+_SECTOR_BYTES: Final = 512
+_HEADER_BYTES: Final = 64 * 1024
+_QCOW2_MAGIC: Final = b"QFI\xfb"
+_QCOW2_MIN_HEADER: Final = 72
+_QCOW2_EXTERNAL_DATA: Final = 1 << 2
+_QCOW2_BACKING_FORMAT: Final = 0xE2792ACA
+_VHD_MAGIC: Final = b"conectix"
+_VHD_FIXED: Final = 2
+_VHDX_MAGIC: Final = b"vhdxfile"
+_VMDK_MAGIC: Final = b"# Disk DescriptorFile"
+_MAX_CHAIN: Final = 32
+
+# What detection and options call an image type in messages.
+_WORDS: Final = {
+    ImageType.FLAT_VMDK: "vmdk",
+    ImageType.FIXED_VHD: "vhd",
+    ImageType.QCOW2: "qcow2",
+    ImageType.RAW: "raw",
+    ImageType.VHDX: "vhdx",
+    ImageType.UNKNOWN: "unknown",
+}
+_BACKING_FORMATS: Final = {"raw": ImageType.RAW, "qcow2": ImageType.QCOW2, "vhdx": ImageType.VHDX}
+
+
+class DiskPathMissing(DeviceError):
+    """No disk path was specified when one was expected"""
+
+
+class DiskOpenError(DeviceError):
+    """Cannot open disk path"""
+
+
+class ImageTypeMismatch(DeviceError):
+    def __init__(self, specified: ImageType, detected: ImageType) -> None:
+        super().__init__(
+            "Disk image type does not match expected type:"
+            f" specified = {_WORDS[specified]}, detected = {_WORDS[detected]}"
+        )
+
+
+class InvalidImage(DeviceError):
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"Disk image {path} cannot be used: {reason}")
+
+
+class BackingFilesDisabled(DeviceError):
+    def __init__(self, path: str, base: str) -> None:
+        super().__init__(f"Backing file support is disabled, and {path} has the backing file {base}")
+
+
+class Image(msgspec.Struct, kw_only=True):
+    """An open image file. `fd` is owned by whoever opened the image.
+
+    `kind` is "file" or "host_device" (a block device). `size_bytes` is that of the file when it was opened.
+    `data_bytes` limits a raw image to its data where something follows it. `base` is the backing image.
+    """
+
+    path: str
+    fd: int
+    image_type: ImageType
+    readonly: bool
+    size_bytes: int
+    kind: Literal["file", "host_device"] = "file"
+    direct: bool = False
+    data_bytes: int | None = None
+    base: Image | None = None
+
+    def chain(self) -> list[Image]:
+        """Return this image and its backing images, top first."""
+        return [self] if self.base is None else [self, *self.base.chain()]
+
+    def close(self) -> None:
+        """Close the whole chain; idempotent."""
+        for image in self.chain():
+            if image.fd >= 0:
+                os.close(image.fd)
+                image.fd = -1
+
+
+def open_image(
+    path: str, *, readonly: bool, direct: bool, image_type: ImageType, backing_files: bool
+) -> Image:
+    """Open `path` and what it stands on. The caller owns the result and closes it.
+
+    :raises DiskOpenError: a file cannot be opened; the cause tells which and why.
+    :raises ImageTypeMismatch: it is not of `image_type`.
+    :raises BackingFilesDisabled: it has a backing file, and `backing_files` is not set.
+    :raises InvalidImage: its header is broken, or asks for what is not supported.
+    """
+    image = _open_file(path, readonly=readonly, direct=direct)
+    try:
+        image.image_type = detect(image.fd, image.size_bytes)
+        if image_type not in (ImageType.UNKNOWN, image.image_type):
+            raise ImageTypeMismatch(image_type, image.image_type)
+        # A guest that writes a qcow2 header into a raw image must not gain other files by it: unless the
+        # image is declared as qcow2, no backing file is followed.
+        _finish(image, follow=backing_files and image_type is ImageType.QCOW2, depth=0)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def detect(fd: int, size_bytes: int) -> ImageType:
+    """Tell the type of the image open as `fd` by its magic; what has none is raw.
+
+    :raises DiskOpenError: it cannot be read.
+    """
+    try:
+        head = os.pread(fd, _SECTOR_BYTES, 0)
+        foot = os.pread(fd, _SECTOR_BYTES, max(0, size_bytes - _SECTOR_BYTES))
+    except OSError as error:
+        raise DiskOpenError from error
+    if head.startswith(_QCOW2_MAGIC):
+        return ImageType.QCOW2
+    if foot.startswith(_VHD_MAGIC) and int.from_bytes(foot[60:64]) == _VHD_FIXED:
+        return ImageType.FIXED_VHD
+    if head.startswith(_VHDX_MAGIC):
+        return ImageType.VHDX
+    if head.startswith(_VMDK_MAGIC):
+        return ImageType.FLAT_VMDK
+    return ImageType.RAW
+
+
+def _open_file(path: str, *, readonly: bool, direct: bool) -> Image:
+    access = os.O_RDONLY if readonly else os.O_RDWR
+    try:
+        # Non-blocking only for the open itself: a FIFO must not hang us.
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise DiskOpenError from error
+    try:
+        kind = _kind(path, fd)
+        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+        return Image(
+            path=path,
+            fd=fd,
+            image_type=ImageType.UNKNOWN,
+            readonly=readonly,
+            size_bytes=os.lseek(fd, 0, os.SEEK_END),
+            kind=kind,
+            direct=direct,
+        )
+    except OSError as error:
+        os.close(fd)
+        raise DiskOpenError from error
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _kind(path: str, fd: int) -> Literal["file", "host_device"]:
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISBLK(mode):
+        return "host_device"
+    if not stat.S_ISREG(mode):
+        raise InvalidImage(path, "it is neither a regular file nor a block device")
+    return "file"
+
+
+def _finish(image: Image, *, follow: bool, depth: int) -> None:
+    """Fill in what the header of `image` says; open its backing image if `follow`."""
+    match image.image_type:
+        case ImageType.FIXED_VHD:
+            image.data_bytes = _vhd_data_bytes(image)
+        case ImageType.FLAT_VMDK:
+            raise NotSupportedYet("Disk images of type vmdk come with a later release")
+        case ImageType.QCOW2:
+            _finish_qcow2(image, follow=follow, depth=depth)
+        case _:
+            pass
+
+
+def _vhd_data_bytes(image: Image) -> int:
+    """Return the size of the disk in the footer, which lies within the file."""
+    footer = _read(image, _SECTOR_BYTES, image.size_bytes - _SECTOR_BYTES)
+    data_bytes = int.from_bytes(footer[48:56])
+    if data_bytes > image.size_bytes - _SECTOR_BYTES or data_bytes % _SECTOR_BYTES:
+        raise InvalidImage(image.path, "its footer gives a size that the file does not have")
+    return data_bytes
+
+
+def _finish_qcow2(image: Image, *, follow: bool, depth: int) -> None:
+    header = _read(image, _HEADER_BYTES, 0)
+    if len(header) < _QCOW2_MIN_HEADER:
+        raise InvalidImage(image.path, "its header is cut off")
+    version = int.from_bytes(header[4:8])
+    if version >= 3 and int.from_bytes(header[72:80]) & _QCOW2_EXTERNAL_DATA:
+        raise InvalidImage(image.path, "its data lies in another file")
+    if int.from_bytes(header[32:36]):
+        raise InvalidImage(image.path, "it is encrypted")
+    base_name = _backing_name(image, header)
+    if base_name is None:
+        return
+    if not follow:
+        raise BackingFilesDisabled(image.path, base_name)
+    if depth >= _MAX_CHAIN:
+        raise InvalidImage(image.path, f"its chain of backing files is longer than {_MAX_CHAIN}")
+    image.base = _open_base(image, base_name, _backing_format(header, version), depth=depth)
+
+
+def _open_base(image: Image, name: str, base_type: ImageType | None, *, depth: int) -> Image:
+    if ":" in name.split("/", 1)[0]:
+        raise InvalidImage(image.path, f"its backing file {name} is not a file")
+    base = _open_file(str(Path(image.path).parent / name), readonly=True, direct=image.direct)
+    try:
+        base.image_type = base_type or detect(base.fd, base.size_bytes)
+        _finish(base, follow=True, depth=depth + 1)
+    except BaseException:
+        base.close()
+        raise
+    return base
+
+
+def _backing_name(image: Image, header: bytes) -> str | None:
+    offset, length = int.from_bytes(header[8:16]), int.from_bytes(header[16:20])
+    if offset == 0:
+        return None
+    if length == 0 or length > 1023 or offset + length > len(header):
+        raise InvalidImage(image.path, "the name of its backing file lies outside its header")
+    try:
+        return header[offset : offset + length].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidImage(image.path, "the name of its backing file is not UTF-8") from error
+
+
+def _backing_format(header: bytes, version: int) -> ImageType | None:
+    """Return what the header says of the backing image's format; None where it says nothing that we know."""
+    position = int.from_bytes(header[100:104]) if version >= 3 else _QCOW2_MIN_HEADER
+    while position + 8 <= len(header):
+        kind = int.from_bytes(header[position : position + 4])
+        length = int.from_bytes(header[position + 4 : position + 8])
+        if kind == 0:
+            return None
+        if kind == _QCOW2_BACKING_FORMAT:
+            return _BACKING_FORMATS.get(header[position + 8 : position + 8 + length].decode("latin-1"))
+        position += 8 + (length + 7) // 8 * 8
+    return None
+
+
+def _read(image: Image, length: int, offset: int) -> bytes:
+    try:
+        return os.pread(image.fd, length, offset)
+    except OSError as error:
+        raise DiskOpenError from error

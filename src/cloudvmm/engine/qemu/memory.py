@@ -1,0 +1,158 @@
+"""Guest RAM: a memfd that QEMU inherits and shares with us, or private memory where KSM is to merge it.
+
+A shared memfd lets a snapshot, a local migration or a clone hand the RAM over instead of copying it. The
+kernel's KSM passes shared pages by, so that `mergeable` RAM is private and anonymous.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import msgspec
+
+from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
+from cloudvmm.engine.base import EngineError, NotSupportedYet
+from cloudvmm.engine.qemu.parts import Parts, Properties
+
+RAM_ID: Final = "ram0"
+HOTPLUG_SLOTS: Final = 8
+
+_PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
+_MAX_PREALLOC_THREADS: Final = 16
+
+
+class MemoryConfigError(EngineError):
+    """Root of what is wrong with the memory configuration of a machine"""
+
+
+class InvalidMemoryParameters(MemoryConfigError):
+    """Memory configuration is not valid"""
+
+
+class MissingMemoryZones(MemoryConfigError):
+    """No memory zones found"""
+
+
+class MisalignedMemorySize(MemoryConfigError):
+    """Memory size is misaligned with default page size or its hugepage size"""
+
+
+class RamNotAvailable(MemoryConfigError):
+    """Guest memory could not be made"""
+
+
+class Ram(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for, with a single zone and the global settings made one. Sizes are bytes."""
+
+    size: int
+    mergeable: bool
+    hugepages: bool
+    hugepage_size: int | None
+    prefault: bool
+    reserve: bool
+    hotplug_size: int
+
+
+def ram_of(memory: MemoryConfig) -> Ram:
+    """Return what RAM `memory` describes.
+
+    :raises MemoryConfigError: it contradicts itself.
+    :raises NotSupportedYet: it asks for several zones, or for a zone's file or host node, or for virtio-mem.
+    """
+    zones = memory.zones or []
+    if memory.size and zones:
+        raise InvalidMemoryParameters
+    if not memory.size and not zones:
+        raise MissingMemoryZones
+    _check_hotplug(memory)
+    source: MemoryConfig | MemoryZoneConfig = memory
+    if zones:
+        _check_zones(zones)
+        source = zones[0]
+    return Ram(
+        size=source.size,
+        mergeable=source.mergeable,
+        hugepages=source.hugepages,
+        hugepage_size=source.hugepage_size,
+        prefault=source.prefault,
+        reserve=source.reserve,
+        hotplug_size=memory.hotplug_size or 0,
+    )
+
+
+def _check_zones(zones: list[MemoryZoneConfig]) -> None:
+    zone = zones[0]
+    if len(zones) > 1 or zone.file is not None or zone.host_numa_node is not None or zone.hotplug_size:
+        raise NotSupportedYet(
+            "Memory zones come with a later release: only one zone without a file is possible"
+        )
+
+
+def _check_hotplug(memory: MemoryConfig) -> None:
+    if memory.hotplugged_size and memory.hotplug_method is HotplugMethod.ACPI:
+        raise InvalidMemoryParameters
+    if (memory.hotplugged_size or 0) > (memory.hotplug_size or 0):
+        raise InvalidMemoryParameters
+    if memory.hotplug_method is HotplugMethod.VIRTIO_MEM and memory.hotplug_size:
+        raise NotSupportedYet("Memory hotplug by virtio-mem comes with a later release")
+
+
+def open_ram(ram: Ram) -> int | None:
+    """Return a fresh memfd of the size of `ram`, owned by the caller; None where the RAM is private.
+
+    :raises MisalignedMemorySize: the size is not a multiple of the page size in use.
+    :raises RamNotAvailable: the kernel has no such pages.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    if ram.hugepages:
+        flags |= os.MFD_HUGETLB
+        if ram.hugepage_size:
+            flags |= (ram.hugepage_size.bit_length() - 1) << os.MFD_HUGE_SHIFT
+    elif ram.size % _PAGE_BYTES:
+        raise MisalignedMemorySize
+    if ram.mergeable and not ram.hugepages:
+        return None
+    try:
+        fd = os.memfd_create("cloudvmm-ram", flags)
+    except OSError as error:
+        raise RamNotAvailable from error
+    try:
+        if ram.size % max(os.fstat(fd).st_blksize, _PAGE_BYTES):
+            raise MisalignedMemorySize
+        os.ftruncate(fd, ram.size)
+    except OSError as error:
+        os.close(fd)
+        raise RamNotAvailable from error
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:
+    """Describe the RAM back end; `fd` is the memfd that the QEMU process has under the same number."""
+    backend: Properties = {"id": RAM_ID, "size": ram.size}
+    if fd is None:
+        backend = {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
+    else:
+        path = f"/proc/self/fd/{fd}"
+        backend = {
+            "qom-type": "memory-backend-file",
+            **backend,
+            "mem-path": path,
+            "share": True,
+            "merge": False,
+        }
+    if ram.prefault:
+        backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
+    if ram.hugepages and not ram.reserve and not ram.prefault:
+        backend["reserve"] = False
+    return Parts(objects=[backend])
+
+
+def memory_arguments(ram: Ram) -> list[str]:
+    """Return the option for the size of the RAM, with room for hotplug if that is asked for."""
+    if not ram.hotplug_size:
+        return ["-m", f"size={ram.size}B"]
+    return ["-m", f"size={ram.size}B,slots={HOTPLUG_SLOTS},maxmem={ram.size + ram.hotplug_size}B"]

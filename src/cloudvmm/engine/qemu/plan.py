@@ -1,0 +1,119 @@
+"""The command line of a machine, from what it is and what was opened for it. Pure.
+
+The machine is the flat `pc`, trimmed: no SMM, no VMware port, no graphics; the keyboard controller stays,
+because guests reset through it. Its version is fixed, since the state of a saved guest is tied to it. The
+guest's own shutdown, reset and watchdog leave the process standing still, so that whoever watches sees
+them.
+
+Left to the caller: the binary, ``-nodefaults -no-user-config -display none``, the monitors,
+``-no-shutdown`` and ``-S``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.engine.base import EngineError, MachineSpec
+from cloudvmm.engine.qemu.console import console_parts, debug_console_parts, serial_parts
+from cloudvmm.engine.qemu.cpu import cpu_arguments
+from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
+from cloudvmm.engine.qemu.disk import disk_parts
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
+from cloudvmm.engine.qemu.net import net_parts
+from cloudvmm.engine.qemu.parts import FdSet, Parts, render
+from cloudvmm.engine.qemu.payload import payload_arguments
+from cloudvmm.engine.qemu.platform import smbios_arguments
+from cloudvmm.engine.qemu.resource import DiskResource, MissingDeviceId, NetResource, Resources
+
+MACHINE: Final = f"pc-i440fx-7.2,vmport=off,smm=off,graphics=off,memory-backend={RAM_ID}"
+_ACTIONS: Final = "panic=none,reboot=shutdown,watchdog=pause"
+
+
+class NulCharacter(EngineError):
+    """A text in the configuration holds a NUL character, which no argument can"""
+
+
+def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list[str]:
+    """Return the options that make `spec` out of `resources`.
+
+    :raises EngineError: the accelerator or the machine cannot give what `spec` asks for.
+    :raises NoSlot: a device has no slot in `spec`.
+    """
+    vm_config = spec.vm_config
+    result = [
+        *("-machine", MACHINE),
+        *cpu_arguments(vm_config.cpus, facts.accelerator),
+        *memory_arguments(resources.ram),
+        *("-action", _ACTIONS),
+        *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
+        *smbios_arguments(vm_config.platform),
+    ]
+    for parts in machine_parts(spec, resources):
+        result += render(parts)
+    if any("\0" in argument for argument in result):
+        raise NulCharacter
+    return result
+
+
+def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
+    """Describe everything on the machine, in the order in which it is made.
+
+    :raises NoSlot: a device has no slot in `spec`.
+    """
+    vcpus = spec.vm_config.cpus.boot_vcpus
+    return [
+        memory_parts(resources.ram, fd=resources.ram_fd, vcpus=vcpus),
+        serial_parts(spec, fd=resources.serial_fd),
+        console_parts(spec, fd=resources.console_fd),
+        debug_console_parts(spec, fd=resources.debug_console_fd),
+        *_disks(spec, resources),
+        *_nets(spec, resources),
+        rng_parts(spec, path=resources.rng_path),
+        balloon_parts(spec),
+        watchdog_parts(spec),
+        pvpanic_parts(spec),
+    ]
+
+
+def _disks(spec: MachineSpec, resources: Resources) -> list[Parts]:
+    opened = {resource.disk_id: resource for resource in resources.disks}
+    disks = spec.vm_config.disks or []
+    set_id = 1
+    result: list[Parts] = []
+    for index, disk in enumerate(disks, start=1):
+        resource = opened[_id_of(disk)]
+        fdsets = _fdsets(resource, first=set_id)
+        set_id += len(fdsets)
+        result.append(
+            disk_parts(
+                spec,
+                disk,
+                disk_id=resource.disk_id,
+                image=resource.image,
+                fdsets=fdsets,
+                boot_index=index,
+            )
+        )
+    return result
+
+
+def _fdsets(resource: DiskResource, *, first: int) -> list[FdSet]:
+    """Number the descriptors of an image and of its backing images, top first."""
+    return [FdSet(image.fd, set_id) for set_id, image in enumerate(resource.image.chain(), start=first)]
+
+
+def _nets(spec: MachineSpec, resources: Resources) -> list[Parts]:
+    opened: dict[str, NetResource] = {resource.net_id: resource for resource in resources.nets}
+    return [
+        net_parts(spec, net, net_id=_id_of(net), fds=opened[_id_of(net)].fds)
+        for net in spec.vm_config.net or []
+    ]
+
+
+def _id_of(device: DiskConfig | NetConfig) -> str:
+    if device.id is None:
+        raise MissingDeviceId
+    return device.id

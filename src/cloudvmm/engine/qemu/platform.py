@@ -1,0 +1,71 @@
+"""What the machine says it is: SMBIOS tables.
+
+Every string is given, empty ones too, because QEMU fills those left out with its own name and the machine's.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from cloudvmm.config.platform import PlatformConfig
+from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.qemu.parts import escape
+
+_MANUFACTURER: Final = "Cloud Hypervisor"
+_PRODUCT: Final = "cloud-hypervisor"
+_NO_UUID: Final = "00000000-0000-0000-0000-000000000000"
+
+
+class InvalidSystemUuid(EngineError):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"System UUID {text} is not a UUID")
+
+
+def smbios_arguments(platform: PlatformConfig | None) -> list[str]:
+    """Return the options for the tables of firmware, system, chassis and OEM strings.
+
+    :raises InvalidSystemUuid: `system_uuid` is not one.
+    """
+    platform = platform or PlatformConfig()
+    arguments = [
+        "-smbios",
+        _table(0, vendor=_PRODUCT, version="0", date=""),
+        "-smbios",
+        _table(
+            1,
+            manufacturer=platform.system_manufacturer or _MANUFACTURER,
+            product=platform.system_product_name or _PRODUCT,
+            version=platform.system_version,
+            serial=platform.system_serial_number,
+            uuid=_uuid(platform.system_uuid),
+            sku=platform.system_sku_number,
+            family=platform.system_family,
+        ),
+        "-smbios",
+        _table(
+            3,
+            manufacturer="",
+            version="",
+            serial="",
+            asset=platform.chassis_asset_tag,
+            sku="",
+        ),
+    ]
+    if platform.oem_strings:
+        values = ",".join(f"value={escape(text)}" for text in platform.oem_strings)
+        arguments += ["-smbios", f"type=11,{values}"]
+    return arguments
+
+
+def _table(kind: int, **fields: str | None) -> str:
+    return ",".join([f"type={kind}", *(f"{key}={escape(value or '')}" for key, value in fields.items())])
+
+
+def _uuid(text: str | None) -> str:
+    """Return `text` with hyphens; plain, hyphenated, braced and URN forms are understood."""
+    if text is None:
+        return _NO_UUID
+    digits = text.removeprefix("urn:uuid:").removeprefix("{").removesuffix("}").replace("-", "")
+    if len(digits) != 32 or not all(digit in "0123456789abcdefABCDEF" for digit in digits):
+        raise InvalidSystemUuid(text)
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

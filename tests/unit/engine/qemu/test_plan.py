@@ -1,0 +1,162 @@
+"""Every option of every struct as a golden pair: a configuration, and the arguments or the refusal it gives.
+
+``golden/NAME.json`` holds a `Case`, of which only what it is about is given. Beside it lies ``NAME.args``, one
+argument a line, or ``NAME.err``, the text of the refusal. To write them anew:
+``CLOUDVMM_WRITE_GOLDEN=1 pytest tests/unit/engine/qemu/test_plan.py``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+
+from cloudvmm.config.console import ConsoleOutputMode
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import ConsoleSink, EngineError, MachineSpec, SinkKind
+from cloudvmm.engine.qemu import plan
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.image import Image
+from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.resource import DiskResource, NetResource, Resources
+from cloudvmm.engine.qemu.slot import check_slots
+from cloudvmm.engine.qemu.support import check_supported
+
+GOLDEN = Path(__file__).parent / "golden"
+NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
+
+
+class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`bases` lists the types of the backing images of a disk; `slots` is by default one after another from 2."""
+
+    config: VmConfig
+    accelerator: Literal["tcg", "kvm"] = "tcg"
+    firmware_is_elf: bool = False
+    bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
+    block_devices: list[str] = msgspec.field(default_factory=list)
+    slots: dict[str, int] | None = None
+
+
+def read_case(name: str) -> Case:
+    return msgspec.json.decode((GOLDEN / f"{name}.json").read_bytes(), type=Case)
+
+
+def default_slots(config: VmConfig) -> dict[str, int]:
+    ids = [config.console.id or "__console"]
+    ids += [device.id or "" for device in [*(config.disks or []), *(config.net or [])]]
+    ids += [config.rng.id or "__rng"]
+    ids += [config.balloon.id or "__balloon"] if config.balloon else []
+    ids += ["__watchdog", "__pvpanic"]
+    return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
+
+
+def sink_of(mode: ConsoleOutputMode, path: str | None, fd: int) -> ConsoleSink:
+    match mode:
+        case ConsoleOutputMode.OFF:
+            return ConsoleSink(kind=SinkKind.OFF)
+        case ConsoleOutputMode.NULL:
+            return ConsoleSink(kind=SinkKind.NULL)
+        case ConsoleOutputMode.FILE:
+            return ConsoleSink(kind=SinkKind.FILE, path=path)
+        case _:
+            return ConsoleSink(kind=SinkKind.STREAM, stream_fd=fd)
+
+
+def spec_of(case: Case) -> MachineSpec:
+    config = case.config
+    return MachineSpec(
+        vm_config=config,
+        slots=default_slots(config) if case.slots is None else case.slots,
+        serial=sink_of(config.serial.mode, config.serial.file, 10),
+        console=sink_of(config.console.mode, config.console.file, 11),
+        debug_console=sink_of(config.debug_console.mode, config.debug_console.file, 12),
+    )
+
+
+def image_of(case: Case, disk: DiskConfig, fd: int) -> Image:
+    """What `open_image` would have made of `disk`, with its bases below it."""
+    types = [disk.image_type, *case.bases.get(disk.id or "", [])]
+    image: Image | None = None
+    for depth in reversed(range(len(types))):
+        kind = ImageType.RAW if types[depth] is ImageType.UNKNOWN else types[depth]
+        image = Image(
+            path=disk.path or "",
+            fd=fd + depth,
+            image_type=kind,
+            readonly=disk.readonly or depth > 0,
+            size_bytes=1 << 20,
+            kind="host_device" if disk.path in case.block_devices else "file",
+            direct=disk.direct,
+            data_bytes=1 << 19 if kind is ImageType.FIXED_VHD else None,
+            base=image,
+        )
+    assert image is not None
+    return image
+
+
+def resources_of(case: Case) -> Resources:
+    """What `acquire` would have opened, under made-up numbers that differ by kind."""
+    config = case.config
+    ram = ram_of(config.memory)
+    return Resources(
+        ram=ram,
+        ram_fd=None if ram.mergeable and not ram.hugepages else 20,
+        disks=[
+            DiskResource(
+                disk_id=disk.id or "",
+                image=image_of(case, disk, 30 + 10 * index),
+                granularity=disk.lock_granularity,
+            )
+            for index, disk in enumerate(config.disks or [])
+        ],
+        nets=[
+            NetResource(
+                net_id=net.id or "",
+                fds=[100 + 10 * index + queue for queue in range(net.num_queues // 2)],
+                interface=net.tap,
+            )
+            for index, net in enumerate(config.net or [])
+        ],
+        serial_fd=10,
+        console_fd=11,
+        debug_console_fd=12,
+        rng_path=config.rng.src,
+        firmware_is_elf=case.firmware_is_elf,
+    )
+
+
+def outcome(case: Case) -> tuple[str, str]:
+    """Return the suffix of the golden file and what should be in it."""
+    facts = QemuFacts(
+        binary="/usr/bin/qemu-system-x86_64",
+        version=(10, 0, 2),
+        accelerator=case.accelerator,
+        qboot_path="/usr/share/qemu/qboot.rom",
+        seabios_path="/usr/share/seabios/bios-256k.bin",
+    )
+    try:
+        check_supported(case.config)
+        spec = spec_of(case)
+        check_slots(spec.slots)
+        return ".args", "".join(f"{line}\n" for line in plan.arguments(spec, resources_of(case), facts))
+    except EngineError as error:
+        return ".err", f"{type(error).__name__}: {error}\n"
+
+
+def test_golden_folder_has_a_case_for_every_outcome():
+    outcomes = {path.stem for path in GOLDEN.iterdir() if path.suffix != ".json"}
+    assert outcomes == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case_gives_its_golden_outcome(name):
+    suffix, text = outcome(read_case(name))
+    golden = GOLDEN / f"{name}{suffix}"
+    if WRITE:
+        golden.write_text(text)
+    assert text == golden.read_text()
