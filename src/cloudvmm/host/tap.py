@@ -11,7 +11,6 @@ import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -108,7 +107,7 @@ def open_tap(
     :raises TapError: the kernel refused, or an existing interface does not fit `queue_pairs`.
     """
     _check_name(name)
-    existed = name is not None and Path("/sys/class/net", name).exists()
+    existed = name is not None and os.path.exists(f"/sys/class/net/{name}")
     if name is not None and existed:
         _check_queues(name, queue_pairs)
     tap = Tap(name=name or _KERNEL_CHOOSES, fds=[], created=not existed)
@@ -136,7 +135,7 @@ def interface_of(fd: int) -> str | None:
     except OSError:
         return None
     try:
-        ours = Path("/proc/thread-self/ns/net").stat()
+        ours = os.stat("/proc/thread-self/ns/net")
         return _name_in(request) if os.fstat(namespace).st_ino == ours.st_ino else None
     finally:
         os.close(namespace)
@@ -151,7 +150,8 @@ def _check_name(name: str | None) -> None:
 
 def _check_queues(name: str, queue_pairs: int) -> None:
     try:
-        flags = int(Path("/sys/class/net", name, "tun_flags").read_text(), 16)
+        with open(f"/sys/class/net/{name}/tun_flags", encoding="ascii") as file:
+            flags = int(file.read(), 16)
     except (OSError, ValueError):
         return  # no TAP at all: attaching says so
     multi_queue = bool(flags & _IFF_MULTI_QUEUE)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from pathlib import Path
 from typing import Final, Literal
 
 import msgspec
@@ -222,7 +221,7 @@ def _finish_qcow2(image: Image, *, follow: bool, depth: int) -> None:
 def _open_base(image: Image, name: str, base_type: ImageType | None, *, depth: int) -> Image:
     if ":" in name.split("/", 1)[0]:
         raise InvalidImage(image.path, f"its backing file {name} is not a file")
-    base = _open_file(str(Path(image.path).parent / name), readonly=True, direct=image.direct)
+    base = _open_file(os.path.join(os.path.dirname(image.path), name), readonly=True, direct=image.direct)
     try:
         base.image_type = base_type or detect(base.fd, base.size_bytes)
         _finish(base, follow=True, depth=depth + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Final
 
 from cloudvmm.config.payload import PayloadConfig
@@ -40,7 +40,7 @@ def is_elf(path: str) -> bool:
     :raises PayloadError: it cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             return file.read(len(_ELF_MAGIC)) == _ELF_MAGIC
     except (OSError, ValueError) as error:
         raise PayloadError("The firmware could not be read") from error
@@ -52,4 +52,4 @@ def _small_firmware(facts: QemuFacts) -> list[str]:
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).absolute())
+    return os.path.abspath(path)

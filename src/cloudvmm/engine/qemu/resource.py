@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
-from pathlib import Path
 
 import msgspec
 
@@ -210,7 +209,7 @@ def _check_rng(path: str) -> str:
         os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
     except (OSError, ValueError) as error:
         raise RngSourceError from error
-    return str(Path(path).absolute())
+    return os.path.abspath(path)
 
 
 def _lock(image: Image, granularity: LockGranularity) -> None:

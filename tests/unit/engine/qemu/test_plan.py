@@ -1,8 +1,8 @@
 """Every option of every struct as a golden pair: a configuration, and the arguments or the refusal it gives.
 
-``golden/NAME.json`` holds a `Case`, of which only what it is about is given. Beside it lies ``NAME.args``, one
-argument a line, or ``NAME.err``, the text of the refusal. To write them anew:
-``CLOUDVMM_WRITE_GOLDEN=1 pytest tests/unit/engine/qemu/test_plan.py``.
+``golden/NAME.json`` holds a `Case`, of which only what it is about is given. Beside it lies ``NAME.args``,
+one argument a line, or ``NAME.err``, the text of the refusal. To write them anew: ``CLOUDVMM_WRITE_GOLDEN=1
+pytest tests/unit/engine/qemu/test_plan.py``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
 class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`bases` lists the types of the backing images of a disk; `slots` is by default one after another from 2."""
+    """`bases` lists the types of the backing images of a disk; `slots` is by default one after another from
+    2.
+    """
 
     config: VmConfig
     accelerator: Literal["tcg", "kvm"] = "tcg"
