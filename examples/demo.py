@@ -20,7 +20,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,34 +81,22 @@ class Api:
 
 
 class Console:
-    """Prints the lines that the guest writes into its console file, as they come."""
+    """The file that the guest's console is written into."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._shown = 0
-        self._enough = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-        self._thread.start()
 
-    def text(self) -> bytes:
-        return self._path.read_bytes() if self._path.exists() else b""
-
-    def close(self) -> None:
-        self._enough.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._enough.wait(0.05):
-            self._show()
-        self._show()
-
-    def _show(self) -> None:
-        whole, newline, _ = self.text().rpartition(b"\n")
-        if len(whole) < self._shown - 1:
+    def read(self) -> bytes:
+        """Return all of it; print the lines that were not printed yet."""
+        text = self._path.read_bytes() if self._path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < self._shown:
             self._shown = 0  # the file was begun anew
-        for line in (whole + newline)[self._shown :].splitlines():
+        for line in whole[self._shown :].splitlines():
             print("  console |", line.decode(errors="replace"), flush=True)
-        self._shown = len(whole + newline)
+        self._shown = len(whole)
+        return text
 
 
 class Summary:
@@ -235,7 +222,7 @@ class Demo:
     def end(self) -> None:
         with self.summary.step("Press the power button"):
             self._api.call("PUT", "vm.power-button")
-            wait_until(lambda: b"Power down" in self._console.text(), "the guest's last words", timeout_s=30)
+            wait_until(lambda: b"Power down" in self._console.read(), "the guest's last words", timeout_s=30)
             wait_until(lambda: self._state() == "Created", "the VM is off", timeout_s=10)
         with self.summary.step("Boot again, then cut the power") as notes:
             self._boot_and_wait(notes)
@@ -272,8 +259,7 @@ class Demo:
         shutil.rmtree(self._folder)
 
     def close(self) -> None:
-        """Stop following the console; the VM does not notice."""
-        self._console.close()
+        """Let go of the console; the VM does not notice."""
         if self._pty >= 0:
             os.close(self._pty)
 
@@ -299,13 +285,13 @@ class Demo:
             return False
 
     def _boot_and_wait(self, notes: list[str]) -> None:
-        old = self._console.text()
+        old = self._console.read()
         begun = time.perf_counter()
         self._api.call("PUT", "vm.boot")
 
         def is_ready() -> bool:
             # A boot may begin the file anew or add to it.
-            text = self._console.text()
+            text = self._console.read()
             return ready_uptime_s(text.removeprefix(old)) is not None
 
         wait_until(is_ready, "cloudvmm-guest ready", timeout_s=READY_S)

@@ -49,8 +49,9 @@ def _show(guest: Guest, *, as_json: bool) -> None:
 
 def _boot(guest: Guest, vmm_args: list[str]) -> None:
     """Become a cloudvmm that runs `guest` with its shell on this terminal."""
-    argv = [sys.argv[0], "--kernel", guest.kernel, "--initramfs", guest.initramfs]
+    argv = [sys.executable, "-m", "cloudvmm.cli.main"]
+    argv += ["--kernel", guest.kernel, "--initramfs", guest.initramfs]
     argv += ["--serial", "tty", "--console", "off"]
     argv += ["--cmdline", f"{FAST_CMDLINE} cloudvmm.shell=interactive", *vmm_args]
     sys.stdout.flush()
-    os.execv(sys.argv[0], argv)
+    os.execv(sys.executable, argv)
