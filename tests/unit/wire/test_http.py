@@ -1,5 +1,7 @@
 """Streams of bytes into requests."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,9 +113,7 @@ def test_body_above_the_limit_is_refused_once_and_read_past():
     pieces = [raw[start : start + 65536] for start in range(0, len(raw), 65536)]
     events = [event for piece in pieces for event in parser.feed(piece)]
     assert events == [
-        refused(
-            "Request payload with size 4194305 is larger than the limit of 4194304 allowed by server."
-        )
+        refused("Request payload with size 4194305 is larger than the limit of 4194304 allowed by server.")
     ]
     assert parser.feed(PING) == [PING_REQUEST]
 
@@ -170,7 +170,7 @@ REQUESTS = st.lists(
 
 def cut(stream: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(stream) + 1) for place in places}), len(stream)]
-    return [stream[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [stream[a:b] for a, b in itertools.pairwise(edges) if a < b]
 
 
 @given(stream=REQUESTS, places=st.lists(st.integers(0, 100_000), max_size=20))
@@ -189,7 +189,9 @@ def test_bytes_one_by_one_make_the_same_requests(stream):
 LINES = st.lists(
     st.one_of(
         st.binary(max_size=40),
-        st.sampled_from([b"\r\n", b"\r\n\r\n", b"PUT / HTTP/1.1", b"Content-Length: 3", b"Expect: 100-continue"]),
+        st.sampled_from(
+            [b"\r\n", b"\r\n\r\n", b"PUT / HTTP/1.1", b"Content-Length: 3", b"Expect: 100-continue"]
+        ),
         st.builds(lambda n: b"Content-Length: %d" % n, st.integers(0, 2**33)),
         st.builds(lambda n: b"a" * n, st.integers(1000, 1100)),
     ),
