@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 import threading
@@ -104,6 +105,11 @@ def test_socket_that_cannot_be_made_is_an_error_with_its_cause(vmm, tmp_path, na
     before.assert_nothing_added()
 
 
+def test_empty_path_is_an_error(vmm):
+    with pytest.raises(ApiServerSocketFailed):
+        start_http_path_thread("", vmm.event, vmm.sender)
+
+
 def test_closing_twice_is_as_once(vmm, socket_path):
     server = start_http_path_thread(socket_path, vmm.event, vmm.sender)
     assert server.close() is True
@@ -148,9 +154,10 @@ def test_what_is_no_listening_socket_is_refused_and_stays_open(vmm, tmp_path):
         end.close()
 
 
-def test_descriptor_that_is_not_open_is_refused(vmm):
+@pytest.mark.parametrize("fd", [10_000, -1])
+def test_descriptor_that_is_not_open_is_refused(vmm, fd):
     with pytest.raises(HttpServerError):
-        start_http_fd_thread(10_000, vmm.event, vmm.sender)
+        start_http_fd_thread(fd, vmm.event, vmm.sender)
 
 
 # Connections
@@ -188,6 +195,46 @@ def test_place_of_a_client_that_left_is_free_at_once(server, socket_path):
         assert clients[-1].ping().status == 200
     for client in clients:
         client.close()
+
+
+@contextlib.contextmanager
+def no_more_descriptors(*, than=0):
+    """Let the process open `than` more descriptors and no other."""
+    free = [os.dup(0) for _ in range(than + 1)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_client_that_comes_while_there_is_no_room_is_served_when_there_is(server, client, socket_path):
+    client.ping()
+    with socket.socket(socket.AF_UNIX) as late:
+        late.settimeout(5)
+        with no_more_descriptors():
+            late.connect(socket_path)
+            late.sendall(PING)
+            assert client.ping().status == 200
+        assert late.recv(100).startswith(b"HTTP/1.1 200 \r\n")
+
+
+def test_client_whose_descriptors_find_no_room_is_told(client, vmm):
+    client.ping()
+    before = Holdings()
+    with no_more_descriptors(than=2):
+        client.send(request_bytes("PUT", "/api/v1/vm.add-net", {}), [0] * 5)
+        reply = client.reply()
+    assert (reply.status, reply.texts()) == (
+        500,
+        ["No room for the file descriptors that came with the request"],
+    )
+    assert client.is_closed()
+    assert vmm.names() == ["vmm.ping"]
+    assert [held for held in before.added() if "socket" not in held] == []
 
 
 def test_limit_can_be_raised(vmm, socket_path):

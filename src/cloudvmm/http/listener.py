@@ -8,6 +8,7 @@ servers in one process keep each other out too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -53,7 +54,7 @@ class Listener:
         """
         try:
             inherited = socket.socket(fileno=fd)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise NotAListener(fd) from error
         if not _is_listener(inherited):
             inherited.detach()
@@ -78,6 +79,9 @@ class Listener:
 
 def _lock(path: str) -> int:
     try:
+        if not path:
+            # The kernel would make up a name, and nobody would know it.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         lock_fd = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
         raise ApiServerSocketFailed from error
