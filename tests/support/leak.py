@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -43,7 +44,8 @@ def children_of(pid: int) -> set[int]:
     """Return the pids of all children of all threads of `pid`, zombies too."""
     children: set[int] = set()
     for listing in Path(f"/proc/{pid}/task").glob("*/children"):
-        children.update(int(child) for child in listing.read_text().split())
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # The thread has just ended.
+            children.update(int(child) for child in listing.read_text().split())
     return children
 
 

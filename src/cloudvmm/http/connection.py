@@ -14,8 +14,10 @@ from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
 from cloudvmm.http.descriptor import close_descriptors
+from cloudvmm.http.error import HttpError
 from cloudvmm.http.exchange import Exchange
 from cloudvmm.http.route import answer
+from cloudvmm.http.status import error_response
 from cloudvmm.wire.http import Continue, Refusal, Request, RequestParser
 
 MAX_DESCRIPTORS_PER_READ: Final = 253
@@ -25,8 +27,8 @@ _FD_BYTES: Final = 4
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS_PER_READ * _FD_BYTES)
 
 
-class DescriptorsLost(OSError):
-    """The process has no room for the descriptors that a client sent."""
+class DescriptorsLost(HttpError):
+    """No room for the file descriptors that came with the request"""
 
 
 class Connection:
@@ -85,12 +87,19 @@ class Connection:
 
     def _run(self) -> None:
         try:
-            # The client is gone, or we can no longer understand it: the connection's loss alone.
+            # The client is gone, or no longer understood: the connection's loss alone.
             with contextlib.suppress(OSError):
-                self._serve()
+                self._serve_until_lost()
         finally:
             self._on_end(self)
             self.close()
+
+    def _serve_until_lost(self) -> None:
+        try:
+            self._serve()
+        except DescriptorsLost as error:
+            # Which of them are missing is not told, so nothing that follows can be trusted.
+            self._client.sendall(error_response(error))
 
     def _serve(self) -> None:
         feed, send = self._parser.feed, self._client.sendall
@@ -105,6 +114,7 @@ class Connection:
         """Wait for bytes; empty when the client has ended.
 
         :raises OSError: the connection is broken.
+        :raises DescriptorsLost: the process may not open as many as came.
         """
         piece, ancillary, flags, _ = self._client.recvmsg(
             _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC

@@ -8,11 +8,11 @@ servers in one process keep each other out too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
 import struct
-from pathlib import Path
 
 from cloudvmm.http.error import ApiServerSocketFailed, ApiSocketInUse, NotAListener
 
@@ -54,7 +54,7 @@ class Listener:
         """
         try:
             inherited = socket.socket(fileno=fd)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise NotAListener(fd) from error
         if not _is_listener(inherited):
             inherited.detach()
@@ -62,12 +62,16 @@ class Listener:
         inherited.set_inheritable(False)
         return cls(inherited)
 
-    def close(self, *, remove_socket: bool) -> None:
-        """Stop listening; remove the socket from the file system if asked to, but never an inherited one."""
+    def stop(self) -> None:
+        """Listen no more: clients are refused at once instead of waiting in the queue. Keeps the lock."""
         self.socket.close()
+
+    def close(self, *, remove_socket: bool) -> None:
+        """Stop, and let the path go; remove the socket there if asked to, but never an inherited one."""
+        self.stop()
         if remove_socket and self._path is not None:
             with contextlib.suppress(OSError):
-                Path(self._path).unlink()
+                os.unlink(self._path)
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
@@ -75,6 +79,9 @@ class Listener:
 
 def _lock(path: str) -> int:
     try:
+        if not path:
+            # The kernel would make up a name, and nobody would know it.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         lock_fd = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except (OSError, ValueError) as error:
         raise ApiServerSocketFailed from error
@@ -91,7 +98,7 @@ def _lock(path: str) -> int:
 
 def _bind(path: str) -> socket.socket:
     with contextlib.suppress(OSError):
-        Path(path).unlink()
+        os.unlink(path)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # The file gets the mode that the socket has when it is bound. Setting it now, instead of the

@@ -124,12 +124,10 @@ def _decode(kind: type, body: bytes, fds: list[int]) -> Any:
 
 
 def _success(route: Route, payload: ApiResponsePayload) -> bytes:
-    match payload:
-        case Empty() | VmActionPayload(body=None):
-            return route.done
-        case VmActionPayload(body=bytes(body)):
-            return response(200, body)
-        case VmInfo():
-            return response(200, form.encode(payload))
-        case _:
-            return response(200, _encode_json(payload))
+    if isinstance(payload, VmActionPayload):
+        return route.done if payload.body is None else response(200, payload.body)
+    if isinstance(payload, Empty):
+        return route.done
+    if isinstance(payload, VmInfo):
+        return response(200, form.encode(payload))
+    return response(200, _encode_json(payload))

@@ -71,6 +71,7 @@ class HttpServer:
             self._is_closed = self._is_closing = True
         self._wake.write()
         self._thread.join()
+        self._listener.stop()
         is_clean = self._end_connections(deadline_s)
         self._listener.close(remove_socket=remove_socket)
         self._wake.close()
