@@ -138,7 +138,8 @@ class RestClient:
             return
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         sent = self.socket.sendmsg([raw], [rights])
-        self.socket.sendall(raw[sent:])
+        if left := raw[sent:]:
+            self.socket.sendall(left)
 
     def reply(self) -> Reply:
         """Read exactly one response."""
