@@ -10,9 +10,7 @@ Reference: lifecycle.md section 3, rest.md section 8.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import os
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any
@@ -26,6 +24,7 @@ from cloudvmm.control import edit
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
 from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
 from cloudvmm.control.coredump import dump_guest
+from cloudvmm.control.descriptor import close_descriptors, descriptors_of
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Job
@@ -64,7 +63,7 @@ class Commands:
             action.VmResize: lambda data: self.edit_cold(edit.with_sizes, data),
             action.VmResizeZone: lambda data: self.edit_cold(edit.with_zone_size, data),
             action.VmResizeDisk: lambda _: self.resize_disk(),
-            action.VmSnapshot: lambda _: self.needs_vm_and_means(),
+            action.VmSnapshot: lambda _: self.snapshot(),
             action.VmSendMigration: lambda _: self.needs_vm_and_means(),
             action.VmRestore: lambda _: self.needs_nothing_and_means(),
             action.VmReceiveMigration: lambda _: self.needs_no_vm_and_means(),
@@ -82,7 +81,6 @@ class Commands:
 
     def create(self, vm_config: VmConfig) -> Steps:
         if self._holding.vm_config is not None:
-            close_descriptors(vm_config)
             raise api_error.VmAlreadyCreated
         # The reference keeps the config even where the steps below fail; vm.delete removes it.
         self._holding.vm_config = copy.deepcopy(vm_config)
@@ -135,7 +133,7 @@ class Commands:
         if self._holding.vm is not None:
             yield from self.shutdown()
         yield from self._close_consoles()
-        close_descriptors(self._holding.vm_config)
+        close_descriptors(descriptors_of(self._holding.vm_config))
         self._holding.vm_config = None
         self._events.emit("vm", "deleted")
         return DONE
@@ -212,7 +210,7 @@ class Commands:
                 "Removing a device from a booted VM comes with a later release; remove it before vm.boot"
             )
         self._holding.vm_config, removed = edit.without_device(vm_config, device_id)
-        close_descriptors(VmConfig(net=[removed]) if hasattr(removed, "fds") else VmConfig())
+        close_descriptors(descriptors_of(removed))
         return DONE
 
     def edit_cold(self, change: Callable[[VmConfig, Any], VmConfig], data: Any) -> ApiResponsePayload:
@@ -229,6 +227,11 @@ class Commands:
         if self._holding.vm is None:
             raise api_error.ResizeDisk
         raise api_error.ResizeDisk from api_error.NotImplementedYet()
+
+    def snapshot(self) -> ApiResponsePayload:
+        if self._running_vm().state is not VmState.PAUSED:
+            raise api_error.VmSnapshotFailed from _snapshot_of_running()
+        raise api_error.NotImplementedYet
 
     def needs_vm_and_means(self) -> ApiResponsePayload:
         self._running_vm()
@@ -332,15 +335,12 @@ class Commands:
         return DONE
 
 
+def _snapshot_of_running() -> api_error.MigratableSnapshot:
+    error = api_error.MigratableSnapshot()
+    error.__cause__ = api_error.MigratableError("Trying to snapshot while VM is running")
+    return error
+
+
 def _no_steps(call: Callable[[], ApiResponsePayload]) -> Steps:
     yield from ()
     return call()
-
-
-def close_descriptors(vm_config: VmConfig) -> None:
-    """Close the TAP descriptors that came with `vm_config`."""
-    for net in vm_config.net or []:
-        for fd in net.fds or []:
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        net.fds = None

@@ -24,6 +24,7 @@ from cloudvmm.api.channel import ApiReceiver
 from cloudvmm.api.data import ApiResponsePayload, Empty, VmActionPayload, VmmPingResponse, VmState
 from cloudvmm.api.error import ApiError, VmmShutdownError, VmmShuttingDown, VmNotRunning
 from cloudvmm.control.command import Commands, Steps
+from cloudvmm.control.descriptor import release
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.vm import Vm
@@ -162,6 +163,7 @@ class ControlLoop:
             request.reply.send(VmActionPayload(msgspec.json.encode(outcome.value)))
 
     def _refuse(self, request: action.ApiRequest) -> None:
+        release(request.data, self._holding.vm_config)
         request.reply.send(failed(request.error, VmmShuttingDown()))
 
     # Commands under way
@@ -219,6 +221,7 @@ class ControlLoop:
         if error is not None:
             self._log("error", f"{running.name} failed: {': '.join(error_chain(error))}")
         if running.request is not None:
+            release(running.request.data, self._holding.vm_config)
             running.request.reply.send(payload if payload is not None else failed(running.error, error))
         if running.name == action.VmmShutdown.name:
             self._finish_leaving(error)

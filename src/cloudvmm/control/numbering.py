@@ -133,7 +133,7 @@ def _created(vm_config: VmConfig, names: Names) -> Iterator[tuple[str, int | Non
     if vm_config.balloon is not None:
         yield _single(vm_config.balloon, BALLOON_ID)
     if vm_config.watchdog:
-        yield WATCHDOG_ID, None, True
+        yield WATCHDOG_ID, None, False  # a plain PCI device here: QEMU has no virtio watchdog
     yield from _numbered(vm_config.vdpa, "_vdpa", names)
     if vm_config.rtc is not None:
         yield _single(vm_config.rtc, RTC_ID)

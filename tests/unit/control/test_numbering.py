@@ -74,10 +74,10 @@ def test_a_missing_mac_is_generated_and_a_given_one_kept():
 
 
 def test_only_devices_of_the_lists_get_their_id_written():
-    vm_config = VmConfig(pvpanic=True)
+    vm_config = VmConfig(pvpanic=True, watchdog=True)
 
     numbering = number_devices(vm_config, set(), 2, 31)
 
     assert vm_config.rng.id is None
     assert numbering.virtio == ["__console", "__rng"]
-    assert list(numbering.slots) == ["__console", "__rng", "__pvpanic"]
+    assert list(numbering.slots) == ["__console", "__rng", "__watchdog", "__pvpanic"]
