@@ -75,10 +75,12 @@ def test_readers_fail_once_the_machine_is_gone(machine_running):
         machine_running.pci_resources()
 
 
-def test_coredump_of_a_paused_guest_is_an_elf_core(machine_paused, spec, tmp_path):
+def test_coredump_of_a_paused_guest_is_an_elf_core(machine_running, player, spec, tmp_path):
+    player.wait_ready()  # before its kernel runs, a guest is no 64-bit machine yet
+    machine_running.pause()
     path = tmp_path / "core"
     with path.open("xb") as file:
-        machine_paused.coredump(file.fileno())
+        machine_running.coredump(file.fileno())
     with path.open("rb") as file:
         header = file.read(64)
         magic, elf_class, elf_type, machine = struct.unpack_from("<4sB11xHH", header)

@@ -1,1 +1,5 @@
 """The engine that runs each VM as a QEMU process, controlled over QMP."""
+
+from cloudvmm.engine.qemu.engine import QemuEngine
+
+__all__ = ["QemuEngine"]

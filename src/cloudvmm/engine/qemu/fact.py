@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Accelerator = Literal["tcg", "kvm"]
+KVM_CPU_MODEL = "host"  # what the probe guest is shown and every guest under KVM as well
 
 
 class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,145 @@
+"""The QEMU engine: which binary and accelerator, and the making of machines."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import msgspec
+
+from cloudvmm.engine.base import EngineInfo, MachineSpec, PayloadError
+from cloudvmm.engine.qemu.binary import find_binary, learn_facts
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.kernel import check_payload
+from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
+from cloudvmm.engine.qemu.machine import QemuMachine
+from cloudvmm.engine.qemu.plan import arguments
+from cloudvmm.engine.qemu.probe import KVM_DEVICE, WantedAccelerator, choose_accelerator
+from cloudvmm.engine.qemu.qmp import Observer
+from cloudvmm.engine.qemu.resource import acquire
+from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
+from cloudvmm.engine.qemu.support import check_supported
+
+MAX_VCPUS = 255  # of the machine type pc
+_START_TIMEOUT_S = 30.0
+_PREFAULT_BYTES_PER_S = 64 * 1024 * 1024
+
+
+class QemuEngine:
+    """An `engine.base.Engine`. Costs nothing to make: binary and accelerator are looked at on first use.
+
+    `observe` sees every QMP command of every machine before it is sent.
+    """
+
+    def __init__(
+        self,
+        binary: str | None = None,
+        accel: WantedAccelerator = "auto",
+        *,
+        kvm_device: str = KVM_DEVICE,
+        observe: Observer | None = None,
+    ) -> None:
+        self._binary = binary
+        self._accel: WantedAccelerator = accel
+        self._kvm_device = kvm_device
+        self._observe = observe
+        self._known: QemuFacts | None = None
+        self._lock = threading.Lock()
+        self._attempts: set[Attempt] = set()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is.
+
+        :raises EngineError: there is no QEMU that serves, or KVM was asked for and cannot be used.
+        """
+        facts = self.facts()
+        return EngineInfo(
+            name="QEMU",
+            version=facts.version_text,
+            accelerator=facts.accelerator,
+            accelerator_reason=facts.accelerator_reason,
+            first_slot=FIRST_SLOT,
+            last_slot=LAST_SLOT,
+            max_vcpus=MAX_VCPUS,
+        )
+
+    def facts(self) -> QemuFacts:
+        """Return what is known about the QEMU in use. Blocking the first time, see `info`."""
+        with self._lock:
+            if self._known is None:
+                facts = learn_facts(find_binary(self._binary))
+                accelerator, reason = choose_accelerator(self._accel, facts, kvm_device=self._kvm_device)
+                self._known = msgspec.structs.replace(
+                    facts, accelerator=accelerator, accelerator_reason=reason
+                )
+            return self._known
+
+    def build(self, spec: MachineSpec) -> QemuMachine:
+        check_supported(spec.vm_config)
+        payload_error = _payload_error(spec)
+        with self._attempt() as attempt:
+            if payload_error is None:
+                try:
+                    return self._build(spec, attempt, payload_error=None)
+                except PayloadError as error:
+                    # It looked well but QEMU cannot load it. The devices are still to be tried.
+                    payload_error = error
+            return self._build(_without_payload(spec), attempt, payload_error=payload_error)
+
+    def abort_build(self) -> None:
+        for attempt in tuple(self._attempts):
+            attempt.abort()
+
+    @contextlib.contextmanager
+    def _attempt(self) -> Iterator[Attempt]:
+        attempt = Attempt()
+        self._attempts.add(attempt)
+        try:
+            yield attempt
+        finally:
+            self._attempts.discard(attempt)
+
+    def _build(
+        self, spec: MachineSpec, attempt: Attempt, *, payload_error: PayloadError | None
+    ) -> QemuMachine:
+        facts = self.facts()
+        memory = spec.vm_config.memory
+        with contextlib.ExitStack() as undo:
+            owned = undo.enter_context(contextlib.ExitStack())
+            resources = acquire(spec, owned)
+            launch_spec = LaunchSpec(
+                arguments=arguments(spec, resources, facts),
+                fds=resources.inherited_fds,
+                state_dir=spec.state_dir,
+                thp=memory.thp,
+                timeout_s=_START_TIMEOUT_S + memory.size / _PREFAULT_BYTES_PER_S,
+            )
+            process, monitors = launch(launch_spec, facts, owned, attempt=attempt, observe=self._observe)
+            machine = QemuMachine(
+                spec,
+                process=process,
+                monitors=monitors,
+                resources=resources,
+                undo=owned,
+                payload_error=payload_error,
+            )
+            undo.callback(machine.close)
+            machine.start_counting()
+            attempt.check()
+            undo.pop_all()
+        return machine
+
+
+def _payload_error(spec: MachineSpec) -> PayloadError | None:
+    try:
+        check_payload(spec.vm_config.payload)
+    except PayloadError as error:
+        return error
+    return None
+
+
+def _without_payload(spec: MachineSpec) -> MachineSpec:
+    vm_config = msgspec.structs.replace(spec.vm_config, payload=None)
+    return msgspec.structs.replace(spec, vm_config=vm_config)

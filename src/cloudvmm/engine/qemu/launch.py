@@ -1,0 +1,139 @@
+"""Starting QEMU with its monitors, and reading its refusal.
+
+Three QMP monitors over inherited socket pairs, so that no path exists in any file system: `control` for the
+blocking calls of the worker, `reader` for queries beside them, `events` for the control loop.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from cloudvmm.engine.base import DeviceError, EngineError, MachineGone, PayloadError, SlotError
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.qmp import Observer, QmpClient, offer_handshake
+
+_FIXED_ARGUMENTS = ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
+_DEVICE_OPTIONS = ("-device ", "-blockdev ", "-netdev ", "-chardev ", "-object ", "-add-fd ", "-serial ")
+_SLOT_WORDS = ("PCI: slot ", "PCI: no slot/function available")
+_PAYLOAD_WORDS = ("kernel", "initrd", "bios", "multiboot")
+
+
+class Monitors(msgspec.Struct, frozen=True):
+    control: QmpClient
+    reader: QmpClient
+    events: QmpClient
+
+    def close(self) -> None:
+        for client in (self.control, self.reader, self.events):
+            client.close()
+
+
+class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """`arguments` follow those that are the same for every machine; `fds` are lent."""
+
+    arguments: Sequence[str]
+    fds: Sequence[int] = ()
+    state_dir: str | None = None
+    thp: bool = True
+    timeout_s: float
+
+
+class Attempt:
+    """A launch that another thread may abort."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._aborted = False
+        self._process: QemuProcess | None = None
+
+    def abort(self) -> None:
+        """Make the launch fail soon with `MachineGone`. Any thread, any time, idempotent."""
+        with self._lock:
+            self._aborted = True
+            if self._process is not None:
+                self._process.kill()
+
+    def watch(self, process: QemuProcess) -> None:
+        with self._lock:
+            self._process = process
+        self.check()
+
+    def check(self) -> None:
+        """:raises MachineGone: it was aborted."""
+        with self._lock:
+            if self._aborted:
+                if self._process is not None:
+                    self._process.kill()
+                raise MachineGone("The start of QEMU was aborted")
+
+
+def launch(
+    spec: LaunchSpec,
+    facts: QemuFacts,
+    undo: contextlib.ExitStack,
+    *,
+    attempt: Attempt,
+    observe: Observer | None = None,
+) -> tuple[QemuProcess, Monitors]:
+    """Blocking. Start QEMU with its vCPUs standing still and return once it answers on every monitor.
+
+    `undo` ends what was started.
+
+    :raises MachineGone: `attempt` was aborted.
+    :raises EngineError: QEMU refused; the text is its own words. A `DeviceError`, `SlotError` or
+        `PayloadError` where the words are about one.
+    """
+    attempt.check()
+    clients: list[QmpClient] = []
+    theirs: list[socket.socket] = []
+    with contextlib.ExitStack() as lent:
+        for _ in range(3):
+            near, far = socket.socketpair()
+            lent.enter_context(far)
+            client = QmpClient(near, observe=observe)
+            undo.callback(client.close)
+            offer_handshake(near)
+            clients.append(client)
+            theirs.append(far)
+        fds = [far.fileno() for far in theirs]
+        argv = [facts.binary, *_FIXED_ARGUMENTS, *_monitor_arguments(fds), *spec.arguments]
+        process = QemuProcess(
+            ProcessSpec(argv, fds=[*fds, *spec.fds], state_dir=spec.state_dir, thp=spec.thp)
+        )
+        undo.callback(process.close)
+    attempt.watch(process)
+    try:
+        for client in clients:
+            client.handshake(timeout_s=spec.timeout_s)
+    except MachineGone:
+        process.wait(timeout_s=5)
+        attempt.check()
+        raise refusal(process) from None
+    attempt.check()
+    return process, Monitors(*clients)
+
+
+def refusal(process: QemuProcess) -> EngineError:
+    """Return the error that says in QEMU's words why the `process`, which has ended, ended."""
+    words = process.complaint() or process.ending()
+    if any(slot_words in words for slot_words in _SLOT_WORDS):
+        return SlotError(words)
+    if words.startswith(_DEVICE_OPTIONS):
+        return DeviceError(words)
+    if any(payload_words in words.lower() for payload_words in _PAYLOAD_WORDS):
+        return PayloadError(words)
+    return EngineError(words)
+
+
+def _monitor_arguments(fds: Sequence[int]) -> list[str]:
+    arguments: list[str] = []
+    for name, fd in zip(("control", "reader", "events"), fds, strict=True):
+        arguments += ["-chardev", f"socket,id=qmp.{name},fd={fd}"]
+        arguments += ["-mon", f"chardev=qmp.{name},mode=control"]
+    return arguments

@@ -1,0 +1,140 @@
+"""A VM as a QEMU process: what `engine.base.Machine` promises, said in QMP.
+
+The worker's calls go over the monitor `control`, the reader's over `reader`, the loop listens on `events`;
+so neither waits for the other. Starting QEMU is `launch.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from cloudvmm.config.disk import ImageType
+from cloudvmm.engine.base import EngineError, EngineEvent, MachineGone, MachineSpec, PayloadError, PciBar
+from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
+from cloudvmm.engine.qemu.event import EventStream
+from cloudvmm.engine.qemu.launch import Monitors
+from cloudvmm.engine.qemu.name import device_id, qdev_id
+from cloudvmm.engine.qemu.pci import placed_bars
+from cloudvmm.engine.qemu.process import QemuProcess
+from cloudvmm.engine.qemu.resource import Resources
+
+_STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
+_QUERY_TIMEOUT_S = 1.0
+_DUMP_TIMEOUT_S = 30.0
+_DUMP_BYTES_PER_S = 10 * 1024 * 1024
+
+
+class DumpFailed(EngineError):
+    """QEMU could not write the core; the text is its own words."""
+
+
+class QemuMachine:
+    """Owns `process`, `monitors` and what `undo` releases. Made by `QemuEngine.build`.
+
+    `payload_error` is what `boot` has to say about the payload, which QEMU was started without.
+    """
+
+    def __init__(
+        self,
+        spec: MachineSpec,
+        *,
+        process: QemuProcess,
+        monitors: Monitors,
+        resources: Resources,
+        undo: contextlib.ExitStack,
+        payload_error: PayloadError | None,
+    ) -> None:
+        self._process = process
+        self._monitors = monitors
+        self._resources = resources
+        self._undo = undo
+        self._payload_error = payload_error
+        self._ram_bytes = spec.vm_config.memory.size
+        self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
+        self._taps = dict(resources.tap_names)
+        self._taps_before = {name: net_counters(tap) for name, tap in self._taps.items()}
+        self._killed = False
+        self._stream = EventStream(monitors.events, process)
+
+    @property
+    def process_id(self) -> int | None:
+        return self._process.pid
+
+    @property
+    def image_types(self) -> dict[str, ImageType]:
+        return self._resources.image_types
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def take_events(self) -> list[EngineEvent]:
+        events = self._stream.take()
+        for client in (self._monitors.control, self._monitors.reader):
+            # QEMU sends its events there too and would keep what is not fetched.
+            with contextlib.suppress(EngineError):
+                client.poll_events()
+        return events
+
+    def start_counting(self) -> None:
+        """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
+        for disk_id in self._disk_ids:
+            self._monitors.control.execute(
+                "block-latency-histogram-set",
+                {"id": backend_path(qdev_id(disk_id)), "boundaries": LATENCY_BOUNDARIES_NS},
+            )
+
+    def boot(self) -> None:
+        if self._killed:
+            raise MachineGone("The machine was ended before it was booted")
+        self._resources.lock_images()
+        if self._payload_error is not None:
+            raise self._payload_error
+        self._monitors.control.execute("cont")
+
+    def pause(self) -> None:
+        self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+
+    def resume(self) -> None:
+        self._monitors.control.execute("cont")
+
+    def power_button(self) -> None:
+        self._monitors.control.execute("system_powerdown")
+
+    def nmi(self) -> None:
+        self._monitors.control.execute("inject-nmi")
+
+    def coredump(self, fd: int) -> None:
+        control = self._monitors.control
+        control.execute("getfd", {"fdname": "core"}, fds=[fd])
+        request = {"paging": False, "protocol": "fd:core", "detach": True, "format": "elf"}
+        timeout_s = _DUMP_TIMEOUT_S + self._ram_bytes / _DUMP_BYTES_PER_S
+        done = control.execute_until(
+            "dump-guest-memory", request, event="DUMP_COMPLETED", timeout_s=timeout_s
+        )
+        if done.data["result"]["status"] != "completed":
+            raise DumpFailed(done.data.get("error", "The dump failed"))
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        stats = self._monitors.reader.execute("query-blockstats", timeout_s=_QUERY_TIMEOUT_S)
+        counters = disk_counters(stats, device_id)
+        for net_id, tap in self._taps.items():
+            now, before = net_counters(tap), self._taps_before[net_id]
+            if now is not None and before is not None:
+                counters[net_id] = {name: now[name] - before[name] for name in now}
+        return counters
+
+    def pci_resources(self) -> dict[str, list[PciBar]]:
+        buses = self._monitors.reader.execute("query-pci", timeout_s=_QUERY_TIMEOUT_S)
+        return placed_bars(buses, device_id)
+
+    def kill(self) -> None:
+        self._killed = True
+        self._stream.expect_end()
+        self._process.kill()
+        self._monitors.control.abort()
+        self._monitors.reader.abort()
+
+    def close(self) -> None:
+        self.kill()
+        self._stream.close()
+        self._undo.close()

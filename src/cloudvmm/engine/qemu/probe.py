@@ -1,0 +1,174 @@
+"""Which accelerator to use: KVM where a guest really runs on it, else QEMU's own emulation (TCG).
+
+A /dev/kvm can open, answer the right API version, run simple code and still hang every stock guest. So a
+probe guest (`probe_guest.py`) runs under KVM and its verdict decides. The verdict is cached on disk for
+this boot of this kernel, this device and this QEMU; that the device is there and may be opened is looked
+at each time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import zlib
+from typing import Literal
+
+import msgspec
+
+from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
+from cloudvmm.engine.qemu import cache
+from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, Accelerator, QemuFacts
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
+
+KVM_DEVICE = "/dev/kvm"
+START_TIMEOUT_S = 10.0
+RUN_TIMEOUT_S = 5.0
+_FORMAT = "1"
+
+WantedAccelerator = Literal["auto", "kvm", "tcg"]
+
+
+class AcceleratorUnusable(EngineError):
+    """KVM was asked for and no guest runs on it; the text says why."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`reason` is a sentence without a full stop."""
+
+    usable: bool
+    reason: str
+
+
+def choose_accelerator(
+    wanted: WantedAccelerator, facts: QemuFacts, *, kvm_device: str = KVM_DEVICE
+) -> tuple[Accelerator, str]:
+    """Return the accelerator and the reason. Blocking: seconds at worst, where the cache does not know.
+
+    :raises AcceleratorUnusable: `wanted` is ``kvm`` and KVM does not run a guest.
+    """
+    if wanted == "tcg":
+        return "tcg", "TCG was asked for"
+    verdict = judge_kvm(facts, kvm_device=kvm_device)
+    if verdict.usable:
+        return "kvm", verdict.reason
+    if wanted == "kvm":
+        raise AcceleratorUnusable(f"KVM was asked for but cannot be used: {verdict.reason}")
+    return "tcg", verdict.reason
+
+
+def judge_kvm(facts: QemuFacts, *, kvm_device: str = KVM_DEVICE) -> Verdict:
+    """Say whether a stock guest would run under KVM here."""
+    if obstacle := _obstacle(kvm_device):
+        return Verdict(False, obstacle)
+    try:
+        key = _cache_key(facts, kvm_device)
+    except OSError:
+        return _probe_kvm(facts, kvm_device)
+    subject = f"kvm-{zlib.crc32(os.fsencode(facts.binary)):08x}"
+    verdict = cache.load(subject, key, Verdict)
+    if verdict is None:
+        verdict = _probe_kvm(facts, kvm_device)
+        cache.store(subject, key, verdict)
+    return verdict
+
+
+def run_probe_guest(
+    facts: QemuFacts, accelerator: str, cpu_model: str, *, run_timeout_s: float = RUN_TIMEOUT_S
+) -> Verdict:
+    """Run the probe guest with ``-accel accelerator`` and ``-cpu cpu_model`` and say what it did.
+
+    Blocking for 60 ms where all is well, for `run_timeout_s` and a second where the guest hangs.
+    """
+    from cloudvmm.engine.qemu import probe_guest  # needed once per boot of the host
+
+    with contextlib.ExitStack() as undo:
+        image = _memory_file(undo, probe_guest.firmware_image())
+        stages = _memory_file(undo, b"")
+        ours, theirs = socket.socketpair()
+        client = QmpClient(ours)
+        undo.callback(client.close)
+        undo.callback(theirs.close)
+        offer_handshake(ours)
+        argv = _probe_arguments(facts.binary, accelerator, cpu_model, image, stages, theirs.fileno())
+        process = QemuProcess(ProcessSpec(argv, fds=[image, stages, theirs.fileno()]))
+        undo.callback(process.close)
+        theirs.close()
+        how = _watch(client, process, run_timeout_s)
+        if how is None and process.exit_status() == probe_guest.SUCCESS_STATUS:
+            return Verdict(True, "A probe guest ran to its end")
+        how = how or process.ending()
+        reached = os.pread(stages, 64, 0).decode("ascii", errors="replace")
+        stage = probe_guest.STAGES.get(reached[-1:])
+        where = f"got no further than {stage}" if stage else "did not start"
+        return Verdict(False, f"A probe guest {where}: {how.splitlines()[0]}")
+
+
+def _obstacle(device: str) -> str | None:
+    """Return why `device` cannot even be opened, or None."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return f"There is no {device}"
+    except PermissionError:
+        return f"{device} may not be opened by this user (is it in the group kvm?)"
+    except OSError as error:
+        return f"{device} cannot be opened: {error.strerror}"
+    return None
+
+
+def _cache_key(facts: QemuFacts, device: str) -> list[str]:
+    status = os.stat(device)
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    identity = [device, str(status.st_dev), str(status.st_ino), str(status.st_rdev)]
+    return [_FORMAT, os.uname().release, boot_id, *identity, *cache.file_identity(facts.binary)]
+
+
+def _probe_kvm(facts: QemuFacts, device: str) -> Verdict:
+    accelerator = "kvm" if device == KVM_DEVICE else f"kvm,device={device}"
+    try:
+        verdict = run_probe_guest(facts, accelerator, KVM_CPU_MODEL)
+    except EngineError as error:
+        return Verdict(False, f"A probe guest could not be run under KVM: {error}")
+    return Verdict(verdict.usable, f"{verdict.reason} (under KVM on {device})")
+
+
+def _probe_arguments(
+    binary: str, accelerator: str, cpu_model: str, image_fd: int, stages_fd: int, qmp_fd: int
+) -> list[str]:
+    return [
+        binary,
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"),
+        *("-machine", "pc", "-m", "16M"),
+        *("-accel", accelerator),
+        *("-cpu", cpu_model),
+        *("-bios", f"/proc/self/fd/{image_fd}"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"file,id=stages,path=/proc/self/fd/{stages_fd}"),
+        *("-device", "isa-debugcon,iobase=0xe9,chardev=stages"),
+        *("-device", "isa-debug-exit,iobase=0xf4"),
+    ]
+
+
+def _watch(client: QmpClient, process: QemuProcess, run_timeout_s: float) -> str | None:
+    """Let the guest run; return None once QEMU has ended by itself, else what happened instead."""
+    try:
+        client.handshake(timeout_s=START_TIMEOUT_S)
+        client.execute("cont")
+        # QEMU stops a guest that the accelerator cannot run and waits for somebody to look at it.
+        client.wait_event("STOP", timeout_s=run_timeout_s)
+        return process.complaint() or "QEMU stopped it"
+    except EngineTimeout:
+        return f"it did not end within {run_timeout_s:g} s"
+    except MachineGone:
+        process.wait(timeout_s=5)
+        return None
+
+
+def _memory_file(undo: contextlib.ExitStack, content: bytes) -> int:
+    fd = os.memfd_create("probe", os.MFD_CLOEXEC)
+    undo.callback(os.close, fd)
+    os.write(fd, content)
+    return fd

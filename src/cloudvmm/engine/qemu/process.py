@@ -1,0 +1,292 @@
+"""One QEMU process: how it is started, how it is ended, what it said last.
+
+Knows nothing of QMP or of what the process emulates. The child gets a session of its own, nothing on
+standard input, and exactly the descriptors that were named. A mortal child (no state folder) dies with
+the manager: the kernel kills it when the *thread* that spawned it ends, so each has a thread of its own
+that sleeps until the machine is closed. `setpriv` sets that death signal and a shell then checks that the
+manager is still the parent, because a manager that was gone before the signal was set would never be
+noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+
+from cloudvmm.engine.base import EngineError, EngineTimeout
+
+WORDS_BYTES = 4096
+_LOG_LIMIT_BYTES = 1024 * 1024
+_PR_SET_THP_DISABLE = 41
+_PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
+_DEFAULTED_SIGNALS = (
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGCHLD,
+)
+
+
+class ProcessSpec:
+    """What to start: `argv[0]` is an absolute path, `fds` (lent) keep their numbers in the child.
+
+    With `state_dir` the child outlives its manager and leaves `pid`, `argv` and `qemu.log` there.
+    """
+
+    __slots__ = ("argv", "fds", "state_dir", "thp")
+
+    def __init__(
+        self, argv: Sequence[str], *, fds: Sequence[int] = (), state_dir: str | None = None, thp: bool = True
+    ) -> None:
+        self.argv = list(argv)
+        self.fds = list(fds)
+        self.state_dir = state_dir
+        self.thp = thp
+
+
+class QemuProcess:
+    """Owns the child, its pidfd and its log. `kill` may be called by any thread; the rest by the owner."""
+
+    def __init__(self, spec: ProcessSpec) -> None:
+        """Start it. Blocking for about 3 ms.
+
+        :raises EngineError: it could not be started; the cause tells why.
+        """
+        self._state_dir = spec.state_dir
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+        self._status: os.waitid_result | None = None
+        self._final_words = ""
+        self._pidfd = -1
+        self._keeper: threading.Thread | None = None
+        try:
+            self._log_fd = self._open_log()
+        except OSError as error:
+            raise EngineError("The log of QEMU could not be opened") from error
+        try:
+            self.pid = self._start(spec)
+            self._pidfd = self._open_pidfd()
+        except OSError as error:
+            os.close(self._log_fd)
+            self._remove_state()
+            raise EngineError("QEMU could not be started") from error
+        try:
+            self._write_state(spec)
+        except OSError as error:
+            self.close()
+            raise EngineError("The state of QEMU could not be written") from error
+
+    def fileno(self) -> int:
+        """The pidfd: readable from the moment the process has ended."""
+        return self._pidfd
+
+    def kill(self) -> None:
+        """End it at once; nothing happens where it has ended already."""
+        with self._lock:
+            if self._pidfd >= 0 and self._status is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def wait(self, *, timeout_s: float) -> None:
+        """Blocking until it has ended; takes its status.
+
+        :raises EngineTimeout: it still runs.
+        """
+        if not self.has_ended():
+            poller = select.poll()
+            poller.register(self._pidfd, select.POLLIN)
+            poller.poll(timeout_s * 1000)
+            if not self.has_ended():
+                raise EngineTimeout(f"QEMU (process {self.pid}) did not end within {timeout_s:g} s")
+
+    def has_ended(self) -> bool:
+        """Say whether it has ended; takes its status. Never blocks."""
+        with self._lock:
+            if self._status is None and self._pidfd >= 0:
+                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+            return self._status is not None
+
+    def exit_status(self) -> int | None:
+        """Return the status it exited with; None while it runs or where a signal ended it."""
+        if self._status is None or self._status.si_code != os.CLD_EXITED:
+            return None
+        return self._status.si_status
+
+    def ending(self) -> str:
+        """Return a sentence on how it ended, with its last words where it failed."""
+        if self._status is None:
+            return "QEMU runs"
+        number = self._status.si_status
+        if self._status.si_code == os.CLD_EXITED:
+            how = f"QEMU exited with status {number}"
+        else:
+            how = f"QEMU was killed by signal {number} ({_signal_name(number)})"
+        words = self.complaint()
+        return f"{how}: {words}" if words else how
+
+    def complaint(self) -> str:
+        """Return its last words without mere warnings; empty where it had nothing to complain about."""
+        return "\n".join(line for line in self.words().splitlines() if not line.startswith("warning: "))
+
+    def words(self) -> str:
+        """Return the end of what it wrote to standard error, without its own name before each line."""
+        if self._log_fd < 0:
+            return self._final_words
+        size = self._log_size()
+        start = max(0, size - WORDS_BYTES)
+        data = os.pread(self._log_fd, size - start, start)
+        return "\n".join(
+            _strip_name(line) for line in data.decode(errors="replace").splitlines() if line.strip()
+        )
+
+    def close(self) -> None:
+        """Blocking. Kill it if it runs, wait until it is gone, release everything. Idempotent.
+
+        :raises EngineTimeout: the kernel does not let go of it; everything else is released.
+        """
+        if self._pidfd < 0:
+            return
+        self.kill()
+        try:
+            self.wait(timeout_s=10)
+        finally:
+            self._released.set()
+            if self._keeper is not None:
+                self._keeper.join()
+            with self._lock:
+                os.close(self._pidfd)
+                self._pidfd = -1
+            self._final_words = self.words()
+            os.close(self._log_fd)
+            self._log_fd = -1
+            self._remove_state()
+
+    def _start(self, spec: ProcessSpec) -> int:
+        if self._state_dir is not None:
+            return _spawn(spec.argv, spec, self._log_fd)
+        check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
+        argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
+        outcome: list[int | OSError] = []
+        started = threading.Event()
+
+        def keep() -> None:
+            try:
+                outcome.append(_spawn(argv, spec, self._log_fd))
+            except OSError as error:
+                outcome.append(error)
+            started.set()
+            if isinstance(outcome[0], int):
+                self._released.wait()
+
+        self._keeper = threading.Thread(target=keep, name="qemu-keeper", daemon=True)
+        self._keeper.start()
+        started.wait()
+        if isinstance(outcome[0], OSError):
+            raise outcome[0]
+        return outcome[0]
+
+    def _open_pidfd(self) -> int:
+        try:
+            return os.pidfd_open(self.pid)
+        except OSError:
+            # Out of descriptors. The child is not reaped yet, so the pid is still its own.
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self._released.set()
+            raise
+
+    def _open_log(self) -> int:
+        if self._state_dir is not None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+            return os.open(f"{self._state_dir}/qemu.log", flags, 0o600)
+        fd = os.memfd_create("qemu-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # A guest that makes QEMU complain for ever must not fill the memory of the host.
+        os.ftruncate(fd, _LOG_LIMIT_BYTES)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
+        return fd
+
+    def _log_size(self) -> int:
+        if self._state_dir is not None:
+            return os.fstat(self._log_fd).st_size
+        return os.lseek(self._log_fd, 0, os.SEEK_CUR)  # the offset is shared with the child
+
+    def _write_state(self, spec: ProcessSpec) -> None:
+        if self._state_dir is not None:
+            _write_file(f"{self._state_dir}/argv", "".join(f"{argument}\n" for argument in spec.argv))
+            _write_file(f"{self._state_dir}/pid", f"{self.pid}\n")
+
+    def _remove_state(self) -> None:
+        if self._state_dir is not None:
+            for name in ("argv", "pid", "qemu.log"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{self._state_dir}/{name}")
+
+
+def _inheritable_fds() -> list[int]:
+    """Return what a child would get unasked: mostly what this process was itself started with."""
+    inheritable = []
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if fd > 2 and os.get_inheritable(fd):
+                inheritable.append(fd)
+    return inheritable
+
+
+def _write_file(path: str, text: str) -> None:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+def _spawn(argv: Sequence[str], spec: ProcessSpec, log_fd: int) -> int:
+    """Start `argv`; return its pid. `posix_spawn` keeps the child from running any Python."""
+    actions: list[tuple[int, int] | tuple[int, int, int] | tuple[int, int, str, int, int]] = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, log_fd, 1),
+        (os.POSIX_SPAWN_DUP2, log_fd, 2),
+    ]
+    # Onto itself: takes close-on-exec away in the child alone.
+    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in spec.fds]
+    actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds() if fd not in spec.fds]
+    with contextlib.nullcontext() if spec.thp else _without_huge_pages():
+        return os.posix_spawnp(
+            argv[0],
+            list(argv),
+            os.environ,
+            file_actions=actions,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=_DEFAULTED_SIGNALS,
+        )
+
+
+@contextlib.contextmanager
+def _without_huge_pages() -> Iterator[None]:
+    """Let no transparent huge page be given to what is started meanwhile: the flag survives exec."""
+    import ctypes  # rare, and 1.5 MiB: not at the top
+
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    if prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "PR_SET_THP_DISABLE")
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return "real-time"
+
+
+def _strip_name(line: str) -> str:
+    name, colon, rest = line.partition(": ")
+    return rest if colon and name.rpartition("/")[2].startswith("qemu-system-") else line

@@ -1,0 +1,236 @@
+"""A blocking QMP client over a connected stream socket.
+
+One thread at a time executes commands; `abort` may be called by any thread and makes a call that waits
+fail at once. Events that arrive between replies are kept aside in order, the newest `MAX_KEPT_EVENTS` of
+them. After `EngineTimeout` the connection stays usable: the answer that comes late is recognised by its
+id and dropped.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
+from cloudvmm.engine.qemu.codec import (
+    Event,
+    Greeting,
+    Message,
+    MessageBuffer,
+    QmpGarbage,
+    Refusal,
+    Reply,
+    encode_command,
+)
+
+DEFAULT_TIMEOUT_S = 10.0
+MAX_KEPT_EVENTS = 256
+_RECEIVE_BYTES = 64 * 1024
+_RECEIVES_PER_POLL = 16
+_HANDSHAKE_ID = 0
+
+Observer = Callable[[str, dict[str, Any]], None]
+
+
+class QmpError(EngineError):
+    """QEMU refused `command`; `error_class` and `description` are its own words."""
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(description)
+        self.command = command
+        self.error_class = error_class
+        self.description = description
+
+
+def offer_handshake(sock: socket.socket) -> None:
+    """Send the capabilities negotiation; may be done before QEMU has started, it is read when it has."""
+    sock.sendall(encode_command("qmp_capabilities", command_id=_HANDSHAKE_ID))
+
+
+class QmpClient:
+    """Owns `sock`. `offer_handshake` must have been done on it; `handshake` awaits the answer.
+
+    `observe` is called with the name and arguments of each command before it is sent.
+    """
+
+    def __init__(self, sock: socket.socket, *, observe: Observer | None = None) -> None:
+        self._socket = sock
+        self._observe = observe
+        self._buffer = MessageBuffer()
+        self._events: deque[Event] = deque(maxlen=MAX_KEPT_EVENTS)
+        self._last_id = _HANDSHAKE_ID
+        self._aborted = False
+        self._at_end = False
+        self._turn = threading.RLock()
+
+    def fileno(self) -> int:
+        """The socket, for polling alone."""
+        return self._socket.fileno()
+
+    def handshake(self, *, timeout_s: float) -> tuple[int, int, int]:
+        """Blocking. Await the greeting and QEMU's consent; return QEMU's version.
+
+        :raises MachineGone: the peer closed. :raises EngineTimeout: it stayed silent.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._turn:
+            greeting = self._receive("greeting", deadline)
+            if not isinstance(greeting, Greeting):
+                raise QmpGarbage
+            self._await_reply("qmp_capabilities", _HANDSHAKE_ID, deadline)
+        return greeting.version
+
+    def execute(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        fds: Sequence[int] = (),
+    ) -> Any:
+        """Blocking. Send one command, with `fds` (lent) beside it, and return what QEMU returns.
+
+        :raises QmpError: QEMU refused.
+        :raises EngineTimeout: no answer within `timeout_s`: it may or may not have been carried out.
+        :raises MachineGone: the connection ended: it may or may not have been carried out.
+        """
+        if self._observe is not None:
+            self._observe(command, arguments or {})
+        deadline = time.monotonic() + timeout_s
+        with self._turn:
+            self._last_id += 1
+            line = encode_command(command, arguments, command_id=self._last_id)
+            self._send(command, line, fds, deadline)
+            return self._await_reply(command, self._last_id, deadline)
+
+    def wait_event(self, name: str, *, timeout_s: float) -> Event:
+        """Blocking. Take the next event `name`, kept aside or to come; earlier other events are dropped.
+
+        :raises EngineTimeout: it did not come. :raises MachineGone: the connection ended.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._turn:
+            while True:
+                while self._events:
+                    event = self._events.popleft()
+                    if event.name == name:
+                        return event
+                message = self._receive(name, deadline)
+                if isinstance(message, Event):
+                    self._events.append(message)
+
+    def execute_until(
+        self, command: str, arguments: dict[str, Any] | None = None, *, event: str, timeout_s: float
+    ) -> Event:
+        """Blocking. Execute `command`, whose work is done when QEMU sends `event`, and return that event.
+
+        :raises EngineError: as `execute` and `wait_event`.
+        """
+        with self._turn:
+            self._events.clear()
+            self.execute(command, arguments)
+            return self.wait_event(event, timeout_s=timeout_s)
+
+    def poll_events(self) -> list[Event]:
+        """Return and forget the events that arrived so far; never blocks.
+
+        QEMU sends each event to every monitor and keeps in its own memory what nobody reads: a monitor for
+        commands wants this called from time to time as well. Nothing is read while a command is under way.
+
+        :raises MachineGone: the connection ended and all that came before was given out.
+        """
+        if not self._turn.acquire(blocking=False):
+            return []
+        try:
+            for _ in range(_RECEIVES_PER_POLL):
+                if not self._receive_now():
+                    break
+            events = [*self._events, *(message for message in self._buffer if isinstance(message, Event))]
+            self._events.clear()
+        finally:
+            self._turn.release()
+        if not events and self._at_end:
+            raise self._gone("events")
+        return events
+
+    def abort(self) -> None:
+        """End the conversation from any thread: what waits fails with `MachineGone`. Idempotent."""
+        self._aborted = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # closed or never connected: nobody waits
+
+    def close(self) -> None:
+        """Close the socket. No call may be under way."""
+        self._aborted = True
+        self._socket.close()
+
+    def _send(self, command: str, line: bytes, fds: Sequence[int], deadline: float) -> None:
+        try:
+            self._arm(command, deadline)
+            if fds:
+                line = line[socket.send_fds(self._socket, [line], list(fds)) :]
+            self._socket.sendall(line)
+        except TimeoutError:
+            # Half a line may be out: what follows would be glued to it.
+            self.abort()
+            raise EngineTimeout(f"QEMU did not take the command {command}") from None
+        except OSError as error:
+            raise self._gone(command) from error
+
+    def _await_reply(self, command: str, command_id: int, deadline: float) -> Any:
+        while True:
+            message = self._receive(command, deadline)
+            match message:
+                case Event():
+                    self._events.append(message)
+                case Reply() if message.command_id == command_id:
+                    return message.value
+                case Refusal() if message.command_id in (command_id, None):
+                    raise QmpError(command, message.error_class, message.description)
+                case _:
+                    continue  # the late answer to a command that timed out
+
+    def _receive(self, awaited: str, deadline: float) -> Message:
+        while (message := self._buffer.take()) is None:
+            try:
+                self._arm(awaited, deadline)
+                data = self._socket.recv(_RECEIVE_BYTES)
+            except TimeoutError:
+                raise EngineTimeout(f"QEMU did not answer in time ({awaited})") from None
+            except OSError as error:
+                raise self._gone(awaited) from error
+            if not data:
+                raise self._gone(awaited)
+            self._buffer.feed(data)
+        return message
+
+    def _receive_now(self) -> bool:
+        """Take in what is there without waiting; say whether there was something."""
+        try:
+            self._socket.settimeout(0)
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            data = b""
+        self._at_end = not data
+        self._buffer.feed(data)
+        return bool(data)
+
+    def _arm(self, awaited: str, deadline: float) -> None:
+        if self._aborted:
+            raise self._gone(awaited)
+        remaining_s = deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise TimeoutError
+        self._socket.settimeout(remaining_s)
+
+    def _gone(self, awaited: str) -> MachineGone:
+        why = "was ended" if self._aborted else "closed the connection"
+        return MachineGone(f"QEMU {why} while it was asked ({awaited})")

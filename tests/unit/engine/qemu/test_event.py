@@ -1,0 +1,134 @@
+"""What QEMU's events mean to the seam."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+
+import msgspec
+import pytest
+
+from cloudvmm.engine.base import (
+    BalloonChanged,
+    Exited,
+    GuestPanicked,
+    PciChanged,
+    PoweredOff,
+    ResetRequested,
+)
+from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu.event import EventStream, translate
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.qmp import QmpClient
+
+LONG_S = 20.0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "event"),
+    [
+        ("SHUTDOWN", {"guest": True, "reason": "guest-reset"}, ResetRequested()),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"}, PoweredOff()),
+        ("SHUTDOWN", {"guest": True, "reason": "guest-panic"}, PoweredOff()),
+        ("SHUTDOWN", {"guest": False, "reason": "host-signal"}, None),
+        ("WATCHDOG", {"action": "pause"}, ResetRequested(by_watchdog=True)),
+        ("GUEST_PANICKED", {"action": "run"}, GuestPanicked("panic")),
+        ("GUEST_CRASHLOADED", {"action": "run"}, GuestPanicked("crash_loaded")),
+        ("BALLOON_CHANGE", {"actual": 4096}, BalloonChanged(4096)),
+        ("DEVICE_DELETED", {"device": "d0", "path": "/machine/peripheral/d0"}, PciChanged()),
+        ("STOP", {}, None),
+        ("SOMETHING_NEW", {"x": 1}, None),
+    ],
+)
+def test_translation(name, data, event):
+    assert translate(Event(name, data)) == event
+
+
+@pytest.fixture
+def process():
+    process = QemuProcess(ProcessSpec(["/bin/sleep", "300"]))
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def far_and_stream(process):
+    near, far = socket.socketpair()
+    client = QmpClient(near)
+    stream = EventStream(client, process)
+    with far:
+        yield far, stream
+    stream.close()
+    client.close()
+
+
+def say(far, name, **data):
+    far.sendall(msgspec.json.encode({"event": name, "data": data}) + b"\r\n")
+
+
+def readable(stream, timeout_s=0.0):
+    return bool(select.select([stream], [], [], timeout_s)[0])
+
+
+def take_until_exited(stream):
+    events = []
+    while not any(isinstance(event, Exited) for event in events):
+        assert readable(stream, LONG_S)
+        events += stream.take()
+    return events
+
+
+def test_nothing_to_take_is_not_readable(far_and_stream):
+    _, stream = far_and_stream
+
+    assert not readable(stream)
+    assert stream.take() == []
+
+
+def test_events_come_in_order_and_once(far_and_stream):
+    far, stream = far_and_stream
+    say(far, "GUEST_PANICKED", action="run")
+    say(far, "STOP")
+    say(far, "SHUTDOWN", guest=True, reason="guest-reset")
+
+    assert readable(stream, LONG_S)
+    assert stream.take() == [GuestPanicked("panic"), ResetRequested()]
+    assert not readable(stream)
+
+
+def test_end_of_the_process_is_the_last_event_and_leaves_nothing_readable(far_and_stream, process):
+    far, stream = far_and_stream
+    say(far, "SHUTDOWN", guest=True, reason="guest-shutdown")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout_s=LONG_S)
+
+    assert take_until_exited(stream) == [PoweredOff(), Exited("QEMU was killed by signal 9 (SIGKILL)")]
+    assert not readable(stream)
+    assert stream.take() == []
+
+
+def test_closed_monitor_is_no_end_by_itself(far_and_stream):
+    far, stream = far_and_stream
+    far.close()
+
+    assert stream.take() == []
+    assert not readable(stream)
+
+
+def test_garbage_ends_the_process(far_and_stream):
+    far, stream = far_and_stream
+    far.sendall(b"no QMP\n")
+
+    assert take_until_exited(stream) == [Exited("QEMU was killed by signal 9 (SIGKILL)")]
+
+
+def test_expected_end_is_no_event(far_and_stream, process):
+    _, stream = far_and_stream
+    stream.expect_end()
+    process.kill()
+    process.wait(timeout_s=LONG_S)
+
+    assert stream.take() == []
+    assert not readable(stream)

@@ -1,0 +1,234 @@
+"""Starting, watching and ending a process, with a shell in the place of QEMU."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cloudvmm.engine.base import EngineError, EngineTimeout
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from support.leak import Holdings
+from support.wait import wait_until
+
+LONG_S = 20.0
+STANDARD_SIGNALS = 0x7FFFFFFF  # the C library ignores two of its own beyond them
+FOREVER = "while :; do read -r line || exec sleep 300; done"
+
+
+@pytest.fixture
+def start(request):
+    """Start a shell script as the process; it is closed after the test."""
+
+    def run(script: str, **options) -> QemuProcess:
+        process = QemuProcess(ProcessSpec(["/bin/sh", "-c", script], **options))
+        request.addfinalizer(process.close)
+        return process
+
+    return run
+
+
+def test_pidfd_is_readable_when_the_process_has_ended(start):
+    process = start("exit 0")
+
+    assert select.select([process], [], [], LONG_S)[0] == [process]
+    assert process.has_ended()
+
+
+def test_status_and_last_words_make_the_ending(start):
+    process = start("echo 'qemu-system-x86_64: -device x: no such device' >&2; exit 1")
+    process.wait(timeout_s=LONG_S)
+
+    assert process.ending() == "QEMU exited with status 1: -device x: no such device"
+    assert process.exit_status() == 1
+
+
+def test_signal_is_named_in_the_ending(start):
+    process = start(FOREVER)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(timeout_s=LONG_S)
+
+    assert process.ending() == "QEMU was killed by signal 9 (SIGKILL)"
+    assert process.exit_status() is None
+
+
+def test_warnings_are_words_but_no_complaint(start):
+    process = start(
+        "echo 'qemu-system-x86_64: warning: old' >&2; echo '/usr/bin/qemu-system-x86_64: bad' >&2"
+    )
+    process.wait(timeout_s=LONG_S)
+
+    assert process.words() == "warning: old\nbad"
+    assert process.complaint() == "bad"
+
+
+def test_only_the_end_of_a_flood_of_words_is_kept(start):
+    process = start("yes complaint | head -c 3000000; exit 1")
+    process.wait(timeout_s=LONG_S)
+
+    assert 3000 < len(process.words()) <= 4096
+
+
+def test_wait_on_a_process_that_runs_is_a_timeout(start):
+    with pytest.raises(EngineTimeout):
+        start(FOREVER).wait(timeout_s=0.05)
+
+
+def test_named_descriptors_keep_their_numbers_and_others_are_closed():
+    receiver, sender = os.pipe()
+    other = os.open("/dev/null", os.O_RDONLY)
+    os.set_inheritable(other, True)
+    try:
+        process = QemuProcess(ProcessSpec(["/bin/ls", "/proc/self/fd"], fds=[sender]))
+        process.wait(timeout_s=LONG_S)
+        listed = {int(line) for line in process.words().split()}
+        process.close()
+    finally:
+        for fd in (receiver, sender, other):
+            os.close(fd)
+
+    # 3 is the folder itself, which ls has open.
+    assert listed == {0, 1, 2, 3, sender}
+
+
+def test_process_has_a_session_of_its_own_and_reads_nothing(start):
+    process = start("read -r line || exit 3")
+    process.wait(timeout_s=LONG_S)
+
+    assert process.exit_status() == 3
+    assert os.getsid(0) != process.pid
+
+
+def test_signals_that_python_ignores_are_not_ignored_in_the_child(start):
+    process = start(FOREVER)
+    wait_until(lambda: b"300" in _cmdline(process.pid), "the shell runs", timeout_s=LONG_S)
+    with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
+        status = dict(line.split(":\t", 1) for line in file if ":\t" in line)
+
+    assert int(status["SigIgn"], 16) & STANDARD_SIGNALS == 0
+    assert int(status["SigBlk"], 16) & STANDARD_SIGNALS == 0
+
+
+def test_huge_pages_are_off_in_the_child_alone(start):
+    process = start(FOREVER, thp=False)
+
+    assert _thp_enabled(process.pid) == "0"
+    assert _thp_enabled(os.getpid()) == "1"
+
+
+def test_missing_program_is_an_error_and_leaves_nothing(tmp_path):
+    before = Holdings()
+
+    with pytest.raises(EngineError, match="QEMU could not be started"):
+        QemuProcess(ProcessSpec(["/nowhere/qemu"], state_dir=str(tmp_path)))
+    before.assert_nothing_added()
+    assert os.listdir(tmp_path) == []
+
+
+def test_state_folder_tells_pid_and_argv_and_is_empty_after_close(start, tmp_path):
+    process = start(FOREVER, state_dir=str(tmp_path))
+
+    assert (tmp_path / "pid").read_text() == f"{process.pid}\n"
+    assert (tmp_path / "argv").read_text() == f"/bin/sh\n-c\n{FOREVER}\n"
+    assert (tmp_path / "qemu.log").exists()
+    process.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_state_folder_that_is_missing_is_an_error(tmp_path):
+    with pytest.raises(EngineError):
+        QemuProcess(ProcessSpec(["/bin/true"], state_dir=str(tmp_path / "missing")))
+
+
+def test_close_ends_the_process_and_leaves_nothing(start):
+    before = Holdings()
+    process = start(FOREVER)
+    process.close()
+    process.close()
+
+    before.assert_nothing_added()
+
+
+def test_kill_after_close_does_no_harm(start):
+    process = start(FOREVER)
+    process.close()
+    process.kill()
+
+    assert process.ending().startswith("QEMU was killed by signal 9")
+
+
+MANAGER = """
+import sys, time
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+state_dir = sys.argv[1] if len(sys.argv) > 1 else None
+process = QemuProcess(ProcessSpec(["/bin/sleep", "300"], state_dir=state_dir))
+print(process.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.fixture
+def manager(request):
+    """Start a manager of its own; return it and the pid of the process it started."""
+
+    def run(*arguments: str) -> tuple[subprocess.Popen[str], int]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", MANAGER, *arguments], stdout=subprocess.PIPE, text=True
+        )
+        request.addfinalizer(child.communicate)
+        request.addfinalizer(child.kill)
+        assert child.stdout is not None
+        return child, int(child.stdout.readline())
+
+    return run
+
+
+def test_process_dies_with_its_manager(manager):
+    child, pid = manager()
+    wait_until(lambda: b"300" in _cmdline(pid), "the program runs", timeout_s=LONG_S)
+    child.kill()
+
+    wait_until(lambda: not _runs(pid), "the process is gone", timeout_s=LONG_S)
+
+
+def test_process_with_a_state_folder_outlives_its_manager(manager, tmp_path):
+    child, pid = manager(str(tmp_path))
+    child.kill()
+    child.wait(LONG_S)
+
+    assert _runs(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_manager_gone_before_the_death_signal_was_set_is_noticed(tmp_path):
+    """What the shell looks at: another parent than the manager it was started by."""
+    from cloudvmm.engine.qemu import process
+
+    mark = tmp_path / "started"
+    not_our_pid = "1" if os.getpid() != 1 else "2"
+    argv = ["sh", "-c", process._PARENT_CHECK, not_our_pid, "touch", str(mark)]
+
+    assert subprocess.run(argv, check=False).returncode != 0
+    assert not mark.exists()
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _runs(pid: int) -> bool:
+    """Whether it is there and no zombie, which has no command line."""
+    return _cmdline(pid) != b""
+
+
+def _thp_enabled(pid: int) -> str:
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        return next(line.split()[1] for line in file if line.startswith("THP_enabled"))
