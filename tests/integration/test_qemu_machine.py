@@ -49,9 +49,7 @@ READY_S = 90.0
 LONG_S = 20.0
 CMDLINE = "console=ttyS0 panic=-1"
 OFF = ConsoleSink(kind=SinkKind.OFF)
-SLOTS = {
-    name: slot for slot, name in enumerate(("__console", "_disk0", "__rng", "__pvpanic", "__watchdog"), 2)
-}
+SLOTS = {"__console": 2, "_disk0": 3, "__rng": 4, "__pvpanic": 5, "__watchdog": 6, "__balloon": 7}
 
 
 class Guest:
