@@ -1,8 +1,8 @@
 """A server under test by the names of its commands, with what the test expects of each.
 
-    vmm.put("vm.create", config)
-    assert vmm.get("vm.info")["state"] == "Created"
-    assert vmm.put("vm.pause", expect=500)[-1] == "VM is not running"
+vmm.put("vm.create", config)
+assert vmm.get("vm.info")["state"] == "Created"
+assert vmm.put("vm.pause", expect=500)[-1] == "VM is not running"
 """
 
 from __future__ import annotations
@@ -48,9 +48,7 @@ class Vmm:
         """
         return self._call("PUT", command, data, expect=expect, fds=fds)
 
-    def exchange(
-        self, method: str, command: str, data: Any = None, *, fds: list[int] | None = None
-    ) -> Reply:
+    def exchange(self, method: str, command: str, data: Any = None, *, fds: list[int] | None = None) -> Reply:
         """Send a command and return the reply, whatever it is.
 
         :raises OSError: the connection broke, or no answer came in time.

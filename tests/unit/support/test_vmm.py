@@ -52,7 +52,9 @@ def test_expected_error_gives_its_chain(vmm: Vmm, no_vm: None) -> None:
 
 
 def test_unexpected_error_fails_with_its_chain(vmm: Vmm, no_vm: None) -> None:
-    said = r"PUT vm\.boot: 404 instead of success: Error from API <- The VM could not boot <- VM is not created"
+    said = (
+        r"PUT vm\.boot: 404 instead of success: Error from API <- The VM could not boot <- VM is not created"
+    )
     with pytest.raises(AssertionError, match=said):
         vmm.put("vm.boot")
 
