@@ -1,7 +1,8 @@
 """The QEMU command line that a person would write for a VM that the server runs: same machine, same devices.
 
 It is read off the running QEMU. Descriptors that the server passed become what a person has instead: a
-monitor on a socket path, an image's own path. Nothing else is changed, so both QEMUs do the same work.
+monitor on a socket path, an image's own path, RAM that QEMU makes itself. Nothing else is changed, so both
+QEMUs do the same work.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ POLL_EVERY_S = 0.0005
 READ_BYTES = 65536
 _TIMEOUT_S = 60.0
 _SOCKET_FD = re.compile(r"^socket,id=(?P<id>[^,]+),fd=\d+")
+_PASSED = re.compile(r"/dev/fdset/|/proc/self/fd/")
 _FD_SET = re.compile(r"^fd=(?P<fd>\d+),set=(?P<set>\d+)")
 
 
@@ -64,10 +66,10 @@ def translate(
             monitors.append(path)
         argv.append(option)
         if value is not None:
-            argv.append(_rename(value, {**images, **renamed}))
+            argv.append(_own_ram(_rename(value, {**images, **renamed})))
     if not monitors:
         raise SystemExit(f"This is no QEMU with a monitor: {words}")
-    if left := [word for word in argv if re.search(r"(^|,)fds?=\d", word) or "/dev/fdset/" in word]:
+    if left := [word for word in argv if re.search(r"(^|,)fds?=\d", word) or _PASSED.search(word)]:
         raise SystemExit(f"No way to write by hand what was passed as a descriptor: {left}")
     return HandCommand(argv, monitors[0])
 
@@ -133,6 +135,16 @@ def _options(words: Sequence[str]) -> list[tuple[str, str | None]]:
         else:
             pairs.append((word, None))
     return pairs
+
+
+def _own_ram(value: str) -> str:
+    """Return `value` with RAM in a passed memfd made a memfd of QEMU's own."""
+    if not value.startswith('{"qom-type":"memory-backend-file"'):
+        return value
+    ram = msgspec.json.decode(value)
+    if not str(ram.pop("mem-path")).startswith("/proc/self/fd/"):
+        return value
+    return msgspec.json.encode({**ram, "qom-type": "memory-backend-memfd"}).decode()
 
 
 def _fd_sets(words: Sequence[str], path_of: Callable[[int], str]) -> dict[str, str]:

@@ -42,6 +42,19 @@ def test_descriptor_sets_become_the_paths_of_their_files() -> None:
     ]
 
 
+def test_passed_ram_becomes_ram_of_its_own() -> None:
+    passed = (
+        '{"qom-type":"memory-backend-file","id":"ram0","size":4096,"mem-path":"/proc/self/fd/9","share":true}'
+    )
+    command = by_hand("-object", passed)
+    assert command.argv[-1] == '{"qom-type":"memory-backend-memfd","id":"ram0","size":4096,"share":true}'
+
+
+def test_ram_in_a_file_stays_there() -> None:
+    named = '{"qom-type":"memory-backend-file","id":"ram0","size":4096,"mem-path":"/ram","share":true}'
+    assert by_hand("-object", named).argv[-1] == named
+
+
 def test_path_is_renamed_where_it_stands() -> None:
     words = ["/bin/qemu", *MONITOR, "-chardev", "file,id=s,path=/a/serial,append=on"]
     command = translate(words, "/f", renamed={"/a/serial": "/a/by-hand"}, path_of=str)
