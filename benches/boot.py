@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import by_hand
-from bed import running_server
+from bed import processor_s, running_server
 from guest import READY_WORDS, bench_config, engine_flags
 from harness import Report, Series, bench_parser, difference, paired_ratio, ratio
 from support.process import descendants_of
@@ -34,15 +34,18 @@ class Turns:
     def __init__(self) -> None:
         self.ready = Series("create+boot to ready, server", "s")
         self.ready_by_hand = Series("start to ready, by hand", "s")
+        self.work = Series("processor time of it, QEMU and server", "s")
+        self.work_by_hand = Series("processor time of it, by hand", "s")
         self.create = Series("vm.create", "ms")
         self.boot = Series("vm.boot to vCPUs running, server", "ms")
         self.boot_by_hand = Series("start to vCPUs running, by hand", "ms")
 
 
-def boot_by_server(vmm: Vmm, folder: str, turns: Turns) -> None:
+def boot_by_server(vmm: Vmm, server_pid: int, folder: str, turns: Turns) -> None:
     """Create, boot, wait for the guest; the VM is left running."""
     log = _fresh_log(folder)
     config = bench_config("qemu", folder)
+    worked_s = processor_s(server_pid)
     started = time.monotonic()
     vmm.put("vm.create", config)
     created = time.monotonic()
@@ -50,6 +53,7 @@ def boot_by_server(vmm: Vmm, folder: str, turns: Turns) -> None:
     booted = time.monotonic()
     _wait_ready(log)
     turns.ready.add(time.monotonic() - started)
+    turns.work.add(processor_s(_qemu_of(server_pid)) + processor_s(server_pid) - worked_s)
     turns.create.add((created - started) * 1000)
     turns.boot.add((booted - created) * 1000)
 
@@ -61,6 +65,7 @@ def boot_by_hand(command: by_hand.HandCommand, folder: str, turns: Turns) -> Non
     try:
         _wait_ready(log, process)
         turns.ready_by_hand.add(time.monotonic() - started)
+        turns.work_by_hand.add(processor_s(process.pid))
     finally:
         by_hand.end(process)
 
@@ -71,14 +76,16 @@ def measure(runs: int) -> tuple[Turns, by_hand.HandCommand]:
         tempfile.TemporaryDirectory() as folder,
         running_server(folder, engine_flags("qemu")) as (server, vmm),
     ):
-        boot_by_server(vmm, folder, Turns())  # the first start of a QEMU by this server also looks at QEMU
+        boot_by_server(
+            vmm, server.pid, folder, Turns()
+        )  # the first start of a QEMU by this server also looks at QEMU
         serial = os.path.join(folder, "serial")
         command = by_hand.command_of(
             _qemu_of(server.pid), folder, renamed={serial: os.path.join(folder, "serial-by-hand")}
         )
         vmm.put("vm.delete")
         for _ in range(runs):
-            boot_by_server(vmm, folder, turns)
+            boot_by_server(vmm, server.pid, folder, turns)
             vmm.put("vm.delete")
             boot_by_hand(command, folder, turns)
             turns.boot_by_hand.add(by_hand.run_until_continued(command) * 1000)
@@ -111,7 +118,8 @@ def main() -> None:
     turns, command = measure(options.runs)
     before = difference(turns.boot, turns.boot_by_hand, "vm.boot - by hand")
     report = Report("Boot of the default guest: the server beside QEMU by hand")
-    report.add(turns.ready, turns.ready_by_hand, turns.create, turns.boot, turns.boot_by_hand, before)
+    report.add(turns.ready, turns.ready_by_hand, turns.work, turns.work_by_hand)
+    report.add(turns.create, turns.boot, turns.boot_by_hand, before)
     report.claim(
         "ready: median of server / by hand",
         ratio(turns.ready, turns.ready_by_hand),
@@ -119,7 +127,8 @@ def main() -> None:
         unit="x",
     )
     report.claim("before the vCPUs run: server - by hand", before.median, limit=BEFORE_LIMIT_MS, unit="ms")
-    report.note(f"Median of the pairs' ratios: {paired_ratio(turns.ready, turns.ready_by_hand):.3f}")
+    report.note(f"ready, median of the pairs' ratios: {paired_ratio(turns.ready, turns.ready_by_hand):.3f}")
+    report.note(f"processor time, median over median: {ratio(turns.work, turns.work_by_hand):.3f}")
     report.note(f"By hand: {' '.join(command.argv)}")
     report.publish(options.json)
 

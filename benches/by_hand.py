@@ -75,8 +75,11 @@ def translate(
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start QEMU; the process is the caller's to end."""
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    """Start QEMU; the process is the caller's to end.
+
+    It gets a session of its own, as the server gives it one: the kernel shares processors out by session.
+    """
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

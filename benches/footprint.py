@@ -18,7 +18,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bed import Probe, child_process, connect, echo_server, end_server, program, running_server, start_server
+from bed import (
+    Probe,
+    child_process,
+    connect,
+    echo_server,
+    end_server,
+    processor_s,
+    program,
+    running_server,
+    start_server,
+)
 from guest import bench_config, engine_flags
 from harness import Report, Series, bench_parser
 from support.rest import request_bytes
@@ -47,7 +57,7 @@ def start_times(flags: Sequence[str], runs: int) -> tuple[Series, Series]:
                     client.sendall(PING)
                     client.recv(4096)
                     series.add((time.perf_counter_ns() - started) / 1e6)
-                    cpu.add(_cpu_ms(process.pid))
+                    cpu.add(processor_s(process.pid) * 1000)
             finally:
                 end_server(process)
     return series, cpu
@@ -155,12 +165,6 @@ def _read(probes: dict[str, Probe], during: str, seconds: float) -> list[Series]
             series[name].add(probe.timed_us() / 1000)
         time.sleep(PAUSE_S)  # a client that asks now and then, not one that takes a whole core
     return list(series.values())
-
-
-def _cpu_ms(pid: int) -> float:
-    """Return how long the threads of `pid` have run."""
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e6
 
 
 def _rss_mib(pid: int) -> float:
