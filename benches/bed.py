@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -52,13 +53,24 @@ def running_server(folder: str, flags: Sequence[str]) -> Iterator[tuple[subproce
 
 
 def start_server(folder: str, flags: Sequence[str]) -> tuple[subprocess.Popen[bytes], str]:
-    """Start `cloudvmm` and return at once: the process, which is the caller's to end, and its socket."""
+    """Start `cloudvmm` and return at once: the process, which is the caller's to end, and its socket.
+
+    Its modules are compiled once, whatever this environment says: installed packages are compiled too.
+    """
     path = os.path.join(folder, "api")
     with open(os.path.join(folder, "stderr"), "ab") as log:
         process = subprocess.Popen(
-            [program(), "--api-socket", path, *flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            [program(), "--api-socket", path, *flags],
+            env=server_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
         )
     return process, path
+
+
+def server_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def end_server(process: subprocess.Popen[bytes]) -> None:
@@ -124,18 +136,23 @@ def echo_server(folder: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def child_process(run: Callable[[], None]) -> Iterator[None]:
-    """Carry out `run` in a forked process, which is killed at the end."""
+    """Carry out `run`, which must not return, in a forked process, which is killed at the end."""
     pid = os.fork()
     if pid == 0:
         try:
             run()
-        finally:
-            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
     try:
         yield
     finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        has_ended = os.waitpid(pid, os.WNOHANG) != (0, 0)
+        if not has_ended:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    if has_ended:
+        raise SystemExit("What was to run beside the measurement ended before it")
 
 
 def _serve_echo(path: str) -> None:
