@@ -71,3 +71,11 @@ def integration(session: nox.Session) -> None:
 def conformance(session: nox.Session) -> None:
     """An existing client would notice nothing."""
     _pytest(session, "conformance")
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure, print and keep: benches/README.md. `nox -s bench -- api_latency` runs one of them."""
+    names = session.posargs or ["api_latency", "footprint", "boot"]
+    for name in names:
+        session.run(str(BIN / "python"), f"benches/{name}.py", "--json", f"bench-{name}.json", external=True)

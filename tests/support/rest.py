@@ -120,11 +120,11 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class RestClient:
-    """One connection. Every wait is bounded."""
+    """One connection. Every wait is bounded by `timeout_s`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(TIMEOUT_S)
+        self.socket.settimeout(timeout_s)
         try:
             self.socket.connect(path)
         except OSError:

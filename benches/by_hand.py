@@ -1,0 +1,162 @@
+"""The QEMU command line that a person would write for a VM that the server runs: same machine, same devices.
+
+It is read off the running QEMU. Descriptors that the server passed become what a person has instead: a
+monitor on a socket path, an image's own path, RAM that QEMU makes itself. Nothing else is changed, so both
+QEMUs do the same work.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+POLL_EVERY_S = 0.0005
+READ_BYTES = 65536
+_TIMEOUT_S = 60.0
+_SOCKET_FD = re.compile(r"^socket,id=(?P<id>[^,]+),fd=\d+")
+_PASSED = re.compile(r"/dev/fdset/|/proc/self/fd/")
+_FD_SET = re.compile(r"^fd=(?P<fd>\d+),set=(?P<set>\d+)")
+
+
+class HandCommand(msgspec.Struct, frozen=True):
+    """`argv` starts QEMU with vCPUs running; a QMP server is then at `monitor_path`."""
+
+    argv: list[str]
+    monitor_path: str
+
+    @property
+    def paused_argv(self) -> list[str]:
+        """The same, with vCPUs standing still until QMP says `cont`."""
+        return [*self.argv, "-S"]
+
+
+def command_of(pid: int, folder: str, *, renamed: dict[str, str]) -> HandCommand:
+    """Translate the command line of the running process `pid`; see `translate`."""
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
+    binary = os.readlink(f"/proc/{pid}/exe")
+    return translate(
+        [binary, *words[1:]], folder, renamed=renamed, path_of=lambda fd: os.readlink(f"/proc/{pid}/fd/{fd}")
+    )
+
+
+def translate(
+    words: Sequence[str], folder: str, *, renamed: dict[str, str], path_of: Callable[[int], str]
+) -> HandCommand:
+    """Write QEMU's command line `words` by hand: sockets go to `folder`, paths change as `renamed` says.
+
+    `path_of` tells which file a passed descriptor is.
+    """
+    images = _fd_sets(words, path_of)
+    argv, monitors = [words[0]], []
+    for option, value in _options(words[1:]):
+        if option in ("-S", "-add-fd"):
+            continue
+        if option == "-chardev" and (found := _SOCKET_FD.match(value or "")):
+            path = os.path.join(folder, found["id"])
+            value = f"socket,id={found['id']},path={path},server=on,wait=off{(value or '')[found.end() :]}"
+            monitors.append(path)
+        argv.append(option)
+        if value is not None:
+            argv.append(_own_ram(_rename(value, {**images, **renamed})))
+    if not monitors:
+        raise SystemExit(f"This is no QEMU with a monitor: {words}")
+    if left := [word for word in argv if re.search(r"(^|,)fds?=\d", word) or _PASSED.search(word)]:
+        raise SystemExit(f"No way to write by hand what was passed as a descriptor: {left}")
+    return HandCommand(argv, monitors[0])
+
+
+def start(argv: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start QEMU; the process is the caller's to end.
+
+    It gets a session of its own, as the server gives it one: the kernel shares processors out by session.
+    """
+    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+
+
+def run_until_continued(command: HandCommand) -> float:
+    """Start QEMU, shake hands over QMP, say `cont`; return the seconds that took, and end it."""
+    Path(command.monitor_path).unlink(missing_ok=True)
+    started = time.monotonic()
+    process = start(command.paused_argv)
+    try:
+        with _connect(command.monitor_path, process) as monitor:
+            _await(monitor, b'"QMP"')
+            for name in ("qmp_capabilities", "cont"):
+                monitor.sendall(msgspec.json.encode({"execute": name}) + b"\n")
+                _await(monitor, b'"return"')
+            return time.monotonic() - started
+    finally:
+        end(process)
+
+
+def _connect(path: str, process: subprocess.Popen[Any]) -> socket.socket:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        monitor = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            monitor.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            monitor.close()
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"QEMU by hand gives no monitor: {process.args}") from None
+            time.sleep(POLL_EVERY_S)
+        else:
+            monitor.settimeout(_TIMEOUT_S)
+            return monitor
+
+
+def _await(monitor: socket.socket, words: bytes) -> None:
+    """Read up to the end of the line that has `words`."""
+    heard = b""
+    while not (words in heard and heard.endswith(b"\n")):
+        piece = monitor.recv(READ_BYTES)
+        if not piece:
+            raise SystemExit(f"QEMU by hand closed its monitor after {heard!r}")
+        heard += piece
+
+
+def _options(words: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Pair each option with its value, if it has one."""
+    pairs: list[tuple[str, str | None]] = []
+    for word in words:
+        if pairs and not word.startswith("-") and pairs[-1][1] is None:
+            pairs[-1] = (pairs[-1][0], word)
+        else:
+            pairs.append((word, None))
+    return pairs
+
+
+def _own_ram(value: str) -> str:
+    """Return `value` with RAM in a passed memfd made a memfd of QEMU's own."""
+    if not value.startswith('{"qom-type":"memory-backend-file"'):
+        return value
+    ram = msgspec.json.decode(value)
+    if not str(ram.pop("mem-path")).startswith("/proc/self/fd/"):
+        return value
+    return msgspec.json.encode({**ram, "qom-type": "memory-backend-memfd"}).decode()
+
+
+def _fd_sets(words: Sequence[str], path_of: Callable[[int], str]) -> dict[str, str]:
+    """Return the name of each descriptor set in `words`, and the path of the file in it."""
+    found = [_FD_SET.match(value) for option, value in itertools.pairwise(words) if option == "-add-fd"]
+    return {f"/dev/fdset/{one['set']}": path_of(int(one["fd"])) for one in found if one}
+
+
+def _rename(value: str, names: dict[str, str]) -> str:
+    for old, new in names.items():
+        value = re.sub(rf"{re.escape(old)}(?!\d)", lambda _, new=new: new, value)
+    return value

@@ -1,0 +1,221 @@
+"""What every benchmark shares: series of numbers, what is said about them, and how that is printed and kept.
+
+A benchmark prints; it never passes or fails. Its own arithmetic is tested in `tests/unit/benches`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+COLUMNS = ("series", "unit", "n", "median", "p99", "min", "max", "spread")
+
+
+class Series:
+    """Numbers of one kind, in the order in which they were measured."""
+
+    def __init__(self, name: str, unit: str, values: Iterable[float] = ()) -> None:
+        self.name = name
+        self.unit = unit
+        self.values = list(values)
+
+    def add(self, value: float) -> None:
+        self.values.append(value)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def p99(self) -> float:
+        """The smallest value that at least 99 of 100 do not exceed; the largest where there are fewer."""
+        return percentile(self.values, 99)
+
+    @property
+    def spread(self) -> float:
+        """The distance of the quartiles as a share of the median: how far to trust the median."""
+        if len(self.values) < 2 or self.median == 0:
+            return 0.0
+        return (percentile(self.values, 75) - percentile(self.values, 25)) / abs(self.median)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "series": self.name,
+            "unit": self.unit,
+            "n": len(self.values),
+            "median": self.median,
+            "p99": self.p99,
+            "min": min(self.values),
+            "max": max(self.values),
+            "spread": self.spread,
+        }
+
+
+class Claim:
+    """A number that we hold ourselves to, beside what was measured. `limit` is in the unit of the value."""
+
+    def __init__(self, name: str, value: float, limit: float, unit: str) -> None:
+        self.name = name
+        self.value = value
+        self.limit = limit
+        self.unit = unit
+
+    @property
+    def holds(self) -> bool:
+        return self.value <= self.limit
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "claim": self.name,
+            "value": self.value,
+            "limit": self.limit,
+            "unit": self.unit,
+            "holds": self.holds,
+        }
+
+
+class Report:
+    """All that one benchmark found, as a table and as JSON."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.machine = machine_facts()
+        self.series: list[Series] = []
+        self.claims: list[Claim] = []
+        self.notes: list[str] = []
+
+    def add(self, *series: Series) -> None:
+        self.series += series
+
+    def claim(self, name: str, value: float, *, limit: float, unit: str) -> None:
+        self.claims.append(Claim(name, value, limit, unit))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def table(self) -> str:
+        facts = ", ".join(f"{name} {value}" for name, value in self.machine.items())
+        lines = [f"# {self.title}", f"# {facts}", ""]
+        lines += format_rows([COLUMNS, *(_series_row(series) for series in self.series)])
+        if self.claims:
+            lines += ["", *format_rows([("claim", "measured", "limit", ""), *map(_claim_row, self.claims)])]
+        return "\n".join([*lines, *self.notes, ""])
+
+    def to_json(self) -> str:
+        whole = {
+            "title": self.title,
+            "machine": self.machine,
+            "series": [{**series.summary(), "values": series.values} for series in self.series],
+            "claims": [claim.summary() for claim in self.claims],
+            "notes": self.notes,
+        }
+        return json.dumps(whole, indent=1)
+
+    def publish(self, json_path: str | None) -> None:
+        """Print the table; write the JSON to `json_path`, if any."""
+        print(self.table(), flush=True)
+        if json_path is not None:
+            Path(json_path).write_text(self.to_json())
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """Return the nearest-rank percentile: always one of `values`, never a number between two."""
+    ordered = sorted(values)
+    rank = -(-len(ordered) * percent // 100)  # rounded up
+    return ordered[max(0, int(rank) - 1)]
+
+
+def ratio(ours: Series, theirs: Series) -> float:
+    """Return how many times `theirs` the median of `ours` is."""
+    return ours.median / theirs.median
+
+
+def paired_ratio(ours: Series, theirs: Series) -> float:
+    """Return the median of the ratios of the pairs, in the order of measuring.
+
+    For series that took turns: what slowed one turn down slowed both, and goes away.
+    """
+    return statistics.median(our / their for our, their in zip(ours.values, theirs.values, strict=True))
+
+
+def difference(ours: Series, theirs: Series, name: str) -> Series:
+    """Return the pairwise differences as a series."""
+    pairs = zip(ours.values, theirs.values, strict=True)
+    return Series(name, ours.unit, [our - their for our, their in pairs])
+
+
+def machine_facts() -> dict[str, str]:
+    """Say what these numbers were measured on, and how busy it was."""
+    return {
+        "cpu": f"{os.cpu_count()} x {_cpu_model()}",
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "qemu": _qemu_version(),
+        "load": f"{os.getloadavg()[0]:.2f}",
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def bench_parser(doc: str | None, *, runs: int) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes."""
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument(
+        "--runs", type=int, default=runs, help="how often each thing is measured (%(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    return parser
+
+
+def format_rows(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Line the columns up: the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _series_row(series: Series) -> list[str]:
+    summary = series.summary()
+    numbers = [format_number(summary[name]) for name in ("median", "p99", "min", "max")]
+    return [series.name, series.unit, str(summary["n"]), *numbers, f"{summary['spread']:.0%}"]
+
+
+def _claim_row(claim: Claim) -> list[str]:
+    verdict = "holds" if claim.holds else "DOES NOT HOLD"
+    return [claim.name, f"{format_number(claim.value)} {claim.unit}", format_number(claim.limit), verdict]
+
+
+def format_number(value: float) -> str:
+    """Four digits that matter, never an exponent."""
+    if value == 0:
+        return "0"
+    digits = max(0, 3 - len(str(int(abs(value)))) + 1) if abs(value) >= 1 else 4
+    return f"{value:.{digits}f}"
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _qemu_version() -> str:
+    binary = shutil.which("qemu-system-x86_64")
+    if binary is None:
+        return "none"
+    words = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return words[3] if len(words) > 3 else "unknown"

@@ -1,0 +1,51 @@
+"""How long API calls take, and how long they may take.
+
+A ceiling is a net for what hangs or grew by an order, wide enough for a busy machine without KVM; it is no
+benchmark (those are in `benches/`). CLOUDVMM_LATENCY_FACTOR widens all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections import defaultdict
+
+READ_CEILING_S = 1.0
+CHANGE_CEILING_S = 5.0
+CEILINGS_S = {
+    "vm.boot": 20.0,
+    "vm.reboot": 20.0,
+    "vm.coredump": 60.0,
+    "vm.shutdown": 10.0,
+    "vm.delete": 10.0,
+    "vmm.shutdown": 10.0,
+}
+READS = ("vmm.ping", "vm.info", "vm.counters")
+
+
+class LatencyLog:
+    """Every call of a test run: engine and command to seconds."""
+
+    def __init__(self) -> None:
+        self._factor = float(os.environ.get("CLOUDVMM_LATENCY_FACTOR", "1"))
+        self._calls: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def record(self, engine_name: str, command: str, elapsed_s: float) -> None:
+        """:raises AssertionError: the call took longer than its ceiling."""
+        self._calls[engine_name, command].append(elapsed_s)
+        limit_s = ceiling_s(command) * self._factor
+        assert elapsed_s <= limit_s, (
+            f"{command} took {elapsed_s:.3f} s, more than its ceiling of {limit_s:g} s"
+        )
+
+    def report(self) -> list[str]:
+        """One line per engine and command."""
+        return [
+            f"{engine:6} {command:28} n={len(times):<5} p50={statistics.median(times) * 1000:9.2f} ms"
+            f"  max={max(times) * 1000:9.2f} ms  ceiling={ceiling_s(command) * self._factor:g} s"
+            for (engine, command), times in sorted(self._calls.items())
+        ]
+
+
+def ceiling_s(command: str) -> float:
+    return CEILINGS_S.get(command, READ_CEILING_S if command in READS else CHANGE_CEILING_S)

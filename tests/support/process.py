@@ -1,0 +1,85 @@
+"""Processes as /proc shows them: told apart by pid and start time, so that a reused pid fools nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+
+_STATE, _PARENT, _START_TIME = 0, 1, 19  # fields of /proc/PID/stat, counted after the name
+
+
+class ProcessId(msgspec.Struct, frozen=True):
+    """A process that is or was. `start_ticks` is its start in clock ticks since the machine's."""
+
+    pid: int
+    start_ticks: int
+    command: str = msgspec.field(default="")
+
+    def __hash__(self) -> int:
+        return hash((self.pid, self.start_ticks))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ProcessId):
+            return NotImplemented
+        return (self.pid, self.start_ticks) == (other.pid, other.start_ticks)
+
+    def is_alive(self) -> bool:
+        """Tell whether it still runs; one that has ended and waits for its parent does not."""
+        fields = _stat(self.pid)
+        return (
+            fields is not None and int(fields[_START_TIME]) == self.start_ticks and fields[_STATE] not in "ZX"
+        )
+
+    def kill(self) -> None:
+        """End it, if it is still the same process."""
+        if self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return who has `pid` now, None where nobody has."""
+    fields = _stat(pid)
+    if fields is None:
+        return None
+    return ProcessId(pid, int(fields[_START_TIME]), _command(pid))
+
+
+def descendants_of(pid: int) -> set[ProcessId]:
+    """Return all children of `pid`, their children and so on. What has lost its parent is not found."""
+    found: set[ProcessId] = set()
+    waiting = [pid]
+    while waiting:
+        for listing in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                for child in map(int, listing.read_text().split()):
+                    waiting.append(child)
+                    if (who := identify(child)) is not None:
+                        found.add(who)
+    return found
+
+
+def state_of(pid: int) -> str:
+    """Return the letter of its state, as R or T; empty where there is no such process."""
+    fields = _stat(pid)
+    return "" if fields is None else fields[_STATE]
+
+
+def _stat(pid: int) -> list[str] | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The name, in brackets, may itself hold blanks and brackets.
+    return text.rpartition(")")[2].split()
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
+    except OSError:
+        return "gone"
