@@ -1,8 +1,8 @@
 """One QEMU process: how it is started, how it is ended, what it said last.
 
 Knows nothing of QMP or of what the process emulates. The child gets a session of its own, nothing on
-standard input, and exactly the descriptors that were named. A mortal child (no state folder) dies with
-the manager: the kernel kills it when the *thread* that spawned it ends, so each has a thread of its own
+standard input, and exactly the descriptors that were named. It dies with the manager, since nobody else
+could reach it: the kernel kills it when the *thread* that spawned it ends, so each has a thread of its own
 that sleeps until the machine is closed. `setpriv` sets that death signal and a shell then checks that the
 manager is still the parent, because a manager that was gone before the signal was set would never be
 noticed.
@@ -37,7 +37,7 @@ _DEFAULTED_SIGNALS = (
 class ProcessSpec:
     """What to start: `argv[0]` is an absolute path, `fds` (lent) keep their numbers in the child.
 
-    With `state_dir` the child outlives its manager and leaves `pid`, `argv` and `qemu.log` there.
+    With `state_dir` the files `pid`, `argv` and `qemu.log` are there while the child lives.
     """
 
     __slots__ = ("argv", "fds", "state_dir", "thp")
@@ -169,8 +169,6 @@ class QemuProcess:
             self._remove_state()
 
     def _start(self, spec: ProcessSpec) -> int:
-        if self._state_dir is not None:
-            return _spawn(spec.argv, spec, self._log_fd)
         check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
         outcome: list[int | OSError] = []

@@ -187,21 +187,13 @@ def manager(request):
     return run
 
 
-def test_process_dies_with_its_manager(manager):
-    child, pid = manager()
+@pytest.mark.parametrize("has_state_dir", [False, True])
+def test_process_dies_with_its_manager(manager, tmp_path, has_state_dir):
+    child, pid = manager(*([str(tmp_path)] if has_state_dir else []))
     wait_until(lambda: b"300" in _cmdline(pid), "the program runs", timeout_s=LONG_S)
     child.kill()
 
     wait_until(lambda: not _runs(pid), "the process is gone", timeout_s=LONG_S)
-
-
-def test_process_with_a_state_folder_outlives_its_manager(manager, tmp_path):
-    child, pid = manager(str(tmp_path))
-    child.kill()
-    child.wait(LONG_S)
-
-    assert _runs(pid)
-    os.kill(pid, signal.SIGKILL)
 
 
 def test_manager_gone_before_the_death_signal_was_set_is_noticed(tmp_path):
