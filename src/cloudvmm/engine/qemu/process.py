@@ -169,6 +169,7 @@ class QemuProcess:
             self._remove_state()
 
     def _start(self, spec: ProcessSpec) -> int:
+        os.close(os.open(spec.argv[0], os.O_PATH | os.O_CLOEXEC))  # or the shell would say that it is missing
         check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
         outcome: list[int | OSError] = []
