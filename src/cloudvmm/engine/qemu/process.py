@@ -11,6 +11,7 @@ noticed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -169,7 +170,9 @@ class QemuProcess:
             self._remove_state()
 
     def _start(self, spec: ProcessSpec) -> int:
-        os.close(os.open(spec.argv[0], os.O_PATH | os.O_CLOEXEC))  # or the shell would say that it is missing
+        if not os.access(spec.argv[0], os.X_OK):
+            # The shell between us and it could only say so by a status.
+            raise FileNotFoundError(errno.ENOENT, "There is no such program", spec.argv[0])
         check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
         outcome: list[int | OSError] = []
