@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Final, assert_never
 
 from cloudvmm.config.console import DEFAULT_DEBUG_CONSOLE_IOBASE
@@ -73,7 +74,7 @@ def _backend(sink: ConsoleSink, *, fd: int | None) -> Properties:
         case SinkKind.NULL | SinkKind.OFF:
             return {"type": "null", "data": {}}
         case SinkKind.FILE:
-            return {"type": "file", "data": {"out": sink.path, "append": True}}
+            return {"type": "file", "data": {"out": os.path.abspath(sink.path or ""), "append": True}}
         case SinkKind.STREAM:
             return {
                 "type": "socket",

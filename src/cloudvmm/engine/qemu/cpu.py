@@ -107,6 +107,13 @@ def _emulated_model(cpus: CpusConfig) -> str:
             f"Emulation has {_EMULATED_PHYS_BITS} physical address bits"
             f" and cannot do with {cpus.max_phys_bits}"
         )
-    nested = "on" if cpus.nested else "off"
-    settings = ["qemu64", "enforce=on", f"svm={nested}", f"npt={nested}"]
+    settings = ["qemu64", "enforce=on", *_emulated_vendor(cpus)]
     return ",".join(settings + [f"{feature}=on" for feature in _EMULATED_FEATURES])
+
+
+def _emulated_vendor(cpus: CpusConfig) -> list[str]:
+    """Choose a vendor: QEMU emulates nested virtualisation of AMD only, threads of a core of Intel only."""
+    if cpus.topology is not None and cpus.topology.threads_per_core > 1:
+        return ["vendor=GenuineIntel", "family=6", "model=60", "stepping=4", "svm=off", "npt=off"]
+    nested = "on" if cpus.nested else "off"
+    return [f"svm={nested}", f"npt={nested}"]

@@ -22,7 +22,7 @@ class InvalidSystemUuid(EngineError):
 
 
 def smbios_arguments(platform: PlatformConfig | None) -> list[str]:
-    """Return the options for the tables of firmware, system, chassis and OEM strings.
+    """Return the options for the tables of firmware, system, chassis, processors, memory and OEM strings.
 
     :raises InvalidSystemUuid: `system_uuid` is not one.
     """
@@ -50,6 +50,10 @@ def smbios_arguments(platform: PlatformConfig | None) -> list[str]:
             asset=platform.chassis_asset_tag,
             sku="",
         ),
+        "-smbios",
+        _table(4, manufacturer="", version=""),
+        "-smbios",
+        _table(17, manufacturer=""),
     ]
     if platform.oem_strings:
         values = ",".join(f"value={escape(text)}" for text in platform.oem_strings)

@@ -1,0 +1,222 @@
+"""QEMU itself accepts every golden argument list, silently, and puts each device where the plan says.
+
+The configurations are those of ``tests/unit/engine/qemu/golden``, on real images and interfaces. No vCPU
+runs. The QEMU on the path is asked, and the one that CLOUDVMM_TEST_OLD_QEMU names: a folder into which the
+Debian packages of an older release were unpacked (``dpkg -x``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cloudvmm.config.console import ConsoleOutputMode
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
+from cloudvmm.engine.qemu import plan
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.resource import acquire
+from support.guest import find_guest
+
+GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
+CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
+IMAGE_BYTES = 1 << 20
+FORMATS = {ImageType.QCOW2: "qcow2", ImageType.FIXED_VHD: "vpc", ImageType.VHDX: "vhdx"}
+TIMEOUT_S = 60
+FIXED_ARGUMENTS = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"]
+
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
+
+
+class Qemu(msgspec.Struct, frozen=True):
+    """How to run one QEMU: its command, its environment, its firmware."""
+
+    command: list[str]
+    environment: dict[str, str]
+    qboot: str
+
+
+class Golden(msgspec.Struct, kw_only=True):
+    config: VmConfig
+    slots: dict[str, int] | None = None
+    bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
+
+
+@pytest.fixture(scope="module", params=["current", "old"])
+def qemu(request: pytest.FixtureRequest) -> Qemu:
+    if request.param == "current":
+        binary = shutil.which("qemu-system-x86_64")
+        if binary is None:
+            pytest.skip("qemu-system-x86_64 is missing")
+        return Qemu([binary], {}, "/usr/share/qemu/qboot.rom")
+    root = os.environ.get("CLOUDVMM_TEST_OLD_QEMU")
+    if root is None:
+        pytest.skip("CLOUDVMM_TEST_OLD_QEMU does not name an unpacked QEMU")
+    command = [
+        f"{root}/usr/bin/qemu-system-x86_64",
+        "-L",
+        f"{root}/usr/share/qemu",
+        "-L",
+        "/usr/share/seabios",
+    ]
+    modules = f"{root}/usr/lib/x86_64-linux-gnu/qemu"
+    return Qemu(command, {"QEMU_MODULE_DIR": modules}, f"{root}/usr/share/qemu/qboot.rom")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
+    """The configuration of a case, with files that exist in the place of those it names."""
+    case = msgspec.json.decode((GOLDEN / f"{request.param}.json").read_bytes(), type=Golden)
+    use_real_payload(case.config, tmp_path)
+    for disk in case.config.disks or []:
+        make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
+    for net in case.config.net or []:
+        net.tap = None
+    for console in (case.config.serial, case.config.console, case.config.debug_console):
+        if console.file is not None:
+            console.file = str(tmp_path / Path(console.file).name)
+    need_hugepages(case.config)
+    return case
+
+
+def use_real_payload(config: VmConfig, folder: Path) -> None:
+    payload = config.payload
+    if payload is None:
+        return
+    if payload.firmware is not None:
+        firmware = folder / "firmware"
+        source = (
+            find_guest().kernel if "hypervisor-fw" in payload.firmware else "/usr/share/seabios/bios-256k.bin"
+        )
+        firmware.symlink_to(source)
+        payload.firmware = str(firmware)
+    if payload.kernel is not None:
+        kernel = folder / Path(payload.kernel).name
+        kernel.symlink_to(find_guest().kernel)
+        payload.kernel = str(kernel)
+    if payload.initramfs is not None:
+        payload.initramfs = find_guest().initramfs
+
+
+def make_image(disk: DiskConfig, bases: list[ImageType], folder: Path) -> None:
+    """Create the image that `disk` asks for, on images of the types `bases`, and name it in `disk`."""
+    below: list[str] = []
+    for depth, image_type in reversed(list(enumerate([disk.image_type, *bases]))):
+        image_format = FORMATS.get(image_type, "raw")
+        path = str(folder / f"{len(disk.id or '')}-{depth}.{image_format}")
+        fixed = ["-o", "subformat=fixed,force_size=on"] if image_format == "vpc" else []
+        size = [] if below else [str(IMAGE_BYTES)]
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", image_format, *fixed, *below, path, *size],
+            check=True,
+            timeout=TIMEOUT_S,
+        )
+        below = ["-b", path, "-F", image_format]
+        disk.path = path
+
+
+def need_hugepages(config: VmConfig) -> None:
+    if not config.memory.hugepages:
+        return
+    free = int(Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").read_text())
+    wanted = config.memory.size >> 21
+    if free < wanted:
+        pytest.skip(f"{wanted} free huge pages of 2 MiB are missing, there are {free}")
+
+
+def spec_of(golden: Golden, stream_fd: int) -> MachineSpec:
+    config = golden.config
+    return MachineSpec(
+        vm_config=config,
+        slots=default_slots(config) if golden.slots is None else golden.slots,
+        serial=sink_of(config.serial.mode, config.serial.file, stream_fd),
+        console=sink_of(config.console.mode, config.console.file, stream_fd),
+        debug_console=sink_of(config.debug_console.mode, config.debug_console.file, stream_fd),
+    )
+
+
+def default_slots(config: VmConfig) -> dict[str, int]:
+    ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic"]
+    ids += [device.id or "" for device in [*(config.disks or []), *(config.net or [])]]
+    ids += [config.balloon.id or "__balloon"] if config.balloon else []
+    return {each: slot for slot, each in enumerate(ids, start=2)}
+
+
+def sink_of(mode: ConsoleOutputMode, path: str | None, stream_fd: int) -> ConsoleSink:
+    match mode:
+        case ConsoleOutputMode.OFF:
+            return ConsoleSink(kind=SinkKind.OFF)
+        case ConsoleOutputMode.NULL:
+            return ConsoleSink(kind=SinkKind.NULL)
+        case ConsoleOutputMode.FILE:
+            return ConsoleSink(kind=SinkKind.FILE, path=path)
+        case _:
+            return ConsoleSink(kind=SinkKind.STREAM, stream_fd=stream_fd)
+
+
+def ask(qemu: Qemu, spec: MachineSpec, commands: list[str]) -> tuple[list[dict], str]:
+    """Start the machine of `spec`, give `commands`, end it; return the answers and what QEMU said besides."""
+    facts = QemuFacts(binary=qemu.command[0], version=(0, 0, 0), qboot_path=qemu.qboot)
+    with contextlib.ExitStack() as undo:
+        resources = acquire(spec, undo)
+        arguments = plan.arguments(spec, resources, facts)
+        resources.lock_images()
+        script = "".join(
+            f'{{"execute":"{command}"}}\n' for command in ["qmp_capabilities", *commands, "quit"]
+        )
+        done = subprocess.run(
+            [*qemu.command, *FIXED_ARGUMENTS, "-qmp", "stdio", *arguments],
+            input=script,
+            env={**os.environ, **qemu.environment},
+            pass_fds=resources.inherited_fds,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    messages = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
+    assert not [message for message in messages if "error" in message]
+    return [message["return"] for message in messages if "return" in message], done.stderr
+
+
+def devices_on(bus: dict) -> dict[str, int]:
+    """Return the slot of every device of ours on the flat bus."""
+    found = {device_id(device["qdev_id"]): device["slot"] for device in bus["devices"] if device["qdev_id"]}
+    return {each: slot for each, slot in found.items() if each is not None}
+
+
+def expected_devices(config: VmConfig) -> set[str]:
+    ids = {device.id or "" for device in [*(config.disks or []), *(config.net or [])]}
+    ids.add(config.rng.id or "__rng")
+    if config.console.mode is not ConsoleOutputMode.OFF:
+        ids.add(config.console.id or "__console")
+    if config.balloon:
+        ids.add(config.balloon.id or "__balloon")
+    ids |= {"__watchdog"} if config.watchdog else set()
+    return ids | ({"__pvpanic"} if config.pvpanic else set())
+
+
+@pytest.mark.parametrize("golden", CASES, indirect=True)
+def test_qemu_makes_every_device_on_its_slot_without_a_word(qemu, golden, stream):
+    spec = spec_of(golden, stream)
+    (_, (bus,), *_), said = ask(qemu, spec, ["query-pci"])
+    assert said == ""
+    assert devices_on(bus) == {each: spec.slots[each] for each in expected_devices(golden.config)}
+
+
+@pytest.fixture
+def stream():
+    """The engine's end of a console stream."""
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield theirs.fileno()

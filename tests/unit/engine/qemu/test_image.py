@@ -1,0 +1,185 @@
+"""Disk images: what they are, and which files are opened for them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+
+import pytest
+
+from cloudvmm.config.disk import ImageType
+from cloudvmm.engine.base import NotSupportedYet
+from cloudvmm.engine.qemu.image import (
+    BackingFilesDisabled,
+    DiskOpenError,
+    ImageTypeMismatch,
+    InvalidImage,
+    open_image,
+)
+
+MIB = 1 << 20
+BACKING_FORMAT = 0xE2792ACA
+
+
+def qcow2(*, base: str = "", base_format: str = "", incompatible: int = 0, encryption: int = 0) -> bytes:
+    """Return the header of a version 3 image; enough for whoever only looks at headers."""
+    extension = b""
+    if base_format:
+        padded = base_format.encode().ljust((len(base_format) + 7) // 8 * 8, b"\0")
+        extension = struct.pack(">II", BACKING_FORMAT, len(base_format)) + padded
+    extension += struct.pack(">II", 0, 0)
+    name_at = 104 + len(extension) if base else 0
+    head = struct.pack(">4sIQIIQI", b"QFI\xfb", 3, name_at, len(base), 16, MIB, encryption)
+    head = head.ljust(72, b"\0") + struct.pack(">QQQII", incompatible, 0, 0, 4, 104)
+    return (head + extension + base.encode()).ljust(4096, b"\0")
+
+
+def fixed_vhd(data_bytes: int, *, claimed: int | None = None) -> bytes:
+    footer = bytearray(512)
+    footer[:8] = b"conectix"
+    footer[48:56] = (data_bytes if claimed is None else claimed).to_bytes(8)
+    footer[60:64] = (2).to_bytes(4)
+    return bytes(data_bytes) + bytes(footer)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name: str, content: bytes) -> str:
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name)
+
+    return write_file
+
+
+@pytest.fixture
+def opened():
+    """Open images that the test need not close; none may leak when the test has failed to open one."""
+    images = []
+    before = len(os.listdir("/proc/self/fd"))
+
+    def open_it(path, *, readonly=False, direct=False, image_type=ImageType.UNKNOWN, backing_files=False):
+        image = open_image(
+            path, readonly=readonly, direct=direct, image_type=image_type, backing_files=backing_files
+        )
+        images.append(image)
+        return image
+
+    yield open_it
+    for image in images:
+        image.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (bytes(MIB), ImageType.RAW),
+        (b"", ImageType.RAW),
+        (b"QFI", ImageType.RAW),
+        (qcow2(), ImageType.QCOW2),
+        (fixed_vhd(MIB), ImageType.FIXED_VHD),
+        (b"vhdxfile" + bytes(MIB), ImageType.VHDX),
+    ],
+)
+def test_type_is_detected_by_magic(write, opened, content, expected):
+    assert opened(write("image", content)).image_type is expected
+
+
+def test_declared_type_that_differs_is_refused_in_the_words_of_the_reference(write, opened):
+    with pytest.raises(ImageTypeMismatch) as caught:
+        opened(write("image", qcow2()), image_type=ImageType.RAW)
+    assert str(caught.value) == (
+        "Disk image type does not match expected type: specified = raw, detected = qcow2"
+    )
+
+
+def test_missing_file_is_named_by_the_cause(opened):
+    with pytest.raises(DiskOpenError) as caught:
+        opened("/no/such/image")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert caught.value.__cause__.filename == "/no/such/image"
+
+
+def test_folder_is_refused(tmp_path, opened):
+    with pytest.raises(InvalidImage, match="neither a regular file nor a block device"):
+        opened(str(tmp_path), readonly=True)
+
+
+def test_fifo_is_refused_without_waiting_for_a_writer(tmp_path, opened):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InvalidImage, match="neither a regular file nor a block device"):
+        opened(str(tmp_path / "fifo"), readonly=True)
+
+
+@pytest.mark.parametrize(("readonly", "access"), [(False, os.O_RDWR), (True, os.O_RDONLY)])
+def test_access_follows_readonly(write, opened, readonly, access):
+    image = opened(write("image", bytes(MIB)), readonly=readonly)
+    flags = fcntl.fcntl(image.fd, fcntl.F_GETFL)
+    assert flags & os.O_ACCMODE == access
+    assert not flags & os.O_NONBLOCK
+    assert not os.get_inheritable(image.fd)
+
+
+def test_vhd_ends_before_its_footer(write, opened):
+    image = opened(write("image", fixed_vhd(MIB)))
+    assert (image.data_bytes, image.size_bytes) == (MIB, MIB + 512)
+
+
+def test_vhd_larger_than_its_file_is_refused(write, opened):
+    with pytest.raises(InvalidImage, match="size that the file does not have"):
+        opened(write("image", fixed_vhd(MIB, claimed=2 * MIB)))
+
+
+def test_vmdk_is_refused_for_now(write, opened):
+    with pytest.raises(NotSupportedYet, match="vmdk"):
+        opened(write("image", b"# Disk DescriptorFile\n"))
+
+
+def test_backing_file_is_refused_unless_allowed(write, opened):
+    base = write("base", bytes(MIB))
+    with pytest.raises(BackingFilesDisabled, match=base):
+        opened(write("top", qcow2(base=base, base_format="raw")), image_type=ImageType.QCOW2)
+
+
+def test_backing_file_of_an_image_of_undeclared_type_is_refused(write, opened):
+    base = write("base", bytes(MIB))
+    with pytest.raises(BackingFilesDisabled):
+        opened(write("top", qcow2(base=base, base_format="raw")), backing_files=True)
+
+
+def test_chain_is_opened_read_only_below_the_top_and_relative_to_it(write, opened):
+    write("base", bytes(MIB))
+    write("middle", qcow2(base="base", base_format="raw"))
+    top = opened(
+        write("top", qcow2(base="middle", base_format="qcow2")),
+        image_type=ImageType.QCOW2,
+        backing_files=True,
+    )
+    assert [image.image_type for image in top.chain()] == [ImageType.QCOW2, ImageType.QCOW2, ImageType.RAW]
+    assert [image.readonly for image in top.chain()] == [False, True, True]
+
+
+def test_raw_backing_format_is_believed_over_what_its_content_looks_like(write, opened):
+    write("base", qcow2(base="/etc/passwd", base_format="raw"))
+    top = opened(
+        write("top", qcow2(base="base", base_format="raw")), image_type=ImageType.QCOW2, backing_files=True
+    )
+    assert [image.image_type for image in top.chain()] == [ImageType.QCOW2, ImageType.RAW]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (qcow2(incompatible=4), "its data lies in another file"),
+        (qcow2(encryption=1), "it is encrypted"),
+        (qcow2()[:40], "its header is cut off"),
+        (qcow2(base="nbd://host/x"), "is not a file"),
+        (qcow2(base="json:{}"), "is not a file"),
+        (qcow2(base="self"), "longer than"),
+        (qcow2()[:8] + (1 << 40).to_bytes(8) + (5).to_bytes(4) + qcow2()[20:], "outside its header"),
+    ],
+)
+def test_header_that_cannot_be_used_is_refused_with_the_reason(write, opened, content, reason):
+    with pytest.raises(InvalidImage, match=reason):
+        opened(write("self", content), image_type=ImageType.QCOW2, backing_files=True)

@@ -1,0 +1,149 @@
+"""What is opened for a machine, what is refused before, and that all of it goes away again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+import msgspec
+import pytest
+
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import ConsoleSink, EngineError, ImageLocked, MachineSpec, SinkKind
+from cloudvmm.engine.qemu.device import balloon_target_bytes
+from cloudvmm.engine.qemu.image import DiskPathMissing
+from cloudvmm.engine.qemu.memory import MisalignedMemorySize
+from cloudvmm.engine.qemu.resource import FdNotUsable, RngSourceError, acquire
+from cloudvmm.host.lock import LockConflict, lock_file
+
+MIB = 1 << 20
+OFF = ConsoleSink(kind=SinkKind.OFF)
+
+
+def spec_of(config: dict, *, serial: ConsoleSink = OFF) -> MachineSpec:
+    vm_config = msgspec.convert({"memory": {"size": 64 * MIB}, **config}, VmConfig)
+    return MachineSpec(vm_config=vm_config, slots={}, serial=serial, console=OFF, debug_console=OFF)
+
+
+@pytest.fixture
+def undo():
+    """Checks that whatever a test opened through it is closed again."""
+    before = sorted(os.listdir("/proc/self/fd"))
+    with contextlib.ExitStack() as stack:
+        yield stack
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(bytes(MIB))
+    return str(path)
+
+
+def test_ram_is_a_fresh_memfd_of_the_right_size(undo):
+    resources = acquire(spec_of({}), undo)
+    assert os.fstat(resources.ram_fd).st_size == 64 * MIB
+    assert os.fstat(resources.ram_fd).st_blocks == 0
+    assert resources.inherited_fds == [resources.ram_fd]
+    assert not os.get_inheritable(resources.ram_fd)
+
+
+def test_mergeable_ram_is_left_to_qemu(undo):
+    resources = acquire(spec_of({"memory": {"size": 64 * MIB, "mergeable": True}}), undo)
+    assert resources.ram_fd is None
+    assert resources.inherited_fds == []
+
+
+@pytest.mark.parametrize("size", [MIB + 1, MIB + 4096])
+def test_ram_that_is_not_whole_pages_is_refused(undo, size):
+    with pytest.raises(MisalignedMemorySize):
+        acquire(spec_of({"memory": {"size": size}}), undo)
+
+
+def test_every_descriptor_is_inherited_once(undo, image):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        serial = ConsoleSink(kind=SinkKind.STREAM, stream_fd=theirs.fileno())
+        spec = spec_of({"disks": [{"id": "a", "path": image}]}, serial=serial)
+        resources = acquire(spec, undo)
+        assert len(resources.inherited_fds) == len(set(resources.inherited_fds)) == 3
+        assert theirs.fileno() not in resources.inherited_fds
+        resources.close()
+
+
+def test_lock_lasts_as_long_as_any_copy_of_the_descriptor(undo, image):
+    resources = acquire(spec_of({"disks": [{"id": "a", "path": image}]}), undo)
+    resources.lock_images()
+    copy = os.dup(resources.disks[0].image.fd)
+    resources.close()
+    with open(image, "r+b") as other:
+        with pytest.raises(LockConflict):
+            lock_file(other.fileno(), path=image, write=True)
+        os.close(copy)
+        lock_file(other.fileno(), path=image, write=True)
+
+
+def test_image_of_another_machine_is_refused_at_the_lock_only(undo, image):
+    config = {"disks": [{"id": "a", "path": image}]}
+    first, second = acquire(spec_of(config), undo), acquire(spec_of(config), undo)
+    first.lock_images()
+    with pytest.raises(ImageLocked, match="Another instance likely holds a lock") as caught:
+        second.lock_images()
+    assert image in str(caught.value.__cause__)
+
+
+def test_readonly_disks_share_an_image(undo, image):
+    config = {"disks": [{"id": "a", "path": image, "readonly": True}]}
+    acquire(spec_of(config), undo).lock_images()
+    acquire(spec_of(config), undo).lock_images()
+
+
+def test_passed_queues_are_duplicated_and_stay_the_callers(undo):
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        spec = spec_of({"net": [{"id": "n", "num_queues": 2}]})
+        spec.vm_config.net[0].fds = [theirs.fileno()]
+        resources = acquire(spec, undo)
+        assert resources.nets[0].fds != [theirs.fileno()]
+        assert resources.tap_names == {}
+        resources.close()
+        assert os.fstat(theirs.fileno())
+
+
+def test_passed_descriptor_that_is_closed_is_refused(undo):
+    spec = spec_of({"net": [{"id": "n"}]})
+    spec.vm_config.net[0].fds = [987654]
+    with pytest.raises(FdNotUsable, match="987654 of n"):
+        acquire(spec, undo)
+
+
+def test_disk_without_path_is_refused(undo):
+    with pytest.raises(DiskPathMissing):
+        acquire(spec_of({"disks": [{"id": "a"}]}), undo)
+
+
+def test_entropy_source_that_is_missing_is_refused(undo):
+    with pytest.raises(RngSourceError):
+        acquire(spec_of({"rng": {"src": "/no/such/source"}}), undo)
+
+
+def test_failure_of_the_last_device_releases_the_first(undo, image):
+    with pytest.raises(EngineError), contextlib.ExitStack() as inner:
+        acquire(spec_of({"disks": [{"id": "a", "path": image}, {"id": "b", "path": "/no/such"}]}), inner)
+    with open(image, "r+b") as other:
+        lock_file(other.fileno(), path=image, write=True)
+
+
+def test_close_is_idempotent(undo, image):
+    resources = acquire(spec_of({"disks": [{"id": "a", "path": image}]}), undo)
+    resources.close()
+    resources.close()
+    assert resources.ram_fd is None
+
+
+def test_balloon_target_is_what_is_left_to_the_guest():
+    assert balloon_target_bytes(spec_of({"balloon": {"size": 16 * MIB}}), 64 * MIB) == 48 * MIB
+    assert balloon_target_bytes(spec_of({"balloon": {"size": 0}}), 64 * MIB) is None
+    assert balloon_target_bytes(spec_of({}), 64 * MIB) is None
