@@ -10,6 +10,7 @@ import pytest
 from support.server import Server
 from support.vm import EngineChoice, Guest
 from support.vmm import Vmm
+from support.wait import wait_until
 
 
 def test_server_started_and_told_to_shut_down_leaves_nothing(
@@ -43,6 +44,15 @@ def test_created_vm_has_its_config_and_does_not_run(
 def test_booted_vm_runs_and_says_so(any_engine: EngineChoice, vm_booted: Vmm, guest: Guest) -> None:
     assert vm_booted.get("vm.info")["state"] == "Running"
     guest.wait_kernel_log(b"cloudvmm-guest ready")
+
+
+@pytest.mark.qemu
+def test_server_killed_takes_its_guest_with_it(server: Server, vm_created: Vmm) -> None:
+    vm_created.put("vm.boot")
+    qemu = [child for child in server.children() if "qemu-system" in child.command]
+    assert len(qemu) == 1
+    server.kill()
+    wait_until(lambda: not qemu[0].is_alive(), "QEMU ends", timeout_s=1)
 
 
 @pytest.mark.qemu
