@@ -38,6 +38,9 @@ def disk_parts(
         "bootindex": boot_index,
         "discard": disk.sparse,
         "write-zeroes": disk.sparse,
+        # The guest gets its I/O error. QEMU's default stops the whole VM where the host's disk is full.
+        "werror": "report",
+        "rerror": "report",
     }
     if disk.serial is not None:
         device["serial"] = disk.serial
