@@ -133,6 +133,8 @@ make_environment() {
     [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install -q --retries 5 --disable-pip-version-check -e ".${extra:+[$extra]}" ||
         fail "pip could not install the package (above: its words)"
+    # pip compiles what it copies, and an editable package is not copied. Uncompiled it starts four times slower.
+    .venv/bin/python -m compileall -q src
 }
 
 if ! is_ready; then

@@ -11,7 +11,7 @@ Reference: lifecycle.md section 3, rest.md section 8.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,12 +27,11 @@ from cloudvmm.control.coredump import dump_guest
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Cleanup, Job
+from cloudvmm.control.worker import Cleanup, Steps
 from cloudvmm.engine.base import Engine, EngineError, MachineGone
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 
-Steps = Generator[Job, Any, ApiResponsePayload]
 DONE = Empty()
 
 
@@ -173,7 +172,7 @@ class Commands:
         vm = self._running_vm()
         self._events.emit("vm", "coredumping")
         try:
-            yield from dump_guest(self, vm, destination_url)
+            yield from dump_guest(vm, destination_url, pause=self.pause, resume=self.resume)
         except VmmError as error:
             raise api_error.Coredump from error
         return DONE

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cloudvmm.api.data import VmState
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Job
+from cloudvmm.control.worker import Job, Steps
 from cloudvmm.engine.base import Machine
 from cloudvmm.errors import VmmError
-
-if TYPE_CHECKING:
-    from cloudvmm.control.command import Commands
 
 FILE_URL = "file://"
 
@@ -33,8 +30,12 @@ class CoredumpFile(VmmError):
     """coredump file"""
 
 
-def dump_guest(commands: Commands, vm: Vm, destination_url: str) -> Generator[Job, Any, None]:
+def dump_guest(
+    vm: Vm, destination_url: str, *, pause: Callable[[], Steps], resume: Callable[[], Steps]
+) -> Generator[Job, Any, None]:
     """Steps: pause a running guest, write the dump, let the guest go on. A failed dump leaves no file.
+
+    `pause` and `resume` are the steps of the commands of that name.
 
     :raises CoredumpRefused: neither running nor paused.
     :raises CoredumpUrl: not a `file://` URL.
@@ -45,17 +46,17 @@ def dump_guest(commands: Commands, vm: Vm, destination_url: str) -> Generator[Jo
     path = _path_of(destination_url)
     was_running = vm.state is VmState.RUNNING
     if was_running:
-        yield from commands.pause()
+        yield from pause()
     try:
         yield partial(_write_dump, vm.machine, path)
     except VmmError:
         # Cloud Hypervisor leaves the VM paused when the dump fails; its guest goes on here.
         if was_running:
             with contextlib.suppress(VmmError):
-                yield from commands.resume()
+                yield from resume()
         raise
     if was_running:
-        yield from commands.resume()
+        yield from resume()
 
 
 def _path_of(url: str) -> str:

@@ -23,12 +23,12 @@ from cloudvmm.api import action
 from cloudvmm.api.channel import ApiReceiver
 from cloudvmm.api.data import ApiResponsePayload, Empty, VmActionPayload, VmmPingResponse, VmState
 from cloudvmm.api.error import ApiError, VmmShutdownError, VmmShuttingDown, VmNotRunning
-from cloudvmm.control.command import Commands, Steps
+from cloudvmm.control.command import Commands
 from cloudvmm.control.descriptor import release
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Cleanup, Job, Outcome, Worker
+from cloudvmm.control.worker import Cleanup, Job, Outcome, Steps, Worker
 from cloudvmm.engine import base
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub

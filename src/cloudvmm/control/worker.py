@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any
 
 import msgspec
 
+from cloudvmm.api.data import ApiResponsePayload
 from cloudvmm.host.eventfd import EventFd
 
 Job = Callable[[], Any]
+# What a command is made of: it hands out jobs, gets back what they return, and ends with its answer.
+Steps = Generator[Job, Any, ApiResponsePayload]
 
 
 class Cleanup(msgspec.Struct, frozen=True):
