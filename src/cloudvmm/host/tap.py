@@ -107,9 +107,7 @@ def open_tap(
     :raises TapError: the kernel refused, or an existing interface does not fit `queue_pairs`.
     """
     _check_name(name)
-    existed = name is not None and os.path.exists(f"/sys/class/net/{name}")
-    if name is not None and existed:
-        _check_queues(name, queue_pairs)
+    existed = name is not None and _exists(name)
     tap = Tap(name=name or _KERNEL_CHOOSES, fds=[], created=not existed)
     try:
         for _ in range(queue_pairs):
@@ -148,19 +146,37 @@ def _check_name(name: str | None) -> None:
         raise InvalidTapName(name)
 
 
-def _check_queues(name: str, queue_pairs: int) -> None:
-    try:
-        with open(f"/sys/class/net/{name}/tun_flags", encoding="ascii") as file:
-            flags = int(file.read(), 16)
-    except (OSError, ValueError):
-        return  # no TAP at all: attaching says so
-    multi_queue = bool(flags & _IFF_MULTI_QUEUE)
-    if multi_queue != (queue_pairs > 1):
-        raise QueueMismatch(name, multi_queue=multi_queue)
+def _exists(name: str) -> bool:
+    """Look for an interface in our network namespace. /sys may show another one's: that it was mounted in."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        try:
+            fcntl.ioctl(control, _SIOCGIFINDEX, _request(name))
+        except OSError:
+            return False
+    return True
 
 
 def _attach(name: str, *, multi_queue: bool) -> tuple[int, str]:
     """Open one queue; return its descriptor and the interface's name."""
+    try:
+        return _open_queue(name, multi_queue=multi_queue)
+    except OSError as error:
+        if error.errno == errno.EINVAL and _can_attach(name, multi_queue=not multi_queue):
+            raise QueueMismatch(name, multi_queue=not multi_queue) from error
+        raise ConfigureTap from _named(error, name)
+
+
+def _can_attach(name: str, *, multi_queue: bool) -> bool:
+    try:
+        fd, _ = _open_queue(name, multi_queue=multi_queue)
+    except OSError:
+        return False
+    os.close(fd)
+    return True
+
+
+def _open_queue(name: str, *, multi_queue: bool) -> tuple[int, str]:
+    """:raises OSError: the kernel refused to attach."""
     try:
         fd = os.open(_TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -169,9 +185,9 @@ def _attach(name: str, *, multi_queue: bool) -> tuple[int, str]:
     request = _request(name, struct.pack("H", flags))
     try:
         fcntl.ioctl(fd, _TUNSETIFF, request)
-    except OSError as error:
+    except OSError:
         os.close(fd)
-        raise ConfigureTap from _named(error, name)
+        raise
     return fd, _name_in(request)
 
 

@@ -92,11 +92,14 @@ def test_boundaries_rise_from_a_microsecond_to_a_hundred_seconds():
 
 
 def test_what_the_host_sends_is_what_the_guest_receives(tmp_path, monkeypatch):
-    monkeypatch.setattr("cloudvmm.engine.qemu.counter.NET_FOLDER", str(tmp_path))
-    folder = tmp_path / "tap0" / "statistics"
-    folder.mkdir(parents=True)
-    for name, value in {"tx_bytes": 1, "tx_packets": 2, "rx_bytes": 3, "rx_packets": 4}.items():
-        (folder / name).write_text(f"{value}\n")
+    table = tmp_path / "dev"
+    table.write_text(
+        "Inter-|   Receive                      |  Transmit\n"
+        " face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop\n"
+        "  tap: 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9\n"
+        "  tap0: 3 4 0 0 0 0 0 0 1 2 0 0 0 0 0 0\n"
+    )
+    monkeypatch.setattr("cloudvmm.engine.qemu.counter.NET_TABLE", str(table))
 
     assert net_counters("tap0") == {"rx_bytes": 1, "rx_frames": 2, "tx_bytes": 3, "tx_frames": 4}
     assert net_counters("tap1") is None
