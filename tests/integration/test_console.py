@@ -1,0 +1,291 @@
+"""Serial port, virtio console and debug console in every mode, from both of their ends."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import pty
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudvmm.guest.shell import GuestShell
+from support.booted import READY_TIMEOUT_S, READY_WORDS, Booted, booting, direct_boot, serving, vm_config
+from support.machine_code import port_writer
+from support.vm import choose_engine
+from support.wait import wait_until
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+
+
+def write_port(vm: Booted, port: int, text: str) -> None:
+    """Have the guest write `text` to an I/O port, byte by byte."""
+    program = base64.b64encode(port_writer(port)).decode()
+    vm.run(f"echo {program} | base64 -d >/tmp/out && chmod +x /tmp/out && printf '{text}' | /tmp/out")
+
+
+def wait_file(path: Path, words: str) -> str:
+    wait_until(lambda: words in path.read_text(errors="replace"), f"{words!r} in {path}", timeout_s=60)
+    return path.read_text(errors="replace")
+
+
+@pytest.fixture(scope="class")
+def serial_pty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """Serial port on a PTY with the guest's shell, console to nowhere, debug console on its usual port."""
+    folder = tmp_path_factory.mktemp("serial")
+    config = vm_config(
+        payload=direct_boot("cloudvmm.shell=ttyS0"),
+        serial={"mode": "Pty"},
+        console={"mode": "Null"},
+        debug_console={"mode": "File", "file": str(folder / "debug.log")},
+    )
+    with booting(folder, config, shell="serial") as booted:
+        yield booted
+
+
+class TestSerialPty:
+    def test_pty_is_a_terminal_in_raw_mode_that_info_names(self, serial_pty: Booted) -> None:
+        path = serial_pty.config()["serial"]["file"]
+        assert path.startswith("/dev/pts/")
+        assert stat.S_ISCHR(os.stat(path).st_mode)
+        assert not local_modes(path) & (termios.ICANON | termios.ECHO)
+
+    def test_console_with_mode_null_is_a_device_of_the_guest(self, serial_pty: Booted) -> None:
+        assert (
+            serial_pty.run("cat /sys/class/virtio-ports/*/name 2>/dev/null; echo dropped >/dev/hvc0; echo $?")
+            == "0"
+        )
+        assert "__console" in serial_pty.info()["device_tree"]
+
+    def test_debug_console_keeps_what_the_guest_writes_to_its_port(self, serial_pty: Booted) -> None:
+        write_port(serial_pty, 0xE9, "to port 0xe9")
+        assert wait_file(serial_pty.folder / "debug.log", "0xe9") == "to port 0xe9"
+        assert serial_pty.config()["debug_console"]["file"] == str(serial_pty.folder / "debug.log")
+
+    def test_pty_and_who_has_it_open_survive_a_reboot(self, serial_pty: Booted) -> None:
+        path = serial_pty.config()["serial"]["file"]
+        serial_pty.run("echo here >/tmp/before")
+        serial_pty.vmm.put("vm.reboot")
+        serial_pty.wait_ready()
+        assert serial_pty.config()["serial"]["file"] == path
+        assert serial_pty.run("ls /tmp/before 2>/dev/null || echo gone") == "gone"
+
+
+@pytest.fixture(scope="class")
+def console_pty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """No serial port, console on a PTY, debug console on another port."""
+    folder = tmp_path_factory.mktemp("console")
+    config = vm_config(
+        serial={"mode": "Off"},
+        console={"mode": "Pty"},
+        debug_console={"mode": "File", "file": str(folder / "debug.log"), "iobase": 0x402},
+    )
+    with booting(folder, config) as booted:
+        yield booted
+
+
+class TestConsolePty:
+    def test_serial_port_that_is_off_is_absent_in_the_guest(self, console_pty: Booted) -> None:
+        assert console_pty.run("grep -c 16550 /proc/tty/driver/serial || true") == "0"
+        assert "__serial" not in console_pty.info()["device_tree"]
+
+    def test_debug_console_answers_on_its_port_alone(self, console_pty: Booted) -> None:
+        write_port(console_pty, 0xE9, "to port 0xe9")
+        write_port(console_pty, 0x402, "to port 0x402")
+        assert wait_file(console_pty.folder / "debug.log", "0x402").endswith("to port 0x402")
+        assert "0xe9" not in (console_pty.folder / "debug.log").read_text()
+
+    def test_new_ptys_after_shutdown_and_boot_are_named_by_info(self, console_pty: Booted) -> None:
+        console_pty.vmm.put("vm.shutdown")
+        console_pty.vmm.put("vm.boot")
+        console_pty.open_shell()
+        console_pty.wait_ready()
+        assert console_pty.run("tty </dev/hvc0") == "/dev/hvc0"
+
+
+@pytest.fixture(scope="class")
+def serial_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    """Serial port on a socket with the guest's shell, console in a file."""
+    folder = tmp_path_factory.mktemp("socket")
+    (folder / "console.log").write_text("from an earlier life")
+    payload = direct_boot("console=hvc0", "cloudvmm.shell=ttyS0")
+    config = vm_config(
+        payload=payload,
+        serial={"mode": "Socket", "socket": str(folder / "serial.sock")},
+        console={"mode": "File", "file": str(folder / "console.log")},
+        debug_console={"mode": "Null"},
+    )
+    with booting(folder, config, shell=None) as booted:
+        wait_file(folder / "console.log", READY_WORDS)
+        yield booted
+
+
+class TestSerialSocket:
+    def connect(self, serial_socket: Booted) -> socket.socket:
+        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        client.settimeout(30)
+        client.connect(str(serial_socket.folder / "serial.sock"))
+        return client
+
+    def test_console_file_is_truncated_and_holds_the_kernels_console(self, serial_socket: Booted) -> None:
+        text = (serial_socket.folder / "console.log").read_text()
+        assert "earlier life" not in text
+        assert text.count(READY_WORDS) == 1
+
+    def test_first_client_is_told_what_was_said_before_it_came(self, serial_socket: Booted) -> None:
+        with self.connect(serial_socket) as client:
+            heard = b""
+            while READY_WORDS.encode() not in heard:
+                heard += (piece := client.recv(65536))
+                assert piece, heard
+            shell = GuestShell(client)
+            shell.wait_ready(READY_TIMEOUT_S)
+            assert shell.run("echo over a socket", timeout_s=30) == (0, b"over a socket\n")
+
+    def test_new_client_replaces_the_old_one(self, serial_socket: Booted) -> None:
+        with self.connect(serial_socket) as first, self.connect(serial_socket) as second:
+            while first.recv(65536):
+                pass
+            shell = GuestShell(second)
+            shell.wait_ready(READY_TIMEOUT_S)
+            assert shell.run("echo $((6 * 7))", timeout_s=30) == (0, b"42\n")
+
+    def test_output_without_a_client_is_kept_for_the_next(self, serial_socket: Booted) -> None:
+        with self.connect(serial_socket) as client:
+            shell = GuestShell(client)
+            shell.wait_ready(READY_TIMEOUT_S)
+            shell.run("(sleep 1; echo said to nobody >/dev/ttyS0; echo done >/dev/hvc0) &", timeout_s=30)
+        wait_file(serial_socket.folder / "console.log", "done")
+        with self.connect(serial_socket) as client:
+            heard = b""
+            while b"said to nobody" not in heard:
+                heard += (piece := client.recv(65536))
+                assert piece, heard
+
+    def test_socket_goes_with_the_vm(self, serial_socket: Booted) -> None:
+        assert (serial_socket.folder / "serial.sock").exists()
+        serial_socket.vmm.put("vm.delete")
+        assert not (serial_socket.folder / "serial.sock").exists()
+
+
+def test_serial_socket_path_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with serving(tmp_path) as vm:
+        config = vm_config(serial={"mode": "Socket", "socket": str(tmp_path / "taken")})
+        chain = vm.vmm.put("vm.create", config, expect=500)
+        assert chain[:2] == ["Error from API", "The VM could not be created"]
+    assert (tmp_path / "taken").read_text() == "a file"
+
+
+def test_console_on_a_socket_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path) as vm:
+        config = vm_config(console={"mode": "Socket", "socket": str(tmp_path / "new")})
+        chain = vm.vmm.put("vm.create", config, expect=500)
+        assert chain[-1] == "No socket option support for console device"
+
+
+class Terminal:
+    """A `cloudvmm` of the command line on a terminal of its own. Owns the terminal and the process."""
+
+    def __init__(self, *flags: str) -> None:
+        self.fd, self._theirs = pty.openpty()
+        self._text = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cloudvmm.cli.main", *choose_engine("qemu").flags, *flags],
+            stdin=self._theirs,
+            stdout=self._theirs,
+            stderr=subprocess.PIPE,
+        )
+
+    def modes(self) -> int:
+        """Return the terminal's local modes."""
+        return termios.tcgetattr(self._theirs)[3]
+
+    def read_until(self, words: bytes) -> bytes:
+        """Return what was printed up to and with `words`."""
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while words not in self._text:
+            readable, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            assert readable, f"{words!r} was not printed, only {self._text!r}"
+            self._text += os.read(self.fd, 65536)
+        head, found, self._text = self._text.partition(words)
+        return head + found
+
+    def type(self, text: bytes) -> None:
+        os.write(self.fd, text)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.communicate(timeout=30)
+        finally:
+            self.process.kill()
+            os.close(self.fd)
+            os.close(self._theirs)
+
+
+@pytest.fixture
+def on_terminal() -> Iterator[Any]:
+    """Start `cloudvmm` with flags on a terminal; it is ended afterwards."""
+    with contextlib.ExitStack() as undo:
+
+        def start(*flags: str) -> Terminal:
+            terminal = Terminal(*flags)
+            undo.callback(terminal.close)
+            return terminal
+
+        yield start
+
+
+def command_line(*words: str) -> list[str]:
+    payload = direct_boot(*words)
+    kernel = ["--kernel", payload["kernel"], "--initramfs", payload["initramfs"]]
+    return [*kernel, "--cmdline", payload["cmdline"], "--memory", "size=256M"]
+
+
+def test_serial_on_the_terminal_is_raw_while_the_guest_runs_and_restored_when_it_ends(
+    on_terminal: Any,
+) -> None:
+    flags = command_line("cloudvmm.shell=interactive")
+    terminal: Terminal = on_terminal(*flags, "--serial", "tty", "--console", "off")
+    before = terminal.modes()
+    terminal.read_until(b"busybox shell")
+    assert not terminal.modes() & (termios.ICANON | termios.ECHO | termios.ISIG)
+    terminal.type(b"tty; ls /dev/hvc0\n")
+    terminal.read_until(b"\n/dev/ttyS0\r\n")
+    terminal.read_until(b"No such file")
+    terminal.type(b"\x03echo alive after $((1 + 1)) keys\n")  # Ctrl-C is the guest's
+    terminal.read_until(b"alive after 2 keys")
+    assert terminal.process.poll() is None
+    terminal.type(b"poweroff -f\n")
+    assert terminal.process.wait(60) == 0
+    assert terminal.modes() == before
+
+
+def test_console_is_on_the_terminal_unless_told_otherwise(on_terminal: Any) -> None:
+    terminal: Terminal = on_terminal(*command_line("console=hvc0", "cloudvmm.shell=off"))
+    before = terminal.modes()
+    terminal.read_until(READY_WORDS.encode())
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.process.wait(30) == 0
+    assert terminal.modes() == before
+
+
+def local_modes(path: str) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    try:
+        return termios.tcgetattr(fd)[3]
+    finally:
+        os.close(fd)
