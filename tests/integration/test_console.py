@@ -22,9 +22,12 @@ import pytest
 
 from cloudvmm.guest.shell import GuestShell
 from support.booted import READY_TIMEOUT_S, READY_WORDS, Booted, booting, direct_boot, serving, vm_config
-from support.machine_code import port_writer
+from support.machine_code import port_writer, printing_boot_sector
 from support.vm import choose_engine
 from support.wait import wait_until
+
+SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
+NEEDS_SEABIOS = pytest.mark.skipif(not SEABIOS.exists(), reason=f"needs {SEABIOS}, of the package seabios")
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -247,6 +250,38 @@ def on_terminal() -> Iterator[Any]:
             return terminal
 
         yield start
+
+
+def boot_sector(folder: Path) -> Path:
+    """Return a disk that says "hello" on the debug console's usual port and halts."""
+    disk = folder / "boot.raw"
+    disk.write_bytes(printing_boot_sector(b"hello\n").ljust(1 << 20, b"\0"))
+    return disk
+
+
+@NEEDS_SEABIOS
+def test_debug_console_on_a_pty_keeps_its_words_until_somebody_listens(tmp_path: Path) -> None:
+    config = vm_config(
+        payload={"firmware": str(SEABIOS)},
+        disks=[{"path": str(boot_sector(tmp_path)), "image_type": "Raw"}],
+        console={"mode": "Off"},
+        serial={"mode": "File", "file": str(tmp_path / "serial.log")},
+        debug_console={"mode": "Pty"},
+    )
+    with booting(tmp_path / "vm", config, shell=None) as vm:
+        wait_file(tmp_path / "serial.log", "hello")
+        fd = os.open(vm.config()["debug_console"]["file"], os.O_RDONLY | os.O_NOCTTY)
+        try:
+            wait_until(lambda: b"hello" in os.read(fd, 4096), "the words on the PTY", timeout_s=10)
+        finally:
+            os.close(fd)
+
+
+@NEEDS_SEABIOS
+def test_debug_console_on_the_terminal(on_terminal: Any, tmp_path: Path) -> None:
+    flags = ["--firmware", str(SEABIOS), "--disk", f"path={boot_sector(tmp_path)},image_type=raw"]
+    terminal: Terminal = on_terminal(*flags, "--debug-console", "tty", "--console", "off", "--serial", "null")
+    terminal.read_until(b"hello")
 
 
 def command_line(*words: str) -> list[str]:

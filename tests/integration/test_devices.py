@@ -52,7 +52,14 @@ def full_config(folder: Path) -> dict[str, Any]:
         net=[
             {"tap": "made0", "ip": "192.168.8.1", "mask": "255.255.255.0", "mac": "12:34:56:78:90:01"},
             {"tap": "existing0", "mtu": 1400, "num_queues": 2},
-            {"tap": "pairs0", "ip": "192.168.7.1", "mask": "255.255.255.0", "num_queues": 4, "id": "pairs"},
+            {
+                "tap": "pairs0",
+                "ip": "192.168.7.1",
+                "mask": "255.255.255.0",
+                "num_queues": 4,
+                "id": "pairs",
+                "host_mac": "12:34:56:78:90:aa",
+            },
         ],
         rng={"src": "/dev/urandom", "pci_device_id": 30},
     )
@@ -166,6 +173,11 @@ def test_existing_tap_keeps_its_address_and_tells_its_mtu(vm: Booted) -> None:
     assert vm.config()["net"][1]["mac"] == vm.run(f"cat /sys/class/net/{name}/address")
     vm.run(f"ifconfig {name} 192.168.9.2 netmask 255.255.255.0 up && ping -c 3 -W 10 192.168.9.1")
     ping("192.168.9.2")
+
+
+def test_host_mac_is_the_taps_and_not_the_guests(vm: Booted) -> None:
+    assert "12:34:56:78:90:aa" in ip("link show pairs0")
+    assert vm.config()["net"][2]["mac"] == vm.run(f"cat /sys/class/net/{interface(vm, 'pairs')}/address")
 
 
 def test_two_queue_pairs_are_there_and_work(vm: Booted) -> None:
