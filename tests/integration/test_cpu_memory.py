@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, serving, vm_config
+from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -100,6 +101,19 @@ def test_transparent_huge_pages_are_off_for_the_process_that_asks_so(
     with started(tmp_path, {"thp": thp}) as vm:
         status = Path(f"/proc/{vm.qemu_pid()}/status").read_text()
         assert re.findall(r"THP_enabled:\s*(\d)", status) == [enabled]
+
+
+def test_balloon_takes_its_size_from_the_guest_and_info_follows(tmp_path: Path) -> None:
+    config = vm_config(memory={"size": RAM_BYTES}, balloon={"size": 48 * MIB})
+    with booting(tmp_path, config) as vm:
+        wait_until(
+            lambda: vm.info()["memory_actual_size"] == RAM_BYTES - 48 * MIB,
+            "the balloon is filled",
+            timeout_s=30,
+        )
+        total_kib = int(vm.run("sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
+        assert total_kib * 1024 < RAM_BYTES - 48 * MIB
+        assert vm.config()["memory"]["size"] == RAM_BYTES
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import contextlib
 from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import EngineError, EngineEvent, MachineGone, MachineSpec, PayloadError, PciBar
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
+from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.launch import Monitors
 from cloudvmm.engine.qemu.name import device_id, qdev_id
@@ -49,7 +50,8 @@ class QemuMachine:
         self._resources = resources
         self._undo = undo
         self._payload_error = payload_error
-        self._ram_bytes = spec.vm_config.memory.size
+        self._ram_bytes = resources.ram.size
+        self._balloon_target_bytes = balloon_target_bytes(spec, resources.ram.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
         self._taps = dict(resources.tap_names)
         self._taps_before = {name: net_counters(tap) for name, tap in self._taps.items()}
@@ -89,6 +91,8 @@ class QemuMachine:
         self._resources.lock_images()
         if self._payload_error is not None:
             raise self._payload_error
+        if self._balloon_target_bytes is not None:
+            self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
         self._monitors.control.execute("cont")
 
     def pause(self) -> None:
