@@ -11,6 +11,7 @@ what may be left out has a default.
 from __future__ import annotations
 
 import re
+import threading
 import types
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -51,7 +52,11 @@ _MAYBE_ABOVE_U64 = re.compile(rb"\d{20}")
 
 _decoders: dict[type, msgspec.json.Decoder[Any]] = {}
 _twins: dict[type, type[msgspec.Struct]] = {}
+_printers: dict[type, type[msgspec.Struct]] = {}
 _encoder = msgspec.json.Encoder()
+# msgspec describes a struct type to itself on first use, and crashes where two threads are first at once: the
+# second one works with a description that is half written. So the first use of each is made under this lock.
+_first_use = threading.Lock()
 
 
 def decode(raw: bytes, kind: type[T]) -> T:
@@ -96,7 +101,7 @@ def encode(value: msgspec.Struct) -> bytes:
     """
     if isinstance(value, _PRINTED_WITH_NULLS):
         return _encoder.encode(value)
-    return _encoder.encode(msgspec.convert(value, _twin(type(value)), from_attributes=True))
+    return _encoder.encode(msgspec.convert(value, _printer(type(value)), from_attributes=True))
 
 
 # Decoding
@@ -105,17 +110,22 @@ def encode(value: msgspec.Struct) -> bytes:
 def _decode(raw: bytes, kind: type[T]) -> T:
     if kind is VmConfig:
         raw = modernise(raw)
-    decoder = _decoders.get(kind)
-    if decoder is None:
-        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
-        value: T = decoder.decode(raw)
+        value: T = _decoder(kind).decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(explain(error, raw, kind)) from None
     if _MAYBE_ABOVE_U64.search(raw):
         _check_u64(msgspec.to_builtins(value))
     _normalise(value)
     return value
+
+
+def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        with _first_use:
+            decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    return decoder
 
 
 def _check_u64(value: object) -> None:
@@ -191,6 +201,17 @@ def _canonical_ip(text: str | None) -> str | None:
 
 
 # Encoding
+
+
+def _printer(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """Return the twin of `kind`, ready for any thread."""
+    printer = _printers.get(kind)
+    if printer is None:
+        with _first_use:
+            printer = _twin(kind)
+            msgspec.json.Decoder(printer)  # describes it and all that it holds
+            _printers[kind] = printer
+    return printer
 
 
 def _twin(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
