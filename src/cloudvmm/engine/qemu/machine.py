@@ -7,9 +7,18 @@ so neither waits for the other. Starting QEMU is `launch.py`.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 from cloudvmm.config.disk import ImageType
-from cloudvmm.engine.base import EngineError, EngineEvent, MachineGone, MachineSpec, PayloadError, PciBar
+from cloudvmm.engine.base import (
+    EngineError,
+    EngineEvent,
+    EngineTimeout,
+    MachineGone,
+    MachineSpec,
+    PayloadError,
+    PciBar,
+)
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.event import EventStream
@@ -21,6 +30,7 @@ from cloudvmm.engine.qemu.resource import Resources
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
+_END_TIMEOUT_S = 1.0  # from the end of its monitor to its own
 _DUMP_TIMEOUT_S = 30.0
 _DUMP_BYTES_PER_S = 10 * 1024 * 1024
 
@@ -91,30 +101,36 @@ class QemuMachine:
         self._resources.lock_images()
         if self._payload_error is not None:
             raise self._payload_error
-        if self._balloon_target_bytes is not None:
-            self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
-        self._monitors.control.execute("cont")
+        with self._end_explained():
+            if self._balloon_target_bytes is not None:
+                self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
+            self._monitors.control.execute("cont")
 
     def pause(self) -> None:
-        self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+        with self._end_explained():
+            self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
 
     def resume(self) -> None:
-        self._monitors.control.execute("cont")
+        with self._end_explained():
+            self._monitors.control.execute("cont")
 
     def power_button(self) -> None:
-        self._monitors.control.execute("system_powerdown")
+        with self._end_explained():
+            self._monitors.control.execute("system_powerdown")
 
     def nmi(self) -> None:
-        self._monitors.control.execute("inject-nmi")
+        with self._end_explained():
+            self._monitors.control.execute("inject-nmi")
 
     def coredump(self, fd: int) -> None:
         control = self._monitors.control
-        control.execute("getfd", {"fdname": "core"}, fds=[fd])
         request = {"paging": False, "protocol": "fd:core", "detach": True, "format": "elf"}
         timeout_s = _DUMP_TIMEOUT_S + self._ram_bytes / _DUMP_BYTES_PER_S
-        done = control.execute_until(
-            "dump-guest-memory", request, event="DUMP_COMPLETED", timeout_s=timeout_s
-        )
+        with self._end_explained():
+            control.execute("getfd", {"fdname": "core"}, fds=[fd])
+            done = control.execute_until(
+                "dump-guest-memory", request, event="DUMP_COMPLETED", timeout_s=timeout_s
+            )
         if done.data["result"]["status"] != "completed":
             raise DumpFailed(done.data.get("error", "The dump failed"))
 
@@ -132,11 +148,24 @@ class QemuMachine:
         return placed_bars(buses, device_id)
 
     def kill(self) -> None:
-        self._killed = True
+        if not self._process.has_ended():
+            self._killed = True
         self._stream.expect_end()
         self._process.kill()
         self._monitors.control.abort()
         self._monitors.reader.abort()
+
+    @contextlib.contextmanager
+    def _end_explained(self) -> Iterator[None]:
+        """Say how QEMU ended where it did so by itself: that its monitor fell silent is only the symptom."""
+        try:
+            yield
+        except MachineGone as gone:
+            with contextlib.suppress(EngineTimeout):
+                self._process.wait(timeout_s=_END_TIMEOUT_S)
+            if self._killed or not self._process.has_ended():
+                raise
+            raise MachineGone(str(gone)) from MachineGone(self._process.ending())
 
     def close(self) -> None:
         self.kill()
