@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import select
 import sys
 import threading
 import time
@@ -74,6 +75,8 @@ class Logger:
         self._sink = sink
         self._start = time.monotonic()
         self._lock = threading.Lock()
+        self._lost = 0
+        self._poller = _poller_of(sink)
 
     def error(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
         self.write(Level.ERROR, text, thread=thread, location=location)
@@ -99,7 +102,7 @@ class Logger:
     ) -> None:
         """Write a record unless the level is too fine; `thread` is the current one's name if unset.
 
-        A sink that fails loses the record: the log must not stop a VM.
+        A sink that fails or has no room loses the record: the log must not stop a VM.
         """
         if level > self._level:
             return
@@ -111,16 +114,43 @@ class Logger:
             time_ns=time.time_ns(),
             elapsed_s=time.monotonic() - self._start,
         )
+        with self._lock:
+            if self._lost:
+                missing = f"{self._lost} records were lost: the log could not be written"
+                if not self._put(record._replace(level=Level.WARN, text=missing)):
+                    self._lost += 1
+                    return
+                self._lost = 0
+            if not self._put(record):
+                self._lost += 1
+
+    def _put(self, record: Record) -> bool:
+        """Write `record` without waiting; say whether it went out."""
         line = "".join([render(record) for render in self._renderers]) + "\r\n"
+        rest = memoryview(line.encode(errors="replace"))
         try:
-            with self._lock:
-                self._sink.write(line.encode(errors="replace"))
+            while rest:
+                if self._poller is not None and not self._poller.poll(0):
+                    return False
+                # What polls as writable takes this much at once, be it a pipe or a terminal.
+                rest = rest[self._sink.write(rest[: select.PIPE_BUF]) or 0 :]
         except (OSError, ValueError):
-            pass
+            return False
+        return True
 
     def close(self) -> None:
         """Close the sink; later records are lost. Standard error itself stays open."""
         self._sink.close()
+
+
+def _poller_of(sink: BinaryIO) -> select.poll | None:
+    """Return what tells whether `sink` takes more; None where it is no file of the operating system."""
+    poller = select.poll()
+    try:
+        poller.register(sink, select.POLLOUT)
+    except (OSError, ValueError):
+        return None
+    return poller
 
 
 def open_log(*, verbosity: int, log_file: str | None, log_format: str = DEFAULT_FORMAT) -> Logger:

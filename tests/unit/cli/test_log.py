@@ -1,5 +1,6 @@
 """The log's formats and levels."""
 
+import contextlib
 import io
 import os
 import re
@@ -137,3 +138,21 @@ def test_broken_sink_loses_the_record_and_nothing_else():
     sink = io.BytesIO()
     sink.close()
     assert Logger(Level.INFO, sink).info("lost") is None
+
+
+def test_pipe_without_room_loses_records_and_says_so_once_there_is_room():
+    read_fd, write_fd = os.pipe()
+    with open(read_fd, "rb", buffering=0) as reader, open(write_fd, "wb", buffering=0) as sink:
+        os.set_blocking(write_fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.write(write_fd, b"x" * 4096):
+                pass
+        os.set_blocking(write_fd, True)
+        log = Logger(Level.INFO, sink, "{level} {msg}")
+        log.error("lost")
+        log.error("lost too")
+        reader.read(1 << 20)
+        log.error("heard")
+        assert reader.read(4096) == (
+            b"WARN 2 records were lost: the log could not be written\r\nERROR heard\r\n"
+        )
