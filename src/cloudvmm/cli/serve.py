@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
 
 import msgspec
 
@@ -21,10 +20,11 @@ from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.events.monitor import EventMonitor
+from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.server import HttpServer
 
 Log = Callable[[str, str], None]
-HTTP_END_S = 2.0
+HTTP_END_S = 1.0
 
 
 class StartError(VmmError):
@@ -60,6 +60,42 @@ class Settings(msgspec.Struct, kw_only=True):
     max_connections: int = 10
 
 
+class ExitSignals:
+    """SIGTERM and SIGINT, each of which rings `exit_evt`; `came` tells whether one did.
+
+    Python carries out a handler on the main thread and only once that wakes up; a signal that comes just
+    before the main thread falls asleep in a lock would wait there for ever. The wakeup descriptor is written
+    to at once, by whichever thread the signal hits, so a thread of its own reads that.
+    """
+
+    def __init__(self, exit_evt: EventFd, log: Log) -> None:
+        """To be made by the main thread."""
+        self.came = False
+        self._exit_evt = exit_evt
+        self._log = log
+        self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._write_fd, False)
+        self._thread = threading.Thread(target=self._run, name="signals", daemon=True)
+        self._thread.start()
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda _number, _frame: None)
+
+    def close(self) -> None:
+        """Take no further notice of the two signals."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._write_fd)
+        self._thread.join()
+        os.close(self._read_fd)
+
+    def _run(self) -> None:
+        while numbers := os.read(self._read_fd, 64):
+            self.came = True
+            self._exit_evt.write()
+            for number in numbers:
+                self._log("info", f"Signal {signal.Signals(number).name} received")
+
+
 def serve(settings: Settings) -> None:
     """Run until the VMM ends, by a command, a signal or a fault.
 
@@ -69,6 +105,7 @@ def serve(settings: Settings) -> None:
     events = EventHub()
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
+    signals = ExitSignals(vmm.exit_evt, settings.log)
     server: HttpServer | None = None
     failure: VmmError | None = None
     try:
@@ -77,14 +114,16 @@ def serve(settings: Settings) -> None:
         if settings.vm_config is not None:
             _boot(vmm, settings.vm_config)
     except VmmError as error:
-        failure = error
+        # What a signal overtook has not failed.
+        failure = None if signals.came else error
         vmm.exit_evt.write()
     vmm.join()
     if vmm.failure is not None and failure is None:
         failure = ThreadExited()
         failure.__cause__ = vmm.failure
     if server is not None:
-        server.close(remove_socket=failure is None)
+        server.close(remove_socket=failure is None, deadline_s=HTTP_END_S)
+    signals.close()
     vmm.close()
     if monitor is not None:
         monitor.close()
@@ -118,7 +157,7 @@ def _start_monitor(settings: Settings, events: EventHub) -> EventMonitor | None:
 
 def _start_vmm(settings: Settings, events: EventHub) -> VmmThread:
     try:
-        vmm = VmmThread(
+        return VmmThread(
             settings.engine,
             events=events,
             state_dir=settings.state_dir,
@@ -127,14 +166,6 @@ def _start_vmm(settings: Settings, events: EventHub) -> VmmThread:
         )
     except OSError as error:
         raise StartError("Failed to start the VMM thread") from error
-
-    def leave(signal_number: int, _: FrameType | None) -> None:
-        settings.log("info", f"Signal {signal.Signals(signal_number).name} received")
-        vmm.exit_evt.write()
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-    return vmm
 
 
 def _start_http(settings: Settings, vmm: VmmThread) -> HttpServer | None:
