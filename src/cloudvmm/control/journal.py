@@ -6,6 +6,7 @@ another version is refused. Without a state folder nothing is written.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -41,7 +42,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Journal:
-    """Appends entries; used by the control loop alone."""
+    """Appends entries; used by the control loop alone. An entry that cannot be written raises OSError."""
 
     def __init__(self, state_dir: str) -> None:
         """Take the folder, creating it (0700) where it is missing.
@@ -78,7 +79,11 @@ class Journal:
         return f"{self.state_dir}/{name}"
 
     def _write(self, entry: Entry) -> None:
-        os.write(self._fd, msgspec.json.encode(entry) + b"\n")
+        line = msgspec.json.encode(entry) + b"\n"
+        size = os.fstat(self._fd).st_size
+        if os.write(self._fd, line) != len(line):
+            os.ftruncate(self._fd, size)  # half a line would spoil the next one too
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _take_lock(state_dir: str) -> int:

@@ -182,8 +182,7 @@ class ControlLoop:
     def _start_next(self) -> None:
         while self._running is None and self._queue:
             self._running = self._queue.popleft()
-            if self._journal is not None:
-                self._journal.begin(self._running.name)
+            self._note(partial(Journal.begin, command=self._running.name))
             self._advance(Outcome())
 
     def _on_outcome(self) -> None:
@@ -216,8 +215,7 @@ class ControlLoop:
 
     def _finish(self, running: Running, payload: ApiResponsePayload | None, error: Exception | None) -> None:
         self._running = None
-        if self._journal is not None:
-            self._journal.end(running.name, error)
+        self._note(partial(Journal.end, command=running.name, error=error))
         if error is not None:
             self._log("error", f"{running.name} failed: {': '.join(error_chain(error))}")
         if running.request is not None:
@@ -229,6 +227,15 @@ class ControlLoop:
             self._start_leaving()
         elif error is not None and running.request is None:
             self._fail(error)
+
+    def _note(self, write: Callable[[Journal], None]) -> None:
+        """Write to the journal, if there is one. A full disk costs the entry, not the VM."""
+        if self._journal is None:
+            return
+        try:
+            write(self._journal)
+        except OSError as error:
+            self._log("error", f"The journal cannot be written: {': '.join(error_chain(error))}")
 
     # The end
 

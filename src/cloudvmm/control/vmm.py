@@ -12,6 +12,7 @@ from collections.abc import Callable
 from cloudvmm import __version__
 from cloudvmm.api.channel import ApiSender, api_channel
 from cloudvmm.api.data import VmmPingResponse
+from cloudvmm.api.error import RequestSend
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.loop import ControlLoop, Log
 from cloudvmm.engine.base import Engine
@@ -99,6 +100,8 @@ class VmmThread:
             self.failure = VmmError(f"The VMM thread failed: {error!r}")
             self.failure.__cause__ = error
         finally:
+            for request in self._receiver.close():  # where the loop could not even be made
+                request.reply.send(RequestSend())
             if self._journal is not None:
                 self._journal.close()
             if self._on_end is not None:
