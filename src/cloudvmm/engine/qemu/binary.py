@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import zlib
 
-from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu import cache
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.launch import Attempt
+from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 
 BINARY_NAME = "qemu-system-x86_64"
 PACKAGE_NAME = "qemu-system-x86"
@@ -54,11 +56,13 @@ def find_binary(given: str | None, *, search_path: str | None = None) -> str:
     )
 
 
-def learn_facts(binary: str) -> QemuFacts:
+def learn_facts(binary: str, attempt: Attempt | None = None) -> QemuFacts:
     """Return the facts about `binary` (absolute path), from the cache where it knows this very file.
 
-    Blocking: 0.2 s where the cache does not know. The accelerator is not decided here.
+    Blocking: 0.2 s where the cache does not know; `attempt` may be aborted meanwhile. The accelerator is not
+    decided here.
 
+    :raises MachineGone: `attempt` was aborted.
     :raises BinaryUnusable: it does not run or is something else.
     :raises BinaryTooOld: it is older than 7.2.
     """
@@ -69,7 +73,7 @@ def learn_facts(binary: str) -> QemuFacts:
         raise BinaryUnusable(f"{binary} cannot be read") from error
     facts = cache.load(subject, key, QemuFacts)
     if facts is None or not _is_there(facts.qboot_path) or not _is_there(facts.seabios_path):
-        facts = _ask(binary)
+        facts = _ask(binary, attempt or Attempt())
         cache.store(subject, key, facts)
     if facts.version < MINIMUM_VERSION:
         minimum = ".".join(str(part) for part in MINIMUM_VERSION[:2])
@@ -98,12 +102,12 @@ def parse_machines(text: str) -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if line.strip() and "(deprecated)" not in line)
 
 
-def _ask(binary: str) -> QemuFacts:
-    version = parse_version(_run(binary, "-version"))
+def _ask(binary: str, attempt: Attempt) -> QemuFacts:
+    version = parse_version(_run(attempt, binary, "-version"))
     if version is None:
         raise BinaryUnusable(f"{binary} is not a QEMU system emulator")
-    folders = _run(binary, "-L", "help").splitlines()
-    machines = parse_machines(_run(binary, "-machine", "help"))
+    folders = _run(attempt, binary, "-L", "help").splitlines()
+    machines = parse_machines(_run(attempt, binary, "-machine", "help"))
     if "pc" not in machines:
         raise BinaryUnusable(f"{binary} does not emulate an x86-64 PC")
     return QemuFacts(
@@ -111,30 +115,27 @@ def _ask(binary: str) -> QemuFacts:
         version=version,
         qboot_path=_find_firmware(folders, "qboot.rom"),
         seabios_path=_find_firmware(folders, "bios-256k.bin"),
-        devices=parse_devices(_run(binary, "-device", "help")),
+        devices=parse_devices(_run(attempt, binary, "-device", "help")),
         machines=machines,
     )
 
 
-def _run(binary: str, *arguments: str) -> str:
-    import subprocess  # 4 ms that an ordinary start does not need
-
+def _run(attempt: Attempt, binary: str, *arguments: str) -> str:
     try:
-        answer = subprocess.run(
-            [binary, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ANSWER_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.CalledProcessError as error:
-        words = error.stderr.strip() or f"exit status {error.returncode}"
-        raise BinaryUnusable(f"{binary} {' '.join(arguments)} failed: {words}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
+        process = QemuProcess(ProcessSpec([binary, *arguments]))
+    except EngineError as error:
         raise BinaryUnusable(f"{binary} does not run") from error
-    return answer.stdout
+    try:
+        attempt.watch(process)
+        process.wait(timeout_s=_ANSWER_TIMEOUT_S)
+        attempt.check()
+        if process.exit_status() != 0:
+            raise BinaryUnusable(f"{binary} {' '.join(arguments)} failed: {process.ending()}")
+        return process.output()
+    except EngineTimeout as error:
+        raise BinaryUnusable(f"{binary} {' '.join(arguments)} does not end") from error
+    finally:
+        process.close()
 
 
 def _find_firmware(folders: list[str], name: str) -> str | None:

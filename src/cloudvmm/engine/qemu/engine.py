@@ -66,11 +66,16 @@ class QemuEngine:
         )
 
     def facts(self) -> QemuFacts:
-        """Return what is known about the QEMU in use. Blocking the first time, see `info`."""
-        with self._lock:
+        """Return what is known about the QEMU in use. Blocking the first time, see `info`.
+
+        :raises MachineGone: `abort_build` was called meanwhile.
+        """
+        with self._lock, self._attempt() as attempt:
             if self._known is None:
-                facts = learn_facts(find_binary(self._binary))
-                accelerator, reason = choose_accelerator(self._accel, facts, kvm_device=self._kvm_device)
+                facts = learn_facts(find_binary(self._binary), attempt)
+                accelerator, reason = choose_accelerator(
+                    self._accel, facts, kvm_device=self._kvm_device, attempt=attempt
+                )
                 self._known = msgspec.structs.replace(
                     facts, accelerator=accelerator, accelerator_reason=reason
                 )

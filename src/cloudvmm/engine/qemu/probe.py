@@ -19,6 +19,7 @@ import msgspec
 from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
 from cloudvmm.engine.qemu import cache
 from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, Accelerator, QemuFacts
+from cloudvmm.engine.qemu.launch import Attempt
 from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
 
@@ -42,15 +43,20 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def choose_accelerator(
-    wanted: WantedAccelerator, facts: QemuFacts, *, kvm_device: str = KVM_DEVICE
+    wanted: WantedAccelerator,
+    facts: QemuFacts,
+    *,
+    kvm_device: str = KVM_DEVICE,
+    attempt: Attempt | None = None,
 ) -> tuple[Accelerator, str]:
     """Return the accelerator and the reason. Blocking: seconds at worst, where the cache does not know.
 
     :raises AcceleratorUnusable: `wanted` is ``kvm`` and KVM does not run a guest.
+    :raises MachineGone: `attempt` was aborted.
     """
     if wanted == "tcg":
         return "tcg", "TCG was asked for"
-    verdict = judge_kvm(facts, kvm_device=kvm_device)
+    verdict = judge_kvm(facts, kvm_device=kvm_device, attempt=attempt)
     if verdict.usable:
         return "kvm", verdict.reason
     if wanted == "kvm":
@@ -58,29 +64,37 @@ def choose_accelerator(
     return "tcg", verdict.reason
 
 
-def judge_kvm(facts: QemuFacts, *, kvm_device: str = KVM_DEVICE) -> Verdict:
+def judge_kvm(facts: QemuFacts, *, kvm_device: str = KVM_DEVICE, attempt: Attempt | None = None) -> Verdict:
     """Say whether a stock guest would run under KVM here."""
     if obstacle := _obstacle(kvm_device):
         return Verdict(False, obstacle)
     try:
         key = _cache_key(facts, kvm_device)
     except OSError:
-        return _probe_kvm(facts, kvm_device)
+        return _probe_kvm(facts, kvm_device, attempt)
     subject = f"kvm-{zlib.crc32(os.fsencode(facts.binary)):08x}"
     verdict = cache.load(subject, key, Verdict)
     if verdict is None:
-        verdict = _probe_kvm(facts, kvm_device)
+        verdict = _probe_kvm(facts, kvm_device, attempt)
         cache.store(subject, key, verdict)
     return verdict
 
 
 def run_probe_guest(
-    facts: QemuFacts, accelerator: str, cpu_model: str, *, run_timeout_s: float = RUN_TIMEOUT_S
+    facts: QemuFacts,
+    accelerator: str,
+    cpu_model: str,
+    *,
+    run_timeout_s: float = RUN_TIMEOUT_S,
+    attempt: Attempt | None = None,
 ) -> Verdict:
     """Run the probe guest with ``-accel accelerator`` and ``-cpu cpu_model`` and say what it did.
 
     Blocking for 60 ms where all is well, for `run_timeout_s` and a second where the guest hangs.
+
+    :raises MachineGone: `attempt` was aborted.
     """
+    attempt = attempt or Attempt()
     from cloudvmm.engine.qemu import probe_guest  # needed once per boot of the host
 
     with contextlib.ExitStack() as undo:
@@ -95,7 +109,9 @@ def run_probe_guest(
         process = QemuProcess(ProcessSpec(argv, fds=[image, stages, theirs.fileno()]))
         undo.callback(process.close)
         theirs.close()
+        attempt.watch(process)
         how = _watch(client, process, run_timeout_s)
+        attempt.check()
         if how is None and process.exit_status() == probe_guest.SUCCESS_STATUS:
             return Verdict(True, "A probe guest ran to its end")
         how = how or process.ending()
@@ -126,10 +142,12 @@ def _cache_key(facts: QemuFacts, device: str) -> list[str]:
     return [_FORMAT, os.uname().release, boot_id, *identity, *cache.file_identity(facts.binary)]
 
 
-def _probe_kvm(facts: QemuFacts, device: str) -> Verdict:
+def _probe_kvm(facts: QemuFacts, device: str, attempt: Attempt | None) -> Verdict:
     accelerator = "kvm" if device == KVM_DEVICE else f"kvm,device={device}"
     try:
-        verdict = run_probe_guest(facts, accelerator, KVM_CPU_MODEL)
+        verdict = run_probe_guest(facts, accelerator, KVM_CPU_MODEL, attempt=attempt)
+    except MachineGone:
+        raise  # aborted: that says nothing about KVM
     except EngineError as error:
         return Verdict(False, f"A probe guest could not be run under KVM: {error}")
     return Verdict(verdict.usable, f"{verdict.reason} (under KVM on {device})")

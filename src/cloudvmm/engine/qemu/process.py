@@ -147,6 +147,10 @@ class QemuProcess:
             _strip_name(line) for line in data.decode(errors="replace").splitlines() if line.strip()
         )
 
+    def output(self) -> str:
+        """Return all that it wrote, to standard error too."""
+        return os.pread(self._log_fd, self._log_size(), 0).decode(errors="replace")
+
     def close(self) -> None:
         """Blocking. Kill it if it runs, wait until it is gone, release everything. Idempotent.
 
