@@ -83,6 +83,9 @@ class ExitSignals:
 
     def close(self) -> None:
         """Take no further notice of the two signals."""
+        # Ignored from here on: the end is under way, and a second signal must not spoil its status.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         os.close(self._write_fd)
         self._thread.join()
