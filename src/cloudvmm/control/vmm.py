@@ -14,7 +14,8 @@ from cloudvmm.api.channel import ApiSender, api_channel
 from cloudvmm.api.data import VmmPingResponse
 from cloudvmm.api.error import RequestSend
 from cloudvmm.control.journal import Journal
-from cloudvmm.control.loop import ControlLoop, Log
+from cloudvmm.control.loop import ControlLoop
+from cloudvmm.control.runner import Log
 from cloudvmm.engine.base import Engine
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub

@@ -1,0 +1,88 @@
+"""Questions to the machine that must not wait behind a command: counters, and where the BARs lie.
+
+A thread of its own asks the engine; the answers come back to the control loop, in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from cloudvmm.api import action
+from cloudvmm.api.data import VmActionPayload, VmState
+from cloudvmm.api.error import VmmShuttingDown, VmNotRunning
+from cloudvmm.control.holding import Holding
+from cloudvmm.control.runner import failed
+from cloudvmm.control.vm import Vm
+from cloudvmm.control.worker import Job, Outcome, Worker
+from cloudvmm.engine.base import Machine
+
+END_S = 2.0
+
+
+class Reader:
+    """Used by the control loop's thread alone."""
+
+    def __init__(self, holding: Holding) -> None:
+        self.worker = Worker("vm-reader")
+        self._holding = holding
+        self._waiting: deque[Callable[[Outcome], None]] = deque()
+        self._is_looking = False
+        self._must_look_again = False
+
+    def answer_counters(self, request: action.ApiRequest) -> None:
+        """Answer `vm.counters`, now or when the engine has."""
+        if self._holding.vm is None:
+            request.reply.send(failed(request.error, VmNotRunning()))
+            return
+        self._ask(partial(_encoded_counters, self._holding.vm.machine), partial(_send_counters, request))
+
+    def look_at_bars(self) -> None:
+        """Find out where the guest has put its BARs; `vm.info` tells it from then on."""
+        vm = self._holding.vm
+        if vm is None or vm.state is VmState.CREATED:
+            return
+        if self._is_looking:
+            self._must_look_again = True
+            return
+        self._is_looking = True
+        self._ask(vm.machine.pci_resources, partial(self._place_bars, vm))
+
+    def take_outcomes(self) -> None:
+        self.worker.done.read()
+        while (outcome := self.worker.take()) is not None:
+            self._waiting.popleft()(outcome)
+
+    def end(self) -> None:
+        """Answer what is still asked; the machine is gone, so the thread ends soon."""
+        self.worker.stop(END_S)
+        while (outcome := self.worker.take()) is not None:
+            self._waiting.popleft()(outcome)
+        while self._waiting:
+            self._waiting.popleft()(Outcome(error=VmmShuttingDown()))
+
+    def _ask(self, job: Job, then: Callable[[Outcome], None]) -> None:
+        self._waiting.append(then)
+        self.worker.submit(job)
+
+    def _place_bars(self, vm: Vm, outcome: Outcome) -> None:
+        self._is_looking = False
+        if outcome.error is None and vm is self._holding.vm and self._holding.vm_config is not None:
+            vm.place_bars(self._holding.vm_config, outcome.value)
+        if self._must_look_again:
+            self._must_look_again = False
+            self.look_at_bars()
+
+
+def _encoded_counters(machine: Machine) -> bytes:
+    return msgspec.json.encode(machine.counters())
+
+
+def _send_counters(request: action.ApiRequest, outcome: Outcome) -> None:
+    if outcome.error is not None:
+        request.reply.send(failed(request.error, outcome.error))
+    else:
+        request.reply.send(VmActionPayload(outcome.value))
