@@ -24,7 +24,7 @@ from cloudvmm.guest.shell import GuestShell
 from support.booted import READY_TIMEOUT_S, READY_WORDS, Booted, booting, direct_boot, serving, vm_config
 from support.machine_code import port_writer, printing_boot_sector
 from support.vm import choose_engine
-from support.wait import wait_until
+from support.wait import is_readable, wait_until
 
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 NEEDS_SEABIOS = pytest.mark.skipif(not SEABIOS.exists(), reason=f"needs {SEABIOS}, of the package seabios")
@@ -75,6 +75,11 @@ class TestSerialPty:
         write_port(serial_pty, 0xE9, "to port 0xe9")
         assert wait_file(serial_pty.folder / "debug.log", "0xe9") == "to port 0xe9"
         assert serial_pty.config()["debug_console"]["file"] == str(serial_pty.folder / "debug.log")
+
+    def test_pty_can_be_left_and_entered_again(self, serial_pty: Booted) -> None:
+        serial_pty.close_shell()
+        serial_pty.open_shell("serial")
+        assert serial_pty.run("echo $((6 * 7))") == "42"
 
     def test_pty_and_who_has_it_open_survive_a_reboot(self, serial_pty: Booted) -> None:
         path = serial_pty.config()["serial"]["file"]
@@ -180,6 +185,22 @@ class TestSerialSocket:
         assert (serial_socket.folder / "serial.sock").exists()
         serial_socket.vmm.put("vm.delete")
         assert not (serial_socket.folder / "serial.sock").exists()
+
+
+def test_output_that_nobody_takes_does_not_hold_the_guest_up(tmp_path: Path) -> None:
+    payload = direct_boot("cloudvmm.shell=ttyS0")
+    config = vm_config(payload=payload, serial={"mode": "Pty"}, console={"mode": "Pty"})
+    with booting(tmp_path, config, shell="serial") as vm:
+        vm.run("(dd if=/dev/zero bs=1M count=3 2>/dev/null | tr '\\0' x; echo the last line) >/dev/hvc0")
+        fd = os.open(vm.config()["console"]["file"], os.O_RDONLY | os.O_NOCTTY)
+        try:
+            heard = b""
+            while b"the last line" not in heard:
+                assert is_readable(fd, timeout_s=10), f"After {len(heard)} bytes the PTY fell silent"
+                heard += os.read(fd, 65536)
+        finally:
+            os.close(fd)
+        assert (1 << 20) - 100 < len(heard) < (1 << 20) + (1 << 17)
 
 
 def test_serial_socket_path_that_exists_is_refused(tmp_path: Path) -> None:

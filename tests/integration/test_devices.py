@@ -17,6 +17,7 @@ from support.wait import wait_until
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(120)]
 
 DISK_BYTES = 8 * MIB
+IORESOURCE_IO, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x100, 0x2000, 0x100000  # of Linux
 
 
 @pytest.fixture(scope="module")
@@ -250,26 +251,38 @@ def test_bars_of_the_device_tree_are_where_the_guest_has_them(vm: Booted) -> Non
     assert all(tree_bars(vm).values())
 
 
-def tree_bars(vm: Booted) -> dict[str, list[tuple[int, int, int]]]:
+Bar = tuple[int, int, int, str, bool]
+
+
+def tree_bars(vm: Booted) -> dict[str, list[Bar]]:
+    """Return index, base, size, type and prefetchability of each BAR, by address."""
+    fields = ("index", "base", "size", "type_", "prefetchable")
     nodes = [node for node in vm.info()["device_tree"].values() if "pci_bdf" in node]
     return {
         node["pci_bdf"]: [
-            (bar["index"], bar["base"], bar["size"])
-            for bar in (resource["PciBar"] for resource in node["resources"])
+            tuple(resource["PciBar"][field] for field in fields) for resource in node["resources"]
         ]
         for node in nodes
     }
 
 
-def guest_bars(vm: Booted) -> dict[str, list[tuple[int, int, int]]]:
+def guest_bars(vm: Booted) -> dict[str, list[Bar]]:
     found = {}
     for address in tree_bars(vm):
         lines = vm.run(f"head -n 6 /sys/bus/pci/devices/{address}/resource").splitlines()
         ranges = [[int(word, 16) for word in line.split()] for line in lines]
         found[address] = [
-            (index, first, last - first + 1) for index, (first, last, _) in enumerate(ranges) if last
+            (index, first, last - first + 1, bar_type(flags), bool(flags & IORESOURCE_PREFETCH))
+            for index, (first, last, flags) in enumerate(ranges)
+            if last
         ]
     return found
+
+
+def bar_type(flags: int) -> str:
+    if flags & IORESOURCE_IO:
+        return "Io"
+    return "Mmio64" if flags & IORESOURCE_MEM_64 else "Mmio32"
 
 
 def test_queues_passed_as_descriptors_serve_a_guest_of_the_command_line(
