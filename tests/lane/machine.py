@@ -38,6 +38,8 @@ export PATH={VENV}/bin:/usr/bin:/usr/sbin:/bin:/sbin HOME=/tmp/home CLOUDVMM_CAC
 export CLOUDVMM_TEST_GUEST={GUEST}/guest.json CLOUDVMM_TEST_ACCEL=kvm
 cd {PROJECT}
 """
+# Who started us may be gone before the death signal was asked for.
+_PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
 _TAIL_BYTES = 6000
 
 
@@ -55,13 +57,8 @@ class LaneMachine:
         archive = folder / "project.tar"
         archive.write_bytes(project + bytes(-len(project) % 512))
         self._socket, theirs = socket.socketpair()
-        argv = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "--",
-            *self._arguments(image, guest, archive, theirs.fileno()),
-        ]
+        mortal = ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _PARENT_CHECK, str(os.getpid())]
+        argv = [*mortal, *self._arguments(image, guest, archive, theirs.fileno())]
         with theirs, self._qemu_log.open("wb") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=[theirs.fileno()]
