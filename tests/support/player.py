@@ -20,6 +20,8 @@ import pytest
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.base import Engine, Machine
 from cloudvmm.engine.fake import FakeEngine, FakeMachine, Hang
+from cloudvmm.guest import FAST_CMDLINE
+from support.accelerator import accelerator
 from support.guest import find_guest, import_or_skip
 from support.wait import is_readable
 
@@ -105,8 +107,7 @@ class QemuPlayer(Player):
         super().__init__(console_end, guest_end)
         guest = find_guest()
         # The kernel's console is the serial port, so that the virtio console is the shell service's alone.
-        cmdline = "console=ttyS0 quiet panic=-1"
-        self.payload = PayloadConfig(kernel=guest.kernel, initramfs=guest.initramfs, cmdline=cmdline)
+        self.payload = PayloadConfig(kernel=guest.kernel, initramfs=guest.initramfs, cmdline=FAST_CMDLINE)
         self._scripts = 0
 
     @staticmethod
@@ -116,7 +117,7 @@ class QemuPlayer(Player):
             pytest.skip("cloudvmm.engine.qemu has no QemuEngine yet")
         if shutil.which("qemu-system-x86_64") is None:
             pytest.skip("The program qemu-system-x86_64 is missing")
-        return qemu.QemuEngine(binary=binary, accel="tcg")
+        return qemu.QemuEngine(binary=binary, accel=accelerator())
 
     @classmethod
     def engine_that_hangs_in_build(cls, folder: Path) -> Any:

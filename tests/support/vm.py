@@ -16,14 +16,15 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloudvmm.guest import FAST_CMDLINE
 from cloudvmm.guest.shell import GuestShell
+from support.accelerator import accelerator
 from support.guest import find_guest, import_or_skip
 from support.vmm import Vmm
 from support.wait import is_readable, wait_until
 
 MIB = 1024 * 1024
 RAM_BYTES = 256 * MIB
-KERNEL_CMDLINE = "console=ttyS0 quiet panic=-1"
 READY_WORDS = b"cloudvmm-guest ready"
 READY_TIMEOUT_S = {"fake": 5.0, "qemu": 90.0}
 
@@ -45,9 +46,9 @@ class EngineChoice(msgspec.Struct, frozen=True):
             kernel, initramfs = folder / "kernel", folder / "initramfs"
             kernel.write_bytes(b"a kernel")
             initramfs.write_bytes(b"an initramfs")
-            return {"kernel": str(kernel), "initramfs": str(initramfs), "cmdline": KERNEL_CMDLINE}
+            return {"kernel": str(kernel), "initramfs": str(initramfs), "cmdline": FAST_CMDLINE}
         guest = find_guest()
-        return {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": KERNEL_CMDLINE}
+        return {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": FAST_CMDLINE}
 
 
 def choose_engine(name: str) -> EngineChoice:
@@ -56,7 +57,7 @@ def choose_engine(name: str) -> EngineChoice:
         import_or_skip("cloudvmm.engine.qemu.engine")
         if shutil.which("qemu-system-x86_64") is None:
             pytest.skip("The program qemu-system-x86_64 is missing")
-        return EngineChoice(name, ("--engine", "qemu", "--accel", "tcg"))
+        return EngineChoice(name, ("--engine", "qemu", "--accel", accelerator()))
     return EngineChoice(name, ("--engine", "fake"))
 
 
