@@ -9,7 +9,7 @@ and whoever reports the error prints the whole chain, outermost first.
     ├── config.error.ValidationError  a rule of the configuration is broken
     ├── options.error.OptionError     an option string does not parse
     ├── engine.base.EngineError       what runs the VM refused or failed
-    ├── control.error.VmError         the lifecycle refused
+    ├── api.error.VmError             the VMM or the VM refused
     └── host.error.HostError          the operating system refused
 """
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class VmmError(Exception):
-    """Root of the tree; never raised itself."""
+    """Root of the tree."""
 
     def __str__(self) -> str:
         """Give the text handed in, else the first line of the class's docstring."""

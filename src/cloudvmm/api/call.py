@@ -65,7 +65,10 @@ def vm_counters(api_evt: EventFd, api_sender: ApiSender) -> bytes | None:
 
 
 def vm_create(api_evt: EventFd, api_sender: ApiSender, vm_config: VmConfig) -> None:
-    """Descriptors inside `vm_config` belong to the VMM from here on, also when this fails."""
+    """Descriptors inside `vm_config` belong to the VMM once it has the request, also when it refuses.
+
+    :raises RequestSend: the VMM thread has ended; descriptors are still the caller's.
+    """
     _expect(Empty, api_evt, api_sender, action.VmCreate, vm_config)
 
 

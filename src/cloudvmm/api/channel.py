@@ -33,14 +33,10 @@ class ReplyChannel:
         self._sent = False
 
     def send(self, response: ApiResponse) -> None:
-        """Answer; called by the VMM thread alone, never blocks."""
+        """Answer; never blocks."""
         if not self._sent:
             self._sent = True
             self._answers.put(response)
-
-    @property
-    def is_answered(self) -> bool:
-        return self._sent
 
     def recv(self, timeout_s: float | None = None) -> ApiResponsePayload:
         """Wait for the answer and return it, or raise the error that it is.

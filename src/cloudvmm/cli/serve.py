@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
 
 import msgspec
 
 from cloudvmm import api
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.runner import Log
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.errors import VmmError, error_chain
@@ -23,7 +23,6 @@ from cloudvmm.events.monitor import EventMonitor
 from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.server import HttpServer
 
-Log = Callable[[str, str], None]
 HTTP_END_S = 1.0
 
 
@@ -104,7 +103,6 @@ def serve(settings: Settings) -> None:
 
     :raises VmmError: the start failed, or the VMM ended because of a fault.
     """
-    os.umask(0o077)
     events = EventHub()
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
@@ -117,8 +115,8 @@ def serve(settings: Settings) -> None:
         if settings.vm_config is not None:
             _boot(vmm, settings.vm_config)
     except VmmError as error:
-        # What a signal overtook has not failed.
-        failure = None if signals.came else error
+        # What a signal or another client's vmm.shutdown overtook has not failed.
+        failure = None if signals.came or _is_overtaken(error) else error
         vmm.exit_evt.write()
     vmm.join()
     if vmm.failure is not None and failure is None:
@@ -132,6 +130,13 @@ def serve(settings: Settings) -> None:
         monitor.close()
     if failure is not None:
         raise failure
+
+
+def _is_overtaken(error: BaseException) -> bool:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, api.VmmShuttingDown):
+        cause = cause.__cause__
+    return cause is not None
 
 
 def report(error: BaseException, program: str = "Cloud Hypervisor") -> None:

@@ -35,8 +35,8 @@ def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: st
         used_ids = validate(vm_config)
     except ValidationError as error:
         raise ConfigValidation from error
-    info = engine.info
     try:
+        info = engine.info
         numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
         serial, console, debug_console = consoles.sinks()
         machine = engine.build(

@@ -56,11 +56,11 @@ class Commands:
             action.VmPowerButton: lambda _: self.power_button(),
             action.VmNmi: lambda _: self.nmi(),
             action.VmCoredump: lambda data: self.coredump(data.destination_url),
-        }
-        self._at_once: dict[type[action.ApiRequest], Callable[[Any], ApiResponsePayload]] = {
             action.VmRemoveDevice: lambda data: self.remove_device(data.id),
             action.VmResize: lambda data: self.edit_cold(edit.with_sizes, data),
             action.VmResizeZone: lambda data: self.edit_cold(edit.with_zone_size, data),
+        }
+        self._at_once: dict[type[action.ApiRequest], Callable[[Any], ApiResponsePayload]] = {
             action.VmResizeDisk: lambda _: self.resize_disk(),
             action.VmSnapshot: lambda _: self.snapshot(),
             action.VmSendMigration: lambda _: self.needs_vm_and_means(),
@@ -69,7 +69,7 @@ class Commands:
         }
         for command in action.COMMANDS:
             if command.body is not None and issubclass(command.body, PciDevice):
-                self._at_once[command] = self.add_device
+                self._stepwise[command] = self.add_device
 
     def steps(self, request: action.ApiRequest) -> Steps:
         """Return the steps of `request`, not yet begun."""
@@ -82,7 +82,7 @@ class Commands:
         if self._holding.vm_config is not None:
             raise api_error.VmAlreadyCreated
         # The reference keeps the config even where the steps below fail; vm.delete removes it.
-        self._holding.vm_config = copy.deepcopy(vm_config)
+        self._holding.vm_config = yield partial(copy.deepcopy, vm_config)
         yield from self._open_consoles()
         if vm_config.landlock_enable:
             raise api_error.ApplyLandlock from api_error.NotImplementedYet(
@@ -121,8 +121,10 @@ class Commands:
     def shutdown(self) -> Steps:
         vm = self._running_vm()
         vm.check(VmState.SHUTDOWN)
-        yield from self._drop_vm(vm)
-        yield from self._close_consoles()
+        try:
+            yield from self._drop_vm(vm)
+        finally:
+            yield from self._close_consoles()
         self._events.emit("vm", "shutdown")
         return DONE
 
@@ -145,7 +147,7 @@ class Commands:
         yield from self._drop_vm(vm)
         try:
             yield from self._build_and_start()
-        except VmmError:
+        except Exception:
             if self._holding.vm is not None:
                 yield from self._drop_vm(self._holding.vm)
             raise
@@ -182,25 +184,17 @@ class Commands:
         self._events.emit("vmm", "shutdown")
         return DONE
 
-    def machine_exited(self, *, keeps_vmm: bool) -> Steps:
-        """Clear up after a machine that ended by itself."""
-        if keeps_vmm:
-            if self._holding.vm is not None:
-                yield from self.shutdown()
-            return DONE
-        return (yield from self.vmm_shutdown())
-
-    def add_device(self, device: PciDevice) -> ApiResponsePayload:
-        vm_config = self._created_config()
+    def add_device(self, device: PciDevice) -> Steps:
+        # A rule that is broken wins over means that are missing.
+        changed: VmConfig = yield partial(edit.with_device, self._created_config(), device)
         if self._holding.vm is not None:
-            edit.with_device(vm_config, device)  # a rule that is broken wins over means that are missing
             raise api_error.DeviceManager from api_error.NotImplementedYet(
                 "Adding a device to a booted VM comes with a later release; add it before vm.boot"
             )
-        self._holding.vm_config = edit.with_device(vm_config, device)
+        self._holding.vm_config = changed
         return VmActionPayload()
 
-    def remove_device(self, device_id: str) -> ApiResponsePayload:
+    def remove_device(self, device_id: str) -> Steps:
         vm_config = self._created_config()
         if self._holding.vm is not None:
             if device_id not in self._holding.vm.tree:
@@ -208,17 +202,18 @@ class Commands:
             raise api_error.DeviceManager from api_error.NotImplementedYet(
                 "Removing a device from a booted VM comes with a later release; remove it before vm.boot"
             )
-        self._holding.vm_config, removed = edit.without_device(vm_config, device_id)
+        changed, removed = yield partial(edit.without_device, vm_config, device_id)
+        self._holding.vm_config = changed
         close_descriptors(descriptors_of(removed))
         return DONE
 
-    def edit_cold(self, change: Callable[[VmConfig, Any], VmConfig], data: Any) -> ApiResponsePayload:
+    def edit_cold(self, change: Callable[[VmConfig, Any], VmConfig], data: Any) -> Steps:
         vm_config = self._created_config()
         if self._holding.vm is not None:
             raise api_error.NotImplementedYet(
                 "Resizing a booted VM comes with a later release; resize it before vm.boot"
             )
-        self._holding.vm_config = change(vm_config, data)
+        self._holding.vm_config = yield partial(change, vm_config, data)
         return DONE
 
     def resize_disk(self) -> ApiResponsePayload:
@@ -258,7 +253,7 @@ class Commands:
 
     def _open_consoles(self) -> Steps:
         """Open what the config asks for, and write the paths of new PTYs into it."""
-        vm_config = copy.deepcopy(self._created_config())
+        vm_config: VmConfig = yield partial(copy.deepcopy, self._created_config())
         try:
             consoles: Consoles = yield partial(open_consoles, vm_config)
         except ConsoleError as error:
@@ -329,6 +324,9 @@ class Commands:
         self._holding.stop_watching()
         try:
             yield Cleanup(vm.machine.close)
+        except EngineError as error:
+            vm.machine.kill()
+            raise api_error.VmShutdownFailed from error
         finally:
             self._holding.vm = None
         return DONE

@@ -54,16 +54,11 @@ class Consoles:
         self._files: dict[int, str] = {}
         self._pty_paths: dict[int, str] = {}
         self._modes = [console.mode for console in _consoles(vm_config)]
-        self._has_terminal_input = False
-        with contextlib.ExitStack() as undo:
-            for number, console in enumerate(_consoles(vm_config)):
-                port = self._open(number, console)
-                if port is not None:
-                    undo.callback(port.close)
-                    self._lines[number] = Line(port)
-                    undo.callback(self._lines[number].close_stream)
-            self._relay = Relay(list(self._lines.values()))
-            undo.pop_all()
+        self._is_terminal_taken = False
+        try:
+            self._relay = self._open_all(vm_config)
+        except (OSError, RuntimeError, ValueError, HostError) as error:
+            raise CreateConsoleDevice from error
 
     def sinks(self) -> tuple[ConsoleSink, ConsoleSink, ConsoleSink]:
         """What the engine needs; streams are lent to it and stay ours."""
@@ -83,24 +78,33 @@ class Consoles:
         """Blocking, briefly. Restore the terminal, remove the socket, close the PTYs."""
         self._relay.close()
 
+    def _open_all(self, vm_config: VmConfig) -> Relay:
+        with contextlib.ExitStack() as undo:
+            for number, console in enumerate(_consoles(vm_config)):
+                port = self._open(number, console)
+                if port is not None:
+                    undo.callback(port.close)
+                    self._lines[number] = Line(port)
+                    undo.callback(self._lines[number].close_stream)
+            relay = Relay(list(self._lines.values()))
+            undo.pop_all()
+        return relay
+
     def _open(self, number: int, console: AnyConsole) -> Port | None:
-        try:
-            match console.mode:
-                case ConsoleOutputMode.PTY:
-                    pty = open_pty()
-                    self._pty_paths[number] = pty.path
-                    return PtyPort(pty)
-                case ConsoleOutputMode.TTY:
-                    reads_input, self._has_terminal_input = not self._has_terminal_input, True
-                    return TerminalPort(reads_input=reads_input)
-                case ConsoleOutputMode.FILE:
-                    self._files[number] = _create_file(console.file)
-                case ConsoleOutputMode.SOCKET:
-                    return _open_socket(console)
-                case ConsoleOutputMode.OFF | ConsoleOutputMode.NULL:
-                    pass
-        except (OSError, HostError) as error:
-            raise CreateConsoleDevice from error
+        match console.mode:
+            case ConsoleOutputMode.PTY:
+                pty = open_pty()
+                self._pty_paths[number] = pty.path
+                return PtyPort(pty)
+            case ConsoleOutputMode.TTY:
+                is_first, self._is_terminal_taken = not self._is_terminal_taken, True
+                return TerminalPort(has_terminal=is_first)
+            case ConsoleOutputMode.FILE:
+                self._files[number] = _create_file(console.file)
+            case ConsoleOutputMode.SOCKET:
+                return _open_socket(console)
+            case ConsoleOutputMode.OFF | ConsoleOutputMode.NULL:
+                pass
         return None
 
     def _sink(self, number: int, mode: ConsoleOutputMode) -> ConsoleSink:

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from cloudvmm.api.data import VmState
+from cloudvmm.api.error import VmmShuttingDown
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Job, Steps
-from cloudvmm.engine.base import Machine
+from cloudvmm.engine.base import Machine, MachineGone
 from cloudvmm.errors import VmmError
 
 FILE_URL = "file://"
@@ -49,9 +50,9 @@ def dump_guest(
         yield from pause()
     try:
         yield partial(_write_dump, vm.machine, path)
-    except VmmError:
-        # Cloud Hypervisor leaves the VM paused when the dump fails; its guest goes on here.
-        if was_running:
+    except Exception as error:
+        # Cloud Hypervisor leaves the VM paused when the dump fails. Here its guest goes on, if it is there.
+        if was_running and not isinstance(error, MachineGone | VmmShuttingDown):
             with contextlib.suppress(VmmError):
                 yield from resume()
         raise
@@ -69,7 +70,7 @@ def _path_of(url: str) -> str:
 def _write_dump(machine: Machine, path: str) -> None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CoredumpFile from error
     try:
         machine.coredump(fd)

@@ -44,7 +44,7 @@ def with_device(vm_config: VmConfig, device: PciDevice) -> VmConfig:
     :raises ConfigValidation: the two together break a rule.
     :raises TooManyVsockDevices: there is a vsock device already.
     """
-    changed = copy.deepcopy(vm_config)
+    changed, device = copy.deepcopy((vm_config, device))
     if isinstance(device, VsockConfig):
         if changed.vsock is not None:
             raise TooManyVsockDevices

@@ -6,6 +6,7 @@ another version is refused. Without a state folder nothing is written.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -57,6 +58,7 @@ class Journal:
         try:
             _check_format(state_dir)
             self.unfinished = _unfinished(self._path("journal"))
+            _put_aside(self._path("journal"))
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._fd = os.open(self._path("journal"), flags, 0o600)
         except BaseException:
@@ -79,11 +81,19 @@ class Journal:
         return f"{self.state_dir}/{name}"
 
     def _write(self, entry: Entry) -> None:
-        line = msgspec.json.encode(entry) + b"\n"
+        line = _encode(entry) + b"\n"
         size = os.fstat(self._fd).st_size
         if os.write(self._fd, line) != len(line):
             os.ftruncate(self._fd, size)  # half a line would spoil the next one too
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _encode(entry: Entry) -> bytes:
+    try:
+        return msgspec.json.encode(entry)
+    except UnicodeEncodeError:  # a file name that is not UTF-8, in an error's text
+        errors = [text.encode(errors="replace").decode() for text in entry.errors or []]
+        return msgspec.json.encode(msgspec.structs.replace(entry, errors=errors))
 
 
 def _take_lock(state_dir: str) -> int:
@@ -108,6 +118,12 @@ def _check_format(state_dir: str) -> None:
         return
     if found != str(FORMAT_VERSION):
         raise StateDirFormat(state_dir, found)
+
+
+def _put_aside(path: str) -> None:
+    """Keep the last VMM's journal beside the new one: neither grows for ever nor speaks for the other."""
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, path + ".old")
 
 
 def _unfinished(path: str) -> list[str]:

@@ -78,7 +78,7 @@ class ControlLoop:
         self._on_readable: dict[int, Callable[[], None]] = {}
         self._register(api_evt.fileno(), partial(self._on_requests, api_evt))
         self._register(exit_evt.fileno(), partial(self._on_exit, exit_evt))
-        self._register(self._runner.worker.done.fileno(), self._runner.take_outcomes)
+        self._register(self._runner.worker.done.fileno(), self._on_outcome)
         self._register(self._reader.worker.done.fileno(), self._reader.take_outcomes)
 
     @property
@@ -148,6 +148,14 @@ class ControlLoop:
             request.reply.send(failed(request.error, error))
         else:
             # The engine does not tell when the guest moves a BAR: whoever looks causes the next look.
+            self._reader.look_at_bars()
+
+    def _on_outcome(self) -> None:
+        vm = self._holding.vm
+        state = vm.state if vm is not None else None
+        self._runner.take_outcomes()
+        vm = self._holding.vm
+        if vm is not None and vm.state is not state:
             self._reader.look_at_bars()
 
     def _on_exit(self, exit_evt: EventFd) -> None:

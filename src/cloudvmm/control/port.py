@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import stat
 import sys
@@ -13,6 +14,8 @@ from cloudvmm.host.terminal import Pty, RawTerminal
 
 # POSIX lets a pipe that polls as writable take this much at once.
 PIPE_BYTES = 4096
+# The least that the kernel keeps free in a terminal which polls as writable.
+TERMINAL_BYTES = 256
 
 
 class PtyPort:
@@ -20,6 +23,12 @@ class PtyPort:
 
     def __init__(self, pty: Pty) -> None:
         self._pty = pty
+
+    def listen_fd(self) -> int | None:
+        return None
+
+    def accept(self) -> None:
+        """Nobody comes."""
 
     def input_fds(self) -> list[int]:
         return [self._pty.master_fd]
@@ -42,18 +51,31 @@ class PtyPort:
 class TerminalPort:
     """The process's standard output, and its standard input where that is a terminal.
 
-    Neither is made non-blocking: their open files are shared with whoever started the process. Output goes in
-    pieces that a descriptor which polls as writable takes at once.
+    The open file of standard output is shared with whoever started the process, so it is not made
+    non-blocking: a terminal or pipe is opened once more for ourselves. Where that is not possible, only what
+    it is sure to take at once is written.
     """
 
-    def __init__(self, *, reads_input: bool) -> None:
-        self._output_fd = (
-            os.dup(sys.__stdout__.fileno()) if sys.__stdout__ else os.open(os.devnull, os.O_WRONLY)
-        )
-        self._raw = RawTerminal(self._output_fd)
-        self._input_fd: int | None = None
-        if reads_input and sys.__stdin__ is not None and os.isatty(sys.__stdin__.fileno()):
-            self._input_fd = os.dup(sys.__stdin__.fileno())
+    def __init__(self, *, has_terminal: bool) -> None:
+        """`has_terminal` says whose console may read from the terminal and put it into raw mode.
+
+        :raises OSError: out of descriptors.
+        """
+        with contextlib.ExitStack() as undo:
+            self._output_fd, self._chunk_bytes = _open_output()
+            undo.callback(os.close, self._output_fd)
+            self._input_fd: int | None = None
+            self._raw: RawTerminal | None = None
+            if has_terminal:
+                self._input_fd = _open_input()
+                self._raw = RawTerminal(self._output_fd)
+            undo.pop_all()
+
+    def listen_fd(self) -> int | None:
+        return None
+
+    def accept(self) -> None:
+        """Nobody comes."""
 
     def input_fds(self) -> list[int]:
         return [] if self._input_fd is None else [self._input_fd]
@@ -71,14 +93,39 @@ class TerminalPort:
         return data
 
     def send(self, data: bytes) -> int:
-        is_file = stat.S_ISREG(os.fstat(self._output_fd).st_mode)
-        return write_some(self._output_fd, data if is_file else data[:PIPE_BYTES])
+        if self._chunk_bytes is None:
+            return write_some(self._output_fd, data)
+        poller = select.poll()
+        poller.register(self._output_fd, select.POLLOUT)
+        return write_some(self._output_fd, data[: self._chunk_bytes]) if poller.poll(0) else 0
 
     def close(self) -> None:
-        self._raw.restore()
+        if self._raw is not None:
+            self._raw.restore()
         os.close(self._output_fd)
         if self._input_fd is not None:
             os.close(self._input_fd)
+
+
+def _open_output() -> tuple[int, int | None]:
+    """Return a descriptor of standard output, and how much to write at once; None where it never blocks."""
+    if sys.__stdout__ is None:
+        return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), None
+    fd = sys.__stdout__.fileno()
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return os.dup(fd), None
+    try:
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return os.open(f"/proc/self/fd/{fd}", flags), None
+    except OSError:  # a socket, or somebody else's terminal
+        return os.dup(fd), PIPE_BYTES if stat.S_ISFIFO(mode) else TERMINAL_BYTES
+
+
+def _open_input() -> int | None:
+    if sys.__stdin__ is None or not os.isatty(sys.__stdin__.fileno()):
+        return None
+    return os.dup(sys.__stdin__.fileno())
 
 
 class SocketPort:
@@ -98,19 +145,16 @@ class SocketPort:
             self._listener.close()
             raise
 
+    def listen_fd(self) -> int | None:
+        return self._listener.fileno()
+
     def input_fds(self) -> list[int]:
-        fds = [self._listener.fileno()]
-        if self._client is not None:
-            fds.append(self._client.fileno())
-        return fds
+        return [] if self._client is None else [self._client.fileno()]
 
     def output_fd(self) -> int | None:
         return None if self._client is None else self._client.fileno()
 
     def receive(self, fd: int) -> bytes:
-        if fd == self._listener.fileno():
-            self._accept()
-            return b""
         if self._client is None:
             return b""
         try:
@@ -140,7 +184,7 @@ class SocketPort:
         with contextlib.suppress(OSError):
             os.unlink(self._path)
 
-    def _accept(self) -> None:
+    def accept(self) -> None:
         with contextlib.suppress(OSError):
             client, _ = self._listener.accept()
             self._drop_client()

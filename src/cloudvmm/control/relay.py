@@ -23,6 +23,12 @@ CHUNK_BYTES = 1 << 16
 class Port(Protocol):
     """The user's side of a console. Called by the relay's thread alone; never blocks."""
 
+    def listen_fd(self) -> int | None:
+        """A descriptor that is readable when somebody new wants to come, if the port takes new ones."""
+
+    def accept(self) -> None:
+        """Let the new one in, in place of the old one."""
+
     def input_fds(self) -> list[int]:
         """Descriptors that are readable when there is something to do for `receive`."""
 
@@ -76,6 +82,9 @@ class Line:
         wants: dict[int, int] = {}
         if len(self.input) < INPUT_BYTES:
             wants = dict.fromkeys(self.port.input_fds(), select.POLLIN)
+        listen_fd = self.port.listen_fd()
+        if listen_fd is not None:
+            wants[listen_fd] = select.POLLIN
         output_fd = self.port.output_fd()
         if output_fd is not None and self.output:
             wants[output_fd] = wants.get(output_fd, 0) | select.POLLOUT
@@ -86,6 +95,8 @@ class Line:
         """Move what can be moved without waiting."""
         if self._ours is not None and ready.get(self._ours.fileno(), 0) & select.POLLIN:
             self.take_output()
+        if self.port.listen_fd() in ready:
+            self.port.accept()
         for fd in self.port.input_fds():
             if ready.get(fd, 0) & ~select.POLLOUT:
                 self.input += self.port.receive(fd)
@@ -140,7 +151,8 @@ class Relay:
         self._wake.write()
         if self._thread is not None:
             self._thread.join()
-        for line in self._lines:
+        # The last one opened first, so that a terminal gets back the settings that it had at the start.
+        for line in reversed(self._lines):
             line.take_output()
             line.give_output()
             line.close_stream()

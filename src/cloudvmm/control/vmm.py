@@ -52,6 +52,7 @@ class VmmThread:
         :raises HostError: the state folder cannot be had.
         :raises OSError: the state folder cannot be made or written.
         """
+        self._journal = Journal(state_dir) if state_dir is not None else None
         self.events = events or EventHub()
         self.api_evt = EventFd()
         self.exit_evt = EventFd()
@@ -62,7 +63,6 @@ class VmmThread:
         self._no_shutdown = no_shutdown
         self._log = log
         self._on_end = on_end
-        self._journal = Journal(state_dir) if state_dir is not None else None
         if self._journal is not None and self._journal.unfinished:
             log("warn", f"The last VMM ended during: {', '.join(self._journal.unfinished)}")
         self._thread = threading.Thread(target=self._run, name="vmm", daemon=True)

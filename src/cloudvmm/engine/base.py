@@ -221,7 +221,7 @@ class Machine(Protocol):
 
 
 class Engine(Protocol):
-    """Makes machines. Holds what is found out once per process: binary, version, accelerator."""
+    """Makes machines, for one VMM alone. Holds what is found out: binary, version, accelerator."""
 
     @property
     def info(self) -> EngineInfo:

@@ -32,7 +32,8 @@ class EventHub:
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._start_ns = clock()
-        self._lock = threading.Lock()
+        # Reentrant: a listener may end its own subscription.
+        self._lock = threading.RLock()
         self._listeners: list[Listener] = []
         self._next_number = 0
 
@@ -56,7 +57,7 @@ class EventHub:
                 try:
                     listener(happened)
                 except Exception:  # a listener's fault must not reach the VM
-                    self._listeners.remove(listener)
+                    self._remove(listener)
 
     def _remove(self, listener: Listener) -> None:
         with self._lock:

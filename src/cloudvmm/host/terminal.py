@@ -65,5 +65,5 @@ class RawTerminal:
     def restore(self) -> None:
         if self._saved is not None:
             with contextlib.suppress(termios.error):
-                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+                termios.tcsetattr(self._fd, termios.TCSANOW, self._saved)
             self._saved = None

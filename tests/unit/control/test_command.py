@@ -272,6 +272,22 @@ def test_coredump_that_fails_leaves_no_file_and_a_running_guest(booted, engine, 
     assert booted(api.vm_info).state is api.VmState.RUNNING
 
 
+def test_coredump_to_an_impossible_path_leaves_a_running_guest(booted):
+    chain = booted.refusal(api.vm_coredump, api.VmCoredumpData(destination_url="file:///tmp/a\0b"))
+
+    assert chain[1] == "Error coredumping VM"
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
+def test_an_added_device_is_the_vmms_own(caller, vm_config):
+    disk = DiskConfig(path="/d")
+    caller(api.vm_create, vm_config)
+    caller(api.vm_add_disk, disk)
+    disk.path = "/other"
+
+    assert caller(api.vm_info).config.disks[0].path == "/d"
+
+
 def test_cold_add_appends_without_an_id(caller, vm_config):
     caller(api.vm_create, vm_config)
 

@@ -62,3 +62,23 @@ def test_what_the_last_vmm_left_unfinished_is_known(tmp_path):
 
     assert again.unfinished == ["vm.boot"]
     again.close()
+
+
+def test_a_clean_run_clears_what_an_earlier_one_left(tmp_path):
+    journal = Journal(str(tmp_path))
+    journal.begin("vm.boot")
+    journal.close()
+    Journal(str(tmp_path)).close()
+
+    again = Journal(str(tmp_path))
+
+    assert again.unfinished == []
+    again.close()
+
+
+def test_an_error_with_a_file_name_that_is_not_utf8_is_written(tmp_path):
+    journal = Journal(str(tmp_path))
+    journal.end("vm.boot", OSError(2, "No such file", "/k\udcff"))
+    journal.close()
+
+    assert "/k?" in entries(tmp_path)[0]["errors"][0]

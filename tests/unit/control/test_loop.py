@@ -8,8 +8,9 @@ import threading
 import pytest
 
 from cloudvmm import api
+from cloudvmm.config.console import ConsoleOutputMode, SerialConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.base import EngineError, MachineGone
 from cloudvmm.engine.fake import Fail, FakeEngine, Hang
 
 from .conftest import DEADLINE_S, Caller
@@ -156,6 +157,78 @@ def test_a_machine_that_dies_with_no_shutdown_leaves_the_config(engine, vm_confi
     assert caller(api.vm_info).device_tree is None
     caller(api.vm_boot)
     caller.close()
+
+
+def test_data_of_the_wrong_kind_is_refused_and_the_vmm_goes_on(booted):
+    assert booted.refusal(api.vm_action, api.VmAction.COREDUMP) == [
+        "The VM could not be coredumped",
+        "vm.coredump takes a VmCoredumpData, not a NoneType",
+    ]
+    assert "takes a VmConfig, not a dict" in booted.refusal(api.vm_create, {})[-1]
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
+def test_every_vmm_shutdown_at_once_is_answered(vm_config):
+    for _ in range(20):
+        caller = Caller(FakeEngine())
+        calls = [caller.beside(api.vmm_shutdown) for _ in range(4)]
+        answers = [call.result() for call in calls]
+
+        assert all(answer is None or isinstance(answer, api.RequestSend) for answer in answers)
+        caller.close()
+
+
+def test_a_fault_inside_the_loop_ends_the_vmm_in_order(booted, engine):
+    def broken() -> list:
+        raise RuntimeError("a bug")
+
+    booted.engine.faults.set("pause", Hang())
+    under_way = booted.beside(api.vm_pause)
+    booted.wait_for_event("vm/pausing")
+    queued = booted.beside(api.vm_resume)
+    engine.last_machine.take_events = broken
+    engine.last_machine.guest.panic()
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert isinstance(under_way.result(), api.VmPauseError)
+    assert isinstance(queued.result(), api.VmResumeError | api.RequestSend)
+    assert "a bug" in str(booted.vmm.failure)
+    assert booted.names()[-1] == "vmm/shutdown"
+
+
+def test_a_machine_that_cannot_be_closed_is_killed_and_the_consoles_are_closed(caller, vm_config, tmp_path):
+    vm_config.serial = SerialConfig(mode=ConsoleOutputMode.SOCKET, socket=str(tmp_path / "serial"))
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    machine = caller.engine.last_machine
+    caller.engine.faults.set("close", Fail(EngineError, "stuck"), times=1)
+
+    assert caller.refusal(api.vm_shutdown)[-1] == "stuck"
+    with pytest.raises(MachineGone):
+        machine.pause()
+    assert not (tmp_path / "serial").exists()
+    assert caller(api.vm_info).device_tree is None
+    machine.close()
+
+
+def test_a_guest_reset_during_the_end_does_not_boot_again(booted, engine):
+    machine = engine.last_machine
+    machine.guest.reset()
+    booted.vmm.exit_evt.write()
+
+    assert booted.vmm.join(DEADLINE_S)
+    assert booted.names().count("vmm/shutdown") == 1
+    assert booted.vmm.failure is None
+
+
+def test_counters_under_way_are_answered_at_the_end(booted, engine):
+    engine.faults.set("counters", Hang())
+    counters = booted.beside(api.vm_counters)
+    booted(api.vmm_ping)
+
+    booted(api.vmm_shutdown)
+
+    assert isinstance(counters.result(), api.VmInfoError | api.RequestSend)
 
 
 def test_changes_are_carried_out_in_order_of_arrival(caller, vm_config, engine):
