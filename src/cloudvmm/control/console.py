@@ -99,7 +99,7 @@ class Consoles:
                     return _open_socket(console)
                 case ConsoleOutputMode.OFF | ConsoleOutputMode.NULL:
                     pass
-        except (OSError, HostError) as error:
+        except (OSError, ValueError, HostError) as error:
             raise CreateConsoleDevice from error
         return None
 
