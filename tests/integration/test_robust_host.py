@@ -141,6 +141,16 @@ def test_coredump_onto_a_full_disk_is_refused_and_the_guest_goes_on(
     server.vmm.put("vm.coredump", {"destination_url": f"file://{tmp_path}/core"})
 
 
+@pytest.mark.parametrize("path", ["/nonexistent/core", "/", "/\0", "core\0", "/dev/null", "/" + "c" * 300])
+def test_coredump_to_where_no_file_can_be_is_refused_and_the_guest_goes_on(
+    fake_engine: EngineChoice, server: Server, tmp_path: Path, path: str
+) -> None:
+    booted(server, fake_engine, tmp_path)
+    words = server.vmm.put("vm.coredump", {"destination_url": f"file://{path}"}, expect=500)
+    assert words[2:4] == ["Error coredumping VM", "coredump file"]
+    assert server.vmm.get("vm.info")["state"] == "Running"
+
+
 @pytest.mark.parametrize("spare", range(8))
 def test_server_without_descriptors_answers_clearly_and_recovers(
     any_engine: EngineChoice, server: Server, tmp_path: Path, spare: int
