@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Generator
 from functools import partial
@@ -69,14 +70,59 @@ def _path_of(url: str) -> str:
 
 def _write_dump(machine: Machine, path: str) -> None:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        dump = _DumpFile(path)
     except (OSError, ValueError) as error:
         raise CoredumpFile from error
     try:
-        machine.coredump(fd)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
+        machine.coredump(dump.fd)
+        dump.keep()
+    except OSError as error:
+        raise CoredumpFile from error
     finally:
-        os.close(fd)
+        dump.close()
+
+
+class _DumpFile:
+    """A file that has no name until it is whole, so that not even a killed VMM leaves half a dump.
+
+    Where the file system knows no such files it has its name from the start.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Make it.
+
+        :raises OSError: there is something at `path`, or no file can be made there.
+        :raises ValueError: `path` holds a NUL.
+        """
+        self._path = path
+        self._is_kept = False
+        self._is_named = False
+        self.fd = self._open()
+
+    def keep(self) -> None:
+        """:raises OSError: somebody else made a file at `path` meanwhile."""
+        if not self._is_named:
+            # A descriptor for the source makes this a linkat that follows the link in /proc to the file.
+            try:
+                os.link(f"/proc/self/fd/{self.fd}", self._path, src_dir_fd=self.fd)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._path) from None
+        self._is_kept = True
+
+    def close(self) -> None:
+        """Release the file; it is gone unless `keep` was called."""
+        if self._is_named and not self._is_kept:
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+        os.close(self.fd)
+
+    def _open(self) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(self._path)
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._path)
+        with contextlib.suppress(OSError):
+            folder = os.path.dirname(self._path) or "."
+            return os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._is_named = True
+        return fd

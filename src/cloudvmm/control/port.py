@@ -132,7 +132,11 @@ class SocketPort:
     """A listening UNIX socket at `path`, with one client at a time: a new one takes the old one's place."""
 
     def __init__(self, path: str) -> None:
-        """:raises OSError: the path exists, or cannot be bound."""
+        """:raises OSError: the path exists, or cannot be bound. :raises ValueError: it holds a NUL."""
+        if "\0" in path:
+            raise ValueError(
+                "embedded null byte"
+            )  # the kernel would take it as a name outside the file system
         self._path = path
         self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
