@@ -76,10 +76,8 @@ class ApiReceiver:
 
     def take(self) -> ApiRequest | None:
         """Return the next request, or None; never blocks."""
-        try:
-            return self._requests.get_nowait()
-        except queue.Empty:
-            return None
+        # Nobody else takes, so what is there stays there.
+        return None if self._requests.empty() else self._requests.get_nowait()
 
     def close(self) -> list[ApiRequest]:
         """Refuse what comes from now on; return what is queued, for the caller to answer."""

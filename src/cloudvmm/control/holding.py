@@ -6,6 +6,7 @@ true to its moment, whoever reads it and however late.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 
 from cloudvmm.api.data import VmInfo, VmState
@@ -25,6 +26,8 @@ class Holding:
         self.vm_config: VmConfig | None = None
         self.consoles: Consoles | None = None
         self.vm: Vm | None = None
+        self._info: VmInfo | None = None
+        self._info_of: tuple[object, ...] = ()
         self._on_machine = on_machine
         self._on_machine_gone = on_machine_gone
 
@@ -38,16 +41,31 @@ class Holding:
             self._on_machine_gone(self.vm.machine)
 
     def info(self) -> VmInfo:
-        """:raises VmNotCreated: there is nothing."""
+        """Return the same object for as long as it is true.
+
+        :raises VmNotCreated: there is nothing.
+        """
         if self.vm_config is None:
             raise VmNotCreated
-        ram_bytes = configured_ram_bytes(self.vm_config)
+        vm = self.vm
+        key = (self.vm_config, vm, *((vm.state, vm.tree, vm.balloon_actual_bytes) if vm is not None else ()))
+        if self._info is None or not _are_same(key, self._info_of):
+            self._info, self._info_of = self._make_info(self.vm_config), key
+        return self._info
+
+    def _make_info(self, vm_config: VmConfig) -> VmInfo:
+        ram_bytes = configured_ram_bytes(vm_config)
         if self.vm is None:
-            return VmInfo(config=self.vm_config, state=VmState.CREATED, memory_actual_size=ram_bytes)
+            return VmInfo(config=vm_config, state=VmState.CREATED, memory_actual_size=ram_bytes)
         actual = self.vm.balloon_actual_bytes
         return VmInfo(
-            config=self.vm_config,
+            config=vm_config,
             state=self.vm.state,
             memory_actual_size=ram_bytes if actual is None else min(actual, ram_bytes),
             device_tree=self.vm.tree,
         )
+
+
+def _are_same(one: tuple[object, ...], other: tuple[object, ...]) -> bool:
+    """By identity: what is held is replaced, never changed."""
+    return len(one) == len(other) and all(map(operator.is_, one, other))

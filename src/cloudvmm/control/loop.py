@@ -128,10 +128,10 @@ class ControlLoop:
                 raise
 
     def _accept(self, request: action.ApiRequest) -> None:
-        if not isinstance(request.data, request.body or type(None)):
-            request.reply.send(failed(request.error, WrongData(request)))
-        elif isinstance(request, action.VmmPing):
+        if isinstance(request, action.VmmPing):
             request.reply.send(self._ping)
+        elif not isinstance(request.data, request.body or type(None)):
+            request.reply.send(failed(request.error, WrongData(request)))
         elif isinstance(request, action.VmInfoRequest):
             self._answer_info(request)
         elif isinstance(request, action.VmCountersRequest):

@@ -21,13 +21,17 @@ from cloudvmm.api import (
 
 
 class Exchange:
-    __slots__ = ("_api_evt", "_api_sender", "_is_cut", "_reply")
+    """`last_payload` is an answer that cannot change, and `last_response` the response that it became."""
+
+    __slots__ = ("_api_evt", "_api_sender", "_is_cut", "_reply", "last_payload", "last_response")
 
     def __init__(self, api_evt: EventFd, api_sender: ApiSender) -> None:
         self._api_evt = api_evt
         self._api_sender = api_sender
         self._reply: ReplyChannel | None = None
         self._is_cut = False
+        self.last_payload: ApiResponsePayload | None = None
+        self.last_response = b""
 
     def call(self, command: type[ApiRequest], data: Any, fds: list[int]) -> ApiResponsePayload:
         """Send a command and wait for its answer, however long that takes.

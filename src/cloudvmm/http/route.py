@@ -89,16 +89,16 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     if request.method != route.method:
         return _wrong_method(route, request.method)
     if route.ignores_body:
-        return _success(route, exchange.call(route.command, None, []))
+        return _success(route, exchange, exchange.call(route.command, None, []))
     if route.command.body is None:
         if request.body is not None:
             raise BadRequest
-        return _success(route, exchange.call(route.command, None, []))
+        return _success(route, exchange, exchange.call(route.command, None, []))
     if request.body is None:
         return _no_body(route)
     data = _decode(route.command.body, request.body, fds)
     taken = fds if place_descriptors(data, fds) else []
-    return _success(route, exchange.call(route.command, data, taken))
+    return _success(route, exchange, exchange.call(route.command, data, taken))
 
 
 def _wrong_method(route: Route, method: str) -> bytes:
@@ -123,11 +123,13 @@ def _decode(kind: type, body: bytes, fds: list[int]) -> Any:
         raise DeserializeFailed from error
 
 
-def _success(route: Route, payload: ApiResponsePayload) -> bytes:
+def _success(route: Route, exchange: Exchange, payload: ApiResponsePayload) -> bytes:
     if isinstance(payload, VmActionPayload):
         return route.done if payload.body is None else response(200, payload.body)
     if isinstance(payload, Empty):
         return route.done
-    if isinstance(payload, VmInfo):
-        return response(200, form.encode(payload))
-    return response(200, _encode_json(payload))
+    # The VMM thread gives the same object for as long as it says the same.
+    if payload is not exchange.last_payload:
+        body = form.encode(payload) if isinstance(payload, VmInfo) else _encode_json(payload)
+        exchange.last_payload, exchange.last_response = payload, response(200, body)
+    return exchange.last_response

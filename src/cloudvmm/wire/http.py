@@ -71,6 +71,8 @@ class RequestParser:
         "_body",
         "_body_limit",
         "_expects",
+        "_last_events",
+        "_last_piece",
         "_left",
         "_length",
         "_line",
@@ -82,6 +84,8 @@ class RequestParser:
 
     def __init__(self, *, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
         self._body_limit = body_limit_bytes
+        self._last_piece = b""
+        self._last_events: list[Event] = []
         self._left = b""  # the start of a line whose end has not come
         self._skip = 0  # bytes of a refused request's body still to come
         self._position = 0  # where in the piece the line being read starts
@@ -89,6 +93,20 @@ class RequestParser:
 
     def feed(self, piece: bytes) -> list[Event]:
         """Take the next bytes of the stream; return what they complete, in order."""
+        if not self._is_between_requests():
+            return self._feed(piece)
+        if piece == self._last_piece:
+            return self._last_events
+        events = self._feed(piece)
+        # A client that polls sends the same bytes again and again: what they mean is kept.
+        if len(events) == 1 and type(events[0]) is Request and self._is_between_requests():
+            self._last_piece, self._last_events = piece, events
+        return events
+
+    def _is_between_requests(self) -> bool:
+        return not (self._stage or self._left or self._skip)
+
+    def _feed(self, piece: bytes) -> list[Event]:
         if self._skip:
             skipped = min(self._skip, len(piece))
             self._skip -= skipped
