@@ -30,6 +30,7 @@ from cloudvmm.engine.base import (
     EngineError,
     Exited,
     GuestPanicked,
+    ImageLocked,
     MachineSpec,
     PayloadError,
     ResetRequested,
@@ -39,6 +40,7 @@ from cloudvmm.engine.qemu import QemuEngine
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.probe import choose_accelerator, judge_kvm, run_probe_guest
 from cloudvmm.engine.qemu.schema import QmpSchema
+from cloudvmm.host.lock import lock_file
 from support.guest import find_guest
 from support.leak import Holdings
 from support.wait import is_readable, wait_event
@@ -205,6 +207,37 @@ def test_kernel_that_qemu_cannot_load_is_refused_by_boot_with_its_words(build, t
     with pytest.raises(PayloadError):
         machine.boot()
     assert machine.counters()["_disk0"]["read_ops"] == 0
+
+
+@pytest.fixture
+def dirty_image(tmp_path):
+    """A qcow2 that whoever opens it for writing repairs at once."""
+    path = tmp_path / "dirty.qcow2"
+    options = "lazy_refcounts=on,compat=1.1"
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), "1M"]
+    subprocess.run(command, check=True, timeout=LONG_S)
+    with path.open("r+b") as file:
+        file.seek(79)
+        file.write(b"\x01")  # the dirty bit among the incompatible features
+    return path
+
+
+def test_image_that_somebody_else_holds_is_not_touched_and_refused_by_boot(build, dirty_image, tmp_path):
+    before = dirty_image.read_bytes()
+    free = DiskConfig(id="_disk0", path=str(tmp_path / "disk.raw"), image_type=ImageType.RAW)
+    held = DiskConfig(id="__balloon", path=str(dirty_image), image_type=ImageType.QCOW2)
+    with dirty_image.open("r+b") as holder:
+        lock_file(holder.fileno(), path=str(dirty_image), write=True)
+        machine, _ = build(disks=[free, held])
+        with pytest.raises(ImageLocked) as caught:
+            machine.boot()
+        assert machine.image_types == {"_disk0": ImageType.RAW, "__balloon": ImageType.QCOW2}
+        machine.close()
+
+    assert str(dirty_image) in str(caught.value.__cause__)
+    assert dirty_image.read_bytes() == before
+    build(disks=[held])
+    assert dirty_image.read_bytes() != before  # what must not happen above does happen to a free image
 
 
 def test_missing_kernel_leaves_a_whole_machine(build):

@@ -15,8 +15,9 @@ Life of a machine::
                 └────────────────┴───────close───────────┘
 
 `build` creates the whole machine, all devices included, with no vCPU running: disks, TAPs and sockets that
-cannot be had fail here. `boot` is the reference's final step: it locks the disk images, checks the payload
-(a missing or invalid kernel fails here, not in `build`) and starts the vCPUs. After any failure of `boot`
+cannot be had fail here. `boot` is the reference's final step: it refuses where a disk image is locked by
+somebody else, checks the payload (a missing or invalid kernel fails here, not in `build`) and starts the
+vCPUs. An engine that touches the images before must lock them in `build`, and still refuses in `boot`. After any failure of `boot`
 the machine stays built and must be closed. A reboot is a `close` and a new `build`: the engine turns a reset
 that the guest asks for into the event `ResetRequested` and lets the guest stand still.
 
@@ -186,7 +187,7 @@ class Machine(Protocol):
         """What happened since the last call, in order; never blocks. `Exited` is the last that ever comes."""
 
     def boot(self) -> None:
-        """Blocking. Lock the images, check the payload, start the vCPUs.
+        """Blocking. Have the images locked, check the payload, start the vCPUs.
 
         :raises ImageLocked: another process holds an image.
         :raises PayloadError: kernel, firmware or initramfs is missing or invalid.

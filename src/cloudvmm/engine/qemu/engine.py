@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cloudvmm.engine.base import EngineInfo, MachineSpec, PayloadError
+from cloudvmm.engine.base import EngineError, EngineInfo, ImageLocked, MachineSpec, PayloadError
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
@@ -17,7 +17,7 @@ from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import KVM_DEVICE, WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
-from cloudvmm.engine.qemu.resource import acquire
+from cloudvmm.engine.qemu.resource import ImageLockError, Resources, acquire
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.support import check_supported
 
@@ -114,6 +114,11 @@ class QemuEngine:
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned)
+            # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
+            lock_error = _lock_error(resources)
+            if lock_error is not None:
+                resources.release_images()
+                spec = _without_disks(spec)
             launch_spec = LaunchSpec(
                 arguments=arguments(spec, resources, facts),
                 fds=resources.inherited_fds,
@@ -128,7 +133,7 @@ class QemuEngine:
                 monitors=monitors,
                 resources=resources,
                 undo=owned,
-                payload_error=payload_error,
+                refusal=lock_error or payload_error,
             )
             undo.callback(machine.close)
             machine.start_counting()
@@ -143,6 +148,19 @@ def _payload_error(spec: MachineSpec) -> PayloadError | None:
     except PayloadError as error:
         return error
     return None
+
+
+def _lock_error(resources: Resources) -> EngineError | None:
+    try:
+        resources.lock_images()
+    except (ImageLocked, ImageLockError) as error:
+        return error
+    return None
+
+
+def _without_disks(spec: MachineSpec) -> MachineSpec:
+    vm_config = msgspec.structs.replace(spec.vm_config, disks=None)
+    return msgspec.structs.replace(spec, vm_config=vm_config)
 
 
 def _without_payload(spec: MachineSpec) -> MachineSpec:

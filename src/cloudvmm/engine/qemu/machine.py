@@ -16,7 +16,6 @@ from cloudvmm.engine.base import (
     EngineTimeout,
     MachineGone,
     MachineSpec,
-    PayloadError,
     PciBar,
 )
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
@@ -42,7 +41,7 @@ class DumpFailed(EngineError):
 class QemuMachine:
     """Owns `process`, `monitors` and what `undo` releases. Made by `QemuEngine.build`.
 
-    `payload_error` is what `boot` has to say about the payload, which QEMU was started without.
+    `refusal` is what `boot` has to say about images or payload, which QEMU was then started without.
     """
 
     def __init__(
@@ -53,13 +52,13 @@ class QemuMachine:
         monitors: Monitors,
         resources: Resources,
         undo: contextlib.ExitStack,
-        payload_error: PayloadError | None,
+        refusal: EngineError | None,
     ) -> None:
         self._process = process
         self._monitors = monitors
         self._resources = resources
         self._undo = undo
-        self._payload_error = payload_error
+        self._refusal = refusal
         self._ram_bytes = resources.ram.size
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.ram.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
@@ -98,9 +97,8 @@ class QemuMachine:
     def boot(self) -> None:
         if self._killed:
             raise MachineGone("The machine was ended before it was booted")
-        self._resources.lock_images()
-        if self._payload_error is not None:
-            raise self._payload_error
+        if self._refusal is not None:
+            raise self._refusal
         with self._end_explained():
             if self._balloon_target_bytes is not None:
                 self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})

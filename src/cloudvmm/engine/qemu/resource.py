@@ -79,7 +79,7 @@ class Resources(msgspec.Struct, kw_only=True):
     def inherited_fds(self) -> list[int]:
         """Descriptors that the QEMU process must have under the same numbers."""
         singles = (self.ram_fd, self.serial_fd, self.console_fd, self.debug_console_fd)
-        images = (image.fd for disk in self.disks for image in disk.image.chain())
+        images = (image.fd for disk in self.disks for image in disk.image.chain() if image.fd >= 0)
         queues = (fd for net in self.nets for fd in net.fds)
         return [*(fd for fd in singles if fd is not None), *images, *queues]
 
@@ -98,18 +98,22 @@ class Resources(msgspec.Struct, kw_only=True):
 
         Writable images are locked for writing, read-only ones and backing files for reading. Idempotent.
 
-        :raises ImageLocked: another process holds an image; those locked so far are released with the
-            descriptors.
+        :raises ImageLocked: another process holds an image; those locked so far are released by
+            `release_images`.
         :raises ImageLockError: the file system cannot lock.
         """
         for disk in self.disks:
             for image in disk.image.chain():
                 _lock(image, disk.granularity)
 
-    def close(self) -> None:
-        """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
+    def release_images(self) -> None:
+        """Close every image, which ends its lock; what was found out about it stays. Idempotent."""
         for disk in self.disks:
             disk.image.close()
+
+    def close(self) -> None:
+        """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
+        self.release_images()
         for net in self.nets:
             while net.fds:
                 os.close(net.fds.pop())
