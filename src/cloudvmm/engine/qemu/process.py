@@ -74,8 +74,9 @@ class QemuProcess:
         try:
             self.pid = self._start(spec)
             self._pidfd = self._open_pidfd()
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:  # out of threads; a text that is no argument
             os.close(self._log_fd)
+            self._log_fd = -1
             self._remove_state()
             raise EngineError("QEMU could not be started") from error
         try:
@@ -179,22 +180,23 @@ class QemuProcess:
             raise FileNotFoundError(errno.ENOENT, "There is no such program", spec.argv[0])
         check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
         argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
-        outcome: list[int | OSError] = []
+        outcome: list[int | BaseException] = []
         started = threading.Event()
 
         def keep() -> None:
             try:
                 outcome.append(_spawn(argv, spec, self._log_fd))
-            except OSError as error:
-                outcome.append(error)
-            started.set()
+            except BaseException as error:
+                outcome.append(error)  # whatever it is, somebody waits for it
+            finally:
+                started.set()
             if isinstance(outcome[0], int):
                 self._released.wait()
 
         self._keeper = threading.Thread(target=keep, name="qemu-keeper", daemon=True)
         self._keeper.start()
         started.wait()
-        if isinstance(outcome[0], OSError):
+        if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
 

@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -127,6 +128,26 @@ def test_missing_program_is_an_error_and_leaves_nothing(tmp_path):
         QemuProcess(ProcessSpec(["/nowhere/qemu"], state_dir=str(tmp_path)))
     before.assert_nothing_added()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("argument", ["\ud800", "a\0b"])
+def test_argument_that_no_program_can_have_is_an_error_and_leaves_nothing(argument):
+    before = Holdings()
+
+    with pytest.raises(EngineError, match="QEMU could not be started"):
+        QemuProcess(ProcessSpec(["/bin/true", argument]))
+    before.assert_nothing_added()
+
+
+def test_no_thread_to_be_had_is_an_error_and_leaves_nothing(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    before = Holdings()
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="QEMU could not be started"):
+        patch.setattr(threading.Thread, "start", refuse)
+        QemuProcess(ProcessSpec(["/bin/true"]))
+    before.assert_nothing_added()
 
 
 def test_state_folder_tells_pid_and_argv_and_is_empty_after_close(start, tmp_path):
