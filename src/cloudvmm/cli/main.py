@@ -7,6 +7,7 @@ name `cloud-hypervisor` it says so where clients read the name.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ SWITCH_INTERVAL_S = 0.0005
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cloudvmm` with `argv` (the process's own by default); return the exit status."""
+    # Inherited from whoever started us: a status that the kernel throws away could not be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["guest"]:
         return _guest(words)

@@ -17,9 +17,10 @@ Life of a machine::
 `build` creates the whole machine, all devices included, with no vCPU running: disks, TAPs and sockets that
 cannot be had fail here. `boot` is the reference's final step: it refuses where a disk image is locked by
 somebody else, checks the payload (a missing or invalid kernel fails here, not in `build`) and starts the
-vCPUs. An engine that touches the images before must lock them in `build`, and still refuses in `boot`. After any failure of `boot`
-the machine stays built and must be closed. A reboot is a `close` and a new `build`: the engine turns a reset
-that the guest asks for into the event `ResetRequested` and lets the guest stand still.
+vCPUs. An engine that touches the images before must lock them in `build`, and still refuses in `boot`.
+After any failure of `boot` the machine stays built and must be closed. A reboot is a `close` and a new
+`build`: the engine turns a reset that the guest asks for into the event `ResetRequested` and lets the guest
+stand still.
 
 Each blocking call has a deadline of its own and raises `EngineTimeout` when it passes.
 """

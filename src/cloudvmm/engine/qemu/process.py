@@ -64,6 +64,7 @@ class QemuProcess:
         self._lock = threading.Lock()
         self._released = threading.Event()
         self._status: os.waitid_result | None = None
+        self._has_ended = False
         self._final_words = ""
         self._pidfd = -1
         self._keeper: threading.Thread | None = None
@@ -92,7 +93,7 @@ class QemuProcess:
     def kill(self) -> None:
         """End it at once; nothing happens where it has ended already."""
         with self._lock:
-            if self._pidfd >= 0 and self._status is None:
+            if self._pidfd >= 0 and not self._has_ended:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
@@ -111,27 +112,26 @@ class QemuProcess:
     def has_ended(self) -> bool:
         """Say whether it has ended; takes its status. Never blocks."""
         with self._lock:
-            if self._status is None and self._pidfd >= 0:
-                self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-            return self._status is not None
+            if not self._has_ended and self._pidfd >= 0:
+                try:
+                    self._status = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
+                    self._has_ended = self._status is not None
+                except ChildProcessError:
+                    self._has_ended = True  # SIGCHLD is ignored, or somebody else has taken the status
+            return self._has_ended
 
     def exit_status(self) -> int | None:
-        """Return the status it exited with; None while it runs or where a signal ended it."""
+        """Return the status it exited with; None while it runs, where a signal ended it or it is unknown."""
         if self._status is None or self._status.si_code != os.CLD_EXITED:
             return None
         return self._status.si_status
 
     def ending(self) -> str:
         """Return a sentence on how it ended, with its last words where it failed."""
-        if self._status is None:
+        if not self._has_ended:
             return "QEMU runs"
-        number = self._status.si_status
-        if self._status.si_code == os.CLD_EXITED:
-            how = f"QEMU exited with status {number}"
-        else:
-            how = f"QEMU was killed by signal {number} ({_signal_name(number)})"
         words = self.complaint()
-        return f"{how}: {words}" if words else how
+        return f"{_how(self._status)}: {words}" if words else _how(self._status)
 
     def complaint(self) -> str:
         """Return its last words without mere warnings; empty where it had nothing to complain about."""
@@ -205,8 +205,9 @@ class QemuProcess:
             return os.pidfd_open(self.pid)
         except OSError:
             # Out of descriptors. The child is not reaped yet, so the pid is still its own.
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
             self._released.set()
             raise
 
@@ -286,6 +287,14 @@ def _without_huge_pages() -> Iterator[None]:
         yield
     finally:
         prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def _how(status: os.waitid_result | None) -> str:
+    if status is None:
+        return "QEMU ended, nobody knows how"
+    if status.si_code == os.CLD_EXITED:
+        return f"QEMU exited with status {status.si_status}"
+    return f"QEMU was killed by signal {status.si_status} ({_signal_name(status.si_status)})"
 
 
 def _signal_name(number: int) -> str:

@@ -57,6 +57,32 @@ def test_signal_is_named_in_the_ending(start):
     assert process.exit_status() is None
 
 
+@pytest.fixture
+def ignored_sigchld():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("ignored_sigchld")
+def test_end_whose_status_the_kernel_dropped_is_an_end_all_the_same(start):
+    process = start(f"echo bad >&2; {FOREVER}")
+    wait_until(process.words, "its words", timeout_s=LONG_S)
+    process.kill()
+    process.wait(timeout_s=LONG_S)
+
+    assert process.exit_status() is None
+    assert process.ending() == "QEMU ended, nobody knows how: bad"
+
+
+def test_end_whose_status_somebody_else_took_is_an_end_all_the_same(start):
+    process = start("exit 3")
+    os.waitpid(process.pid, 0)
+
+    assert process.has_ended()
+    assert process.ending() == "QEMU ended, nobody knows how"
+
+
 def test_warnings_are_words_but_no_complaint(start):
     process = start(
         "echo 'qemu-system-x86_64: warning: old' >&2; echo '/usr/bin/qemu-system-x86_64: bad' >&2"
