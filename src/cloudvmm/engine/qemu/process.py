@@ -24,6 +24,8 @@ from cloudvmm.engine.base import EngineError, EngineTimeout
 WORDS_BYTES = 4096
 _LOG_LIMIT_BYTES = 1024 * 1024
 _PR_SET_THP_DISABLE = 41
+_PR_GET_THP_DISABLE = 42
+_SPAWNING = threading.Lock()  # what a child inherits of this process is changed for some of them
 _PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
 _DEFAULTED_SIGNALS = (
     signal.SIGPIPE,
@@ -263,7 +265,7 @@ def _spawn(argv: Sequence[str], spec: ProcessSpec, log_fd: int) -> int:
     # Onto itself: takes close-on-exec away in the child alone.
     actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in spec.fds]
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds() if fd not in spec.fds]
-    with contextlib.nullcontext() if spec.thp else _without_huge_pages():
+    with _SPAWNING, contextlib.nullcontext() if spec.thp else _without_huge_pages():
         return os.posix_spawnp(
             argv[0],
             list(argv),
@@ -277,16 +279,20 @@ def _spawn(argv: Sequence[str], spec: ProcessSpec, log_fd: int) -> int:
 
 @contextlib.contextmanager
 def _without_huge_pages() -> Iterator[None]:
-    """Let no transparent huge page be given to what is started meanwhile: the flag survives exec."""
+    """Let no transparent huge page be given to what is started meanwhile: the flag survives exec.
+
+    It is that of the whole process, so that `_SPAWNING` must be held.
+    """
     import ctypes  # rare, and 1.5 MiB: not at the top
 
     prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
+    before = prctl(_PR_GET_THP_DISABLE, 0, 0, 0, 0)
+    if before < 0 or prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_THP_DISABLE")
     try:
         yield
     finally:
-        prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+        prctl(_PR_SET_THP_DISABLE, before, 0, 0, 0)
 
 
 def _how(status: os.waitid_result | None) -> str:

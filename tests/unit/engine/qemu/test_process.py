@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -17,6 +18,7 @@ from support.leak import Holdings
 from support.wait import wait_until
 
 LONG_S = 20.0
+PR_SET_THP_DISABLE = 41
 STANDARD_SIGNALS = 0x7FFFFFFF  # the C library ignores two of its own beyond them
 FOREVER = "while :; do read -r line || exec sleep 300; done"
 
@@ -145,6 +147,36 @@ def test_huge_pages_are_off_in_the_child_alone(start):
 
     assert _thp_enabled(process.pid) == "0"
     assert _thp_enabled(os.getpid()) == "1"
+
+
+def test_manager_without_huge_pages_stays_so(start):
+    prctl = ctypes.CDLL(None).prctl
+    assert prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
+    try:
+        start(FOREVER, thp=False)
+        assert _thp_enabled(os.getpid()) == "0"
+    finally:
+        prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def test_huge_pages_stay_on_in_what_is_spawned_beside(monkeypatch, start):
+    """The flag is the whole process's: whoever spawns meanwhile would hand it on."""
+    spawn = os.posix_spawnp
+    begun, beside = threading.Event(), []
+
+    def spawn_slowly(*arguments, **options):
+        if not begun.is_set():
+            begun.set()
+            other = threading.Thread(target=lambda: beside.append(QemuProcess(ProcessSpec(["/bin/cat"]))))
+            other.start()
+            other.join(0.2)  # what does not wait for us is done by then
+            assert not beside
+        return spawn(*arguments, **options)
+
+    monkeypatch.setattr(os, "posix_spawnp", spawn_slowly)
+    start(FOREVER, thp=False)
+    wait_until(lambda: beside, "the other process", timeout_s=LONG_S)
+    beside[0].close()
 
 
 def test_missing_program_is_an_error_and_leaves_nothing(tmp_path):
