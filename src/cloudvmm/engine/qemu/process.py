@@ -25,6 +25,7 @@ WORDS_BYTES = 4096
 _LOG_LIMIT_BYTES = 1024 * 1024
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
+_LAST_STANDARD_FD = 2
 _SPAWNING = threading.Lock()  # what a child inherits of this process is changed for some of them
 _PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
 _DEFAULTED_SIGNALS = (
@@ -39,6 +40,8 @@ _DEFAULTED_SIGNALS = (
 
 class ProcessSpec:
     """What to start: `argv[0]` is an absolute path, `fds` (lent) keep their numbers in the child.
+
+    So none of them may be 0, 1 or 2, which are the child's own.
 
     With `state_dir` the files `pid`, `argv` and `qemu.log` are there while the child lives.
     """
@@ -70,8 +73,12 @@ class QemuProcess:
         self._final_words = ""
         self._pidfd = -1
         self._keeper: threading.Thread | None = None
+        if taken := [fd for fd in spec.fds if fd <= _LAST_STANDARD_FD]:
+            raise EngineError(
+                f"QEMU cannot be given descriptor {taken[0]}: standard input or output is closed"
+            )
         try:
-            self._log_fd = self._open_log()
+            self._log_fd = _above_standard(self._open_log())
         except OSError as error:
             raise EngineError("The log of QEMU could not be opened") from error
         try:
@@ -245,9 +252,19 @@ def _inheritable_fds() -> list[int]:
     inheritable = []
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):  # closed meanwhile
-            if fd > 2 and os.get_inheritable(fd):
+            if fd > _LAST_STANDARD_FD and os.get_inheritable(fd):
                 inheritable.append(fd)
     return inheritable
+
+
+def _above_standard(fd: int) -> int:
+    """Return `fd`, or in its place one that the child's standard input and output do not cover."""
+    if fd > _LAST_STANDARD_FD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1)
+    finally:
+        os.close(fd)
 
 
 def _write_file(path: str, text: str) -> None:

@@ -179,6 +179,34 @@ def test_huge_pages_stay_on_in_what_is_spawned_beside(monkeypatch, start):
     beside[0].close()
 
 
+@pytest.fixture
+def no_standard_input():
+    kept = os.dup(0)
+    os.close(0)
+    yield
+    os.dup2(kept, 0)
+    os.close(kept)
+
+
+@pytest.mark.usefixtures("no_standard_input")
+def test_words_are_kept_where_the_log_would_be_standard_input(start):
+    process = start("echo bad >&2; read -r line || exit 3")
+    process.wait(timeout_s=LONG_S)
+
+    assert process.ending() == "QEMU exited with status 3: bad"
+
+
+@pytest.mark.usefixtures("no_standard_input")
+def test_descriptor_that_would_be_standard_input_is_refused():
+    receiver, sender = os.pipe()
+    try:
+        with pytest.raises(EngineError, match="descriptor 0: standard input or output is closed"):
+            QemuProcess(ProcessSpec(["/bin/true"], fds=[receiver]))
+    finally:
+        os.close(receiver)
+        os.close(sender)
+
+
 def test_missing_program_is_an_error_and_leaves_nothing(tmp_path):
     before = Holdings()
 
