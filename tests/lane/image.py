@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from cloudvmm.guest import Guest
-from cloudvmm.guest.cache import cache_folder
+from cloudvmm.guest.cache import guests_folder
 from cloudvmm.guest.disk import PARTITION_START_BYTES
 from cloudvmm.guest.tool import run_tool
 from lane.content import SITE_PACKAGES, VENV, Files, collect, interpreter
@@ -46,7 +46,7 @@ def build_image(guest: Guest) -> tuple[Path, bool]:
     guest_files = {
         f"{GUEST}/{Path(path).name}": Path(path) for path in (guest.kernel, guest.initramfs, guest.disk)
     }
-    image = cache_folder() / "lane" / f"{_key(files | guest_files)}.ext4"
+    image = guests_folder().parent / "lane" / f"{_key(files | guest_files)}.ext4"
     if image.exists():
         os.utime(image)
         return image, False

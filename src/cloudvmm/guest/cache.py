@@ -16,9 +16,10 @@ from pathlib import Path
 
 import msgspec
 
-from cloudvmm.guest.error import GuestNotBuilt
+from cloudvmm.guest.error import GuestCacheMissing, GuestNotBuilt
 from cloudvmm.guest.module import WANTED
 from cloudvmm.guest.tree import own_files
+from cloudvmm.host.cache import cache_folder, make_cache_folder
 
 # Raised when the code that lays out the guest changes in a way its files do not show.
 _LAYOUT = 1
@@ -42,17 +43,12 @@ class Guest(msgspec.Struct, frozen=True):
         return msgspec.json.encode(self).decode()
 
 
-def cache_folder() -> Path:
-    """Return the folder for all that we keep between runs; it need not exist."""
-    if own := os.environ.get("CLOUDVMM_CACHE"):
-        return Path(own).absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).absolute() / "cloudvmm"
-    return Path.home() / ".cache" / "cloudvmm"
-
-
 def guests_folder() -> Path:
-    return cache_folder() / "guest"
+    """:raises GuestCacheMissing: the environment names no folder to keep things in."""
+    folder = cache_folder()
+    if folder is None:
+        raise GuestCacheMissing
+    return Path(folder) / "guest"
 
 
 def source_hash() -> str:
@@ -93,7 +89,8 @@ def building() -> Iterator[Path]:
     Staging folders of builders that died are swept away first: the lock says that none lives.
     """
     guests = guests_folder()
-    guests.mkdir(parents=True, exist_ok=True)
+    make_cache_folder(str(guests.parent))
+    guests.mkdir(exist_ok=True)
     lock = os.open(guests / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

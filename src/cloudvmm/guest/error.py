@@ -5,6 +5,7 @@ GuestError
 │   ├── ToolMissing         a program of Debian's is not installed
 │   ├── ToolFailed          a program ran and refused
 │   └── KernelImageError    a kernel image is not what we can read
+├── GuestCacheMissing       there is no folder to keep a guest in
 ├── GuestNotBuilt           nothing usable is in the cache
 └── GuestShellError         the talk with the guest's shell service failed
     ├── GuestShellTimeout   no answer before the deadline
@@ -45,6 +46,10 @@ class ToolFailed(GuestBuildError):
 
 class KernelImageError(GuestBuildError):
     """The kernel image has a form that we do not know"""
+
+
+class GuestCacheMissing(GuestError):
+    """Neither CLOUDVMM_CACHE nor XDG_CACHE_HOME nor HOME names a folder"""
 
 
 class GuestNotBuilt(GuestError):

@@ -25,16 +25,6 @@ def complete(staging, version):
     return cache.publish(folder, version)
 
 
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    assert cache.cache_folder() == tmp_path
-    monkeypatch.delenv("CLOUDVMM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert str(cache.cache_folder()) == "/x/cloudvmm"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/h")
-    assert str(cache.cache_folder()) == "/h/.cache/cloudvmm"
-
-
 def test_empty_cache_says_how_to_fill_it():
     with pytest.raises(GuestNotBuilt, match="cloudvmm guest build"):
         cache.locate()

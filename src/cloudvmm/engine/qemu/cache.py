@@ -1,7 +1,6 @@
 """What was found out once, kept on disk between starts. Losing it costs time, never truth.
 
-One small JSON file per subject in ``$CLOUDVMM_CACHE``, else ``$XDG_CACHE_HOME/cloudvmm``, else
-``~/.cache/cloudvmm``. A file that cannot be read, written or understood counts as absent.
+One small JSON file per subject in the cache folder (`host/cache.py`). A file that cannot be read, written or understood counts as absent.
 """
 
 from __future__ import annotations
@@ -12,22 +11,14 @@ from typing import TypeVar
 
 import msgspec
 
+from cloudvmm.host.cache import cache_folder, make_cache_folder
+
 T = TypeVar("T")
 
 
 class _Entry(msgspec.Struct):
     key: list[str]
     value: msgspec.Raw
-
-
-def cache_folder() -> str | None:
-    """Return the folder, which need not exist; None where the environment names none."""
-    if folder := os.environ.get("CLOUDVMM_CACHE"):
-        return folder
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return f"{folder}/cloudvmm"
-    home = os.path.expanduser("~")
-    return None if home == "~" else f"{home}/.cache/cloudvmm"
 
 
 def file_identity(path: str) -> list[str]:
@@ -60,7 +51,7 @@ def store(subject: str, key: list[str], value: object) -> None:
     entry = _Entry(key, msgspec.Raw(msgspec.json.encode(value)))
     scratch = f"{folder}/.{subject}.{os.getpid()}"
     try:
-        os.makedirs(folder, exist_ok=True)
+        make_cache_folder(folder)
         with open(scratch, "wb") as file:
             file.write(msgspec.json.encode(entry))
         os.replace(scratch, f"{folder}/{subject}.json")
