@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import zlib
 
+import msgspec
+
 from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu import cache
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -75,6 +77,7 @@ def learn_facts(binary: str, attempt: Attempt | None = None) -> QemuFacts:
     if facts is None or not _is_there(facts.qboot_path) or not _is_there(facts.seabios_path):
         facts = _ask(binary, attempt or Attempt())
         cache.store(subject, key, facts)
+    facts = msgspec.structs.replace(facts, binary=binary)  # what is run is never what a file says
     if facts.version < MINIMUM_VERSION:
         minimum = ".".join(str(part) for part in MINIMUM_VERSION[:2])
         raise BinaryTooOld(f"{binary} is QEMU {facts.version_text}; {minimum} or newer is needed")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import zlib
 
+import msgspec
 import pytest
 
 from cloudvmm.engine.qemu.binary import (
@@ -17,6 +19,7 @@ from cloudvmm.engine.qemu.binary import (
     parse_version,
 )
 
+SOMEBODY = 65534
 SCRIPT = """#!/bin/sh
 echo "$1" >>{asked}
 case $1 in
@@ -125,13 +128,92 @@ def test_cache_that_cannot_be_written_does_no_harm(make_qemu, monkeypatch):
     assert learn_facts(make_qemu()).version == (7, 2, 22)
 
 
-def test_garbage_in_the_cache_is_as_nothing(make_qemu, cache_folder):
+@pytest.mark.parametrize("garbage", [b'{"key": [', b'{"key": ["\xff\xfe', b'{"a":' + b"[" * 100000, b""])
+def test_garbage_in_the_cache_is_as_nothing(make_qemu, cache_folder, garbage):
     binary = make_qemu()
     facts = learn_facts(binary)
     for name in os.listdir(cache_folder):
-        (cache_folder / name).write_bytes(b'{"key": [')
+        (cache_folder / name).write_bytes(garbage)
 
     assert learn_facts(binary) == facts
+
+
+def test_folder_and_files_are_the_owners_alone(make_qemu, cache_folder):
+    learn_facts(make_qemu())
+    (path,) = cache_folder.iterdir()
+
+    assert cache_folder.stat().st_mode & 0o777 == 0o700
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def make_writable_by_others(folder, path):
+    path.chmod(0o622)
+
+
+def make_writable_by_the_group(folder, path):
+    path.chmod(0o660)
+
+
+def make_folder_writable_by_others(folder, path):
+    folder.chmod(0o777)
+
+
+def give_file_away(folder, path):
+    os.chown(path, SOMEBODY, SOMEBODY)
+
+
+def give_folder_away(folder, path):
+    os.chown(folder, SOMEBODY, SOMEBODY)
+
+
+def replace_by_a_link(folder, path):
+    path.rename(folder.parent / "elsewhere")
+    path.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="Files are given to another user")
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        make_writable_by_others,
+        make_writable_by_the_group,
+        make_folder_writable_by_others,
+        give_file_away,
+        give_folder_away,
+        replace_by_a_link,
+    ],
+)
+def test_what_somebody_else_could_have_written_is_not_believed(make_qemu, cache_folder, asked, spoil):
+    binary = make_qemu()
+    learn_facts(binary)
+    questions = asked.read_text()
+    spoil(cache_folder, *cache_folder.iterdir())
+    learn_facts(binary)
+
+    assert asked.read_text() == 2 * questions
+
+
+def test_binary_is_never_taken_from_the_cache(make_qemu, cache_folder):
+    binary = make_qemu()
+    facts = learn_facts(binary)
+    (path,) = cache_folder.iterdir()
+    entry = msgspec.json.decode(path.read_bytes())
+    entry["value"]["binary"] = "/evil/qemu"
+    path.write_bytes(msgspec.json.encode(entry))
+
+    assert learn_facts(binary) == facts
+
+
+def test_link_in_place_of_the_scratch_file_is_not_followed(make_qemu, cache_folder, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    cache_folder.mkdir(mode=0o700)
+    binary = make_qemu()
+    subject = f"qemu-{zlib.crc32(binary.encode()):08x}"
+    (cache_folder / f".{subject}.{os.getpid()}").symlink_to(victim)
+    learn_facts(binary)
+
+    assert victim.read_bytes() == b"precious"
 
 
 def test_home_folder_is_used_where_nothing_else_is_named(make_qemu, monkeypatch, tmp_path):
