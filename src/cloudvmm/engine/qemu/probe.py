@@ -2,8 +2,9 @@
 
 A /dev/kvm can open, answer the right API version, run simple code and still hang every stock guest. So a
 probe guest (`probe_guest.py`) runs under KVM and its verdict decides. The verdict is cached on disk for
-this boot of this kernel, this device and this QEMU; that the device is there and may be opened is looked
-at each time.
+this boot of this kernel, this device and this QEMU, if guest or QEMU gave it: that time or descriptors ran
+out says something about a busy host, not about KVM. That the device is there and may be opened is looked at
+each time.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
 KVM_DEVICE = "/dev/kvm"
 START_TIMEOUT_S = 10.0
 RUN_TIMEOUT_S = 5.0
-_FORMAT = "1"
+_FORMAT = "2"
+_SHORTAGES = ("Cannot allocate memory", "Too many open files", "temporarily unavailable", "resource busy")
 
 WantedAccelerator = Literal["auto", "kvm", "tcg"]
 
@@ -36,10 +38,11 @@ class AcceleratorUnusable(EngineError):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`reason` is a sentence without a full stop."""
+    """`reason` is a sentence without a full stop. `is_final` means that asking again is of no use."""
 
     usable: bool
     reason: str
+    is_final: bool = True
 
 
 def choose_accelerator(
@@ -76,7 +79,8 @@ def judge_kvm(facts: QemuFacts, *, kvm_device: str = KVM_DEVICE, attempt: Attemp
     verdict = cache.load(subject, key, Verdict)
     if verdict is None:
         verdict = _probe_kvm(facts, kvm_device, attempt)
-        cache.store(subject, key, verdict)
+        if verdict.is_final:
+            cache.store(subject, key, verdict)
     return verdict
 
 
@@ -110,15 +114,16 @@ def run_probe_guest(
         undo.callback(process.close)
         theirs.close()
         attempt.watch(process)
-        how = _watch(client, process, run_timeout_s)
+        how, is_final = _watch(client, process, run_timeout_s)
         attempt.check()
-        if how is None and process.exit_status() == probe_guest.SUCCESS_STATUS:
+        if not how and process.exit_status() == probe_guest.SUCCESS_STATUS:
             return Verdict(True, "A probe guest ran to its end")
         how = how or process.ending()
         reached = os.pread(stages, 64, 0).decode("ascii", errors="replace")
         stage = probe_guest.STAGES.get(reached[-1:])
         where = f"got no further than {stage}" if stage else "did not start"
-        return Verdict(False, f"A probe guest {where}: {how.splitlines()[0]}")
+        is_final = is_final and not any(shortage in how for shortage in _SHORTAGES)
+        return Verdict(False, f"A probe guest {where}: {how.splitlines()[0]}", is_final)
 
 
 def _obstacle(device: str) -> str | None:
@@ -148,9 +153,9 @@ def _probe_kvm(facts: QemuFacts, device: str, attempt: Attempt | None) -> Verdic
         verdict = run_probe_guest(facts, accelerator, KVM_CPU_MODEL, attempt=attempt)
     except MachineGone:
         raise  # aborted: that says nothing about KVM
-    except EngineError as error:
-        return Verdict(False, f"A probe guest could not be run under KVM: {error}")
-    return Verdict(verdict.usable, f"{verdict.reason} (under KVM on {device})")
+    except (EngineError, OSError) as error:
+        return Verdict(False, f"A probe guest could not be run under KVM: {error}", is_final=False)
+    return msgspec.structs.replace(verdict, reason=f"{verdict.reason} (under KVM on {device})")
 
 
 def _probe_arguments(
@@ -170,19 +175,21 @@ def _probe_arguments(
     ]
 
 
-def _watch(client: QmpClient, process: QemuProcess, run_timeout_s: float) -> str | None:
-    """Let the guest run; return None once QEMU has ended by itself, else what happened instead."""
+def _watch(client: QmpClient, process: QemuProcess, run_timeout_s: float) -> tuple[str, bool]:
+    """Let the guest run. Return what happened, nothing where QEMU has ended by itself, and whether it would
+    happen again.
+    """
     try:
         client.handshake(timeout_s=START_TIMEOUT_S)
         client.execute("cont")
         # QEMU stops a guest that the accelerator cannot run and waits for somebody to look at it.
         client.wait_event("STOP", timeout_s=run_timeout_s)
-        return process.complaint() or "QEMU stopped it"
+        return process.complaint() or "QEMU stopped it", True
     except EngineTimeout:
-        return f"it did not end within {run_timeout_s:g} s"
+        return f"it did not end within {run_timeout_s:g} s", False
     except MachineGone:
         process.wait(timeout_s=5)
-        return None
+        return "", process.exit_status() is not None  # a signal came from somebody else
 
 
 def _memory_file(undo: contextlib.ExitStack, content: bytes) -> int:
