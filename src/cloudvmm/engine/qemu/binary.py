@@ -7,6 +7,7 @@ file, so that an ordinary start asks nothing. The accelerator is found by `probe
 from __future__ import annotations
 
 import os
+import time
 import zlib
 
 import msgspec
@@ -20,7 +21,7 @@ from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 BINARY_NAME = "qemu-system-x86_64"
 PACKAGE_NAME = "qemu-system-x86"
 MINIMUM_VERSION = (7, 2, 0)
-_ANSWER_TIMEOUT_S = 20
+_ANSWERS_TIMEOUT_S = 10.0  # all of them together
 _FORMAT = "3"
 _VERSION_WORDS = "QEMU emulator version "
 _DEVICE_WORDS = 'name "'
@@ -61,8 +62,8 @@ def find_binary(given: str | None, *, search_path: str | None = None) -> str:
 def learn_facts(binary: str, attempt: Attempt | None = None) -> QemuFacts:
     """Return the facts about `binary` (absolute path), from the cache where it knows this very file.
 
-    Blocking: 0.2 s where the cache does not know; `attempt` may be aborted meanwhile. The accelerator is not
-    decided here.
+    Blocking: 0.2 s where the cache does not know, 10 s at worst; `attempt` may be aborted meanwhile. The
+    accelerator is not decided here.
 
     :raises MachineGone: `attempt` was aborted.
     :raises BinaryUnusable: it does not run or is something else.
@@ -106,11 +107,12 @@ def parse_machines(text: str) -> frozenset[str]:
 
 
 def _ask(binary: str, attempt: Attempt) -> QemuFacts:
-    version = parse_version(_run(attempt, binary, "-version"))
+    deadline = time.monotonic() + _ANSWERS_TIMEOUT_S
+    version = parse_version(_run(attempt, deadline, binary, "-version"))
     if version is None:
         raise BinaryUnusable(f"{binary} is not a QEMU system emulator")
-    folders = _run(attempt, binary, "-L", "help").splitlines()
-    machines = parse_machines(_run(attempt, binary, "-machine", "help"))
+    folders = _run(attempt, deadline, binary, "-L", "help").splitlines()
+    machines = parse_machines(_run(attempt, deadline, binary, "-machine", "help"))
     if "pc" not in machines:
         raise BinaryUnusable(f"{binary} does not emulate an x86-64 PC")
     return QemuFacts(
@@ -118,25 +120,25 @@ def _ask(binary: str, attempt: Attempt) -> QemuFacts:
         version=version,
         qboot_path=_find_firmware(folders, "qboot.rom"),
         seabios_path=_find_firmware(folders, "bios-256k.bin"),
-        devices=parse_devices(_run(attempt, binary, "-device", "help")),
+        devices=parse_devices(_run(attempt, deadline, binary, "-device", "help")),
         machines=machines,
     )
 
 
-def _run(attempt: Attempt, binary: str, *arguments: str) -> str:
+def _run(attempt: Attempt, deadline: float, binary: str, *arguments: str) -> str:
     try:
         process = QemuProcess(ProcessSpec([binary, *arguments]))
     except EngineError as error:
         raise BinaryUnusable(f"{binary} does not run") from error
     try:
         attempt.watch(process)
-        process.wait(timeout_s=_ANSWER_TIMEOUT_S)
+        process.wait(timeout_s=max(0.0, deadline - time.monotonic()))
         attempt.check()
         if process.exit_status() != 0:
             raise BinaryUnusable(f"{binary} {' '.join(arguments)} failed: {process.ending()}")
         return process.output()
     except EngineTimeout as error:
-        raise BinaryUnusable(f"{binary} {' '.join(arguments)} does not end") from error
+        raise BinaryUnusable(f"{binary} {' '.join(arguments)} does not answer in time") from error
     finally:
         process.close()
 
