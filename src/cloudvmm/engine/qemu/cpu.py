@@ -6,7 +6,8 @@ from typing import Final
 
 from cloudvmm.config.cpu import CpusConfig
 from cloudvmm.engine.base import EngineError, NotSupportedYet
-from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, Accelerator
+from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator
+from cloudvmm.engine.qemu.parts import escape
 
 MAX_VCPUS: Final = 255
 
@@ -60,7 +61,7 @@ class TooManyVcpus(EngineError):
         super().__init__(f"Maximum number of vCPUs {asked} exceeds host limit {MAX_VCPUS}")
 
 
-def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator) -> list[str]:
+def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator, *, kvm_device: str = KVM_DEVICE) -> list[str]:
     """Return the options for accelerator, model and count.
 
     :raises TooManyVcpus: more than the machine can have.
@@ -69,8 +70,13 @@ def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator) -> list[str]:
     if cpus.max_vcpus > MAX_VCPUS:
         raise TooManyVcpus(cpus.max_vcpus)
     if accelerator == "kvm":
-        return ["-accel", "kvm", "-cpu", _host_model(cpus), "-smp", _count(cpus)]
+        return ["-accel", kvm_accelerator(kvm_device), "-cpu", _host_model(cpus), "-smp", _count(cpus)]
     return ["-accel", "tcg,thread=multi", "-cpu", _emulated_model(cpus), "-smp", _count(cpus)]
+
+
+def kvm_accelerator(device: str) -> str:
+    """Return what `-accel` wants for KVM on `device`. Another than /dev/kvm needs QEMU 9.0."""
+    return "kvm" if device == KVM_DEVICE else f"kvm,device={escape(device)}"
 
 
 def _count(cpus: CpusConfig) -> str:

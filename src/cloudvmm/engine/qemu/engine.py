@@ -10,12 +10,12 @@ import msgspec
 
 from cloudvmm.engine.base import EngineError, EngineInfo, ImageLocked, MachineSpec, PayloadError
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
-from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
-from cloudvmm.engine.qemu.probe import KVM_DEVICE, WantedAccelerator, choose_accelerator
+from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
 from cloudvmm.engine.qemu.resource import ImageLockError, Resources, acquire
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
@@ -29,7 +29,9 @@ _PREFAULT_BYTES_PER_S = 64 * 1024 * 1024
 class QemuEngine:
     """An `engine.base.Engine`. Costs nothing to make: binary and accelerator are looked at on first use.
 
-    `observe` sees every QMP command of every machine before it is sent.
+    `kvm_device` is where KVM is looked for and what guests then run on; another than /dev/kvm needs a QEMU
+    that can be told so (9.0), and is no usable KVM to an older one. `observe` sees every QMP command of every
+    machine before it is sent.
     """
 
     def __init__(
@@ -77,7 +79,10 @@ class QemuEngine:
                     self._accel, facts, kvm_device=self._kvm_device, attempt=attempt
                 )
                 self._known = msgspec.structs.replace(
-                    facts, accelerator=accelerator, accelerator_reason=reason
+                    facts,
+                    accelerator=accelerator,
+                    accelerator_reason=reason,
+                    kvm_device=self._kvm_device,
                 )
             return self._known
 

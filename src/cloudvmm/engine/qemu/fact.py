@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 Accelerator = Literal["tcg", "kvm"]
+KVM_DEVICE = "/dev/kvm"
 KVM_CPU_MODEL = "host"  # what the probe guest is shown and every guest under KVM as well
 
 
@@ -17,13 +18,15 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
     """`binary` is an absolute path. `version` is (major, minor, micro).
 
     `devices` are the names that ``-device help`` lists, `machines` those of ``-machine help`` that are not
-    deprecated. A firmware path is None where the file is not installed.
+    deprecated. `kvm_device` is what probe and guests run on where the accelerator is KVM. A firmware path is
+    None where the file is not installed.
     """
 
     binary: str
     version: tuple[int, int, int]
     accelerator: Accelerator = "tcg"
     accelerator_reason: str = ""
+    kvm_device: str = KVM_DEVICE
     qboot_path: str | None = None
     seabios_path: str | None = None
     devices: frozenset[str] = frozenset()

@@ -45,7 +45,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     vm_config = spec.vm_config
     result = [
         *("-machine", MACHINE),
-        *cpu_arguments(vm_config.cpus, facts.accelerator),
+        *cpu_arguments(vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device),
         *memory_arguments(resources.ram),
         *("-action", _ACTIONS),
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),

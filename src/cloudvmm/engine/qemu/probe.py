@@ -19,12 +19,12 @@ import msgspec
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
 from cloudvmm.engine.qemu import cache
-from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, Accelerator, QemuFacts
+from cloudvmm.engine.qemu.cpu import kvm_accelerator
+from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator, QemuFacts
 from cloudvmm.engine.qemu.launch import Attempt
 from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
 
-KVM_DEVICE = "/dev/kvm"
 START_TIMEOUT_S = 10.0
 RUN_TIMEOUT_S = 5.0
 _FORMAT = "2"
@@ -148,9 +148,8 @@ def _cache_key(facts: QemuFacts, device: str) -> list[str]:
 
 
 def _probe_kvm(facts: QemuFacts, device: str, attempt: Attempt | None) -> Verdict:
-    accelerator = "kvm" if device == KVM_DEVICE else f"kvm,device={device}"
     try:
-        verdict = run_probe_guest(facts, accelerator, KVM_CPU_MODEL, attempt=attempt)
+        verdict = run_probe_guest(facts, kvm_accelerator(device), KVM_CPU_MODEL, attempt=attempt)
     except MachineGone:
         raise  # aborted: that says nothing about KVM
     except (EngineError, OSError) as error:
