@@ -114,6 +114,8 @@ def open_image(
         # A guest that writes a qcow2 header into a raw image must not gain other files by it: unless the
         # image is declared as qcow2, no backing file is followed.
         _finish(image, follow=backing_files and image_type is ImageType.QCOW2, depth=0)
+        if direct:
+            _bypass_page_cache(image)
     except BaseException:
         image.close()
         raise
@@ -150,7 +152,7 @@ def _open_file(path: str, *, readonly: bool, direct: bool) -> Image:
         raise DiskOpenError from error
     try:
         kind = _kind(path, fd)
-        fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT if direct else 0)
+        fcntl.fcntl(fd, fcntl.F_SETFL, 0)
         return Image(
             path=path,
             fd=fd,
@@ -166,6 +168,18 @@ def _open_file(path: str, *, readonly: bool, direct: bool) -> Image:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _bypass_page_cache(image: Image) -> None:
+    """Set O_DIRECT on the whole chain: last of all, since a header is not read by whole sectors.
+
+    :raises DiskOpenError: a file system cannot do that.
+    """
+    try:
+        for each in image.chain():
+            fcntl.fcntl(each.fd, fcntl.F_SETFL, os.O_DIRECT)
+    except OSError as error:
+        raise DiskOpenError from error
 
 
 def _kind(path: str, fd: int) -> Literal["file", "host_device"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -183,3 +184,33 @@ def test_raw_backing_format_is_believed_over_what_its_content_looks_like(write, 
 def test_header_that_cannot_be_used_is_refused_with_the_reason(write, opened, content, reason):
     with pytest.raises(InvalidImage, match=reason):
         opened(write("self", content), image_type=ImageType.QCOW2, backing_files=True)
+
+
+@pytest.fixture
+def large_sectors(monkeypatch):
+    """Storage with sectors of 4096 bytes: what bypasses the page cache must read whole ones."""
+    read = os.pread
+
+    def read_strictly(fd: int, length: int, offset: int) -> bytes:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT and (length % 4096 or offset % 4096):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return read(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", read_strictly)
+
+
+@pytest.mark.usefixtures("large_sectors")
+def test_direct_image_on_large_sectors_is_looked_at_all_the_same(opened, write):
+    write("base", qcow2())
+    path = write("top", qcow2(base="base", base_format=""))
+    image = opened(path, direct=True, image_type=ImageType.QCOW2, backing_files=True)
+
+    assert [each.image_type for each in image.chain()] == [ImageType.QCOW2, ImageType.QCOW2]
+    assert all(fcntl.fcntl(each.fd, fcntl.F_GETFL) & os.O_DIRECT for each in image.chain())
+
+
+@pytest.mark.usefixtures("large_sectors")
+def test_direct_vhd_on_large_sectors_is_recognised(opened, write):
+    image = opened(write("image", fixed_vhd(MIB)), direct=True)
+
+    assert (image.image_type, image.data_bytes) == (ImageType.FIXED_VHD, MIB)
