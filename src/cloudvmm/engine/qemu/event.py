@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import select
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from cloudvmm.engine.base import (
     BalloonChanged,
@@ -24,6 +24,8 @@ from cloudvmm.engine.qemu.codec import Event
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.process import QemuProcess
     from cloudvmm.engine.qemu.qmp import QmpClient
+
+_CANNOT_GO_ON: Final = "internal-error"
 
 
 def translate(event: Event) -> EngineEvent | None:
@@ -64,6 +66,7 @@ class EventStream:
         self._process = process
         self._expected = False
         self._ended = False
+        self._fault = ""
         self._reading = True
         self._epoll = select.epoll()
         self._epoll.register(client, select.EPOLLIN)
@@ -90,7 +93,7 @@ class EventStream:
             self._ended = True
             self._epoll.unregister(self._process)
             if not self._expected:
-                events.append(Exited(self._process.ending()))
+                events.append(Exited(self._fault or self._process.ending()))
         return events
 
     def close(self) -> None:
@@ -102,10 +105,22 @@ class EventStream:
         if not self._reading:
             return []
         try:
-            return self._client.poll_events()
+            told = self._client.poll_events()
+            if any(event.name == "STOP" for event in told):
+                self._client.post("query-status")  # the event does not say why
+            for answer in self._client.take_answers():
+                self._judge(answer)
+            return told
         except EngineError as error:
             self._reading = False
             self._epoll.unregister(self._client)
             if not isinstance(error, MachineGone):
                 self._process.kill()  # it speaks no QMP: a QEMU that cannot be watched must not go on
             return []
+
+    def _judge(self, answer: Any) -> None:
+        """End a guest that QEMU has stopped because it cannot go on with it; any other stop was asked for."""
+        if isinstance(answer, dict) and answer.get("status") == _CANNOT_GO_ON:
+            words = self._process.complaint().partition("\n")[0]
+            self._fault = f"QEMU cannot go on with the guest: {words or _CANNOT_GO_ON}"
+            self._process.kill()

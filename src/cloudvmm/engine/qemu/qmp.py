@@ -63,6 +63,8 @@ class QmpClient:
         self._buffer = MessageBuffer()
         self._events: deque[Event] = deque(maxlen=MAX_KEPT_EVENTS)
         self._last_id = _HANDSHAKE_ID
+        self._posted: set[int | None] = set()
+        self._answers: list[Any] = []
         self._aborted = False
         self._at_end = False
         self._turn = threading.RLock()
@@ -149,13 +151,39 @@ class QmpClient:
             for _ in range(_RECEIVES_PER_POLL):
                 if not self._receive_now():
                     break
-            events = [*self._events, *(message for message in self._buffer if isinstance(message, Event))]
+            events = [*self._events]
             self._events.clear()
+            for message in self._buffer:
+                if isinstance(message, Event):
+                    events.append(message)
+                else:
+                    self._keep_answer(message)
         finally:
             self._turn.release()
         if not events and self._at_end:
             raise self._gone("events")
         return events
+
+    def post(self, command: str) -> None:
+        """Send one short command; what QEMU returns is given by `take_answers`, its refusal is dropped.
+
+        Never blocks: where the socket has no room, or the connection has ended, nothing is sent. One thread
+        alone may use a client in this way, and execute nothing on it.
+        """
+        if self._observe is not None:
+            self._observe(command, {})
+        self._last_id += 1
+        try:
+            self._socket.settimeout(0)
+            self._socket.send(encode_command(command, command_id=self._last_id))
+        except OSError:
+            return
+        self._posted.add(self._last_id)
+
+    def take_answers(self) -> list[Any]:
+        """Return and forget what `poll_events` received as answers to what was posted, in order."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def abort(self) -> None:
         """End the conversation from any thread: what waits fails with `MachineGone`. Idempotent."""
@@ -169,6 +197,12 @@ class QmpClient:
         """Close the socket. No call may be under way."""
         self._aborted = True
         self._socket.close()
+
+    def _keep_answer(self, message: Message) -> None:
+        if isinstance(message, Reply | Refusal) and message.command_id in self._posted:
+            self._posted.discard(message.command_id)
+            if isinstance(message, Reply):
+                self._answers.append(message.value)
 
     def _send(self, command: str, line: bytes, fds: Sequence[int], deadline: float) -> None:
         try:

@@ -132,3 +132,42 @@ def test_expected_end_is_no_event(far_and_stream, process):
 
     assert stream.take() == []
     assert not readable(stream)
+
+
+def answer_status(far, status):
+    """Take the question that a stop leads to, and answer it."""
+    question = msgspec.json.decode(far.recv(4096))
+    assert question["execute"] == "query-status"
+    answer = {"return": {"status": status, "running": False}, "id": question["id"]}
+    far.sendall(msgspec.json.encode(answer) + b"\r\n")
+
+
+def test_stop_by_an_internal_error_ends_the_guest(far_and_stream):
+    far, stream = far_and_stream
+    far.settimeout(LONG_S)
+    say(far, "STOP")
+    assert stream.take() == []
+    answer_status(far, "internal-error")
+
+    assert take_until_exited(stream) == [Exited("QEMU cannot go on with the guest: internal-error")]
+
+
+def test_stop_for_another_reason_is_left_alone(far_and_stream, process):
+    far, stream = far_and_stream
+    far.settimeout(LONG_S)
+    say(far, "STOP")
+    assert stream.take() == []
+    answer_status(far, "paused")
+    say(far, "GUEST_PANICKED", action="run")
+
+    assert readable(stream, LONG_S)
+    assert stream.take() == [GuestPanicked("panic")]
+    assert not process.has_ended()
+
+
+def test_status_that_cannot_be_asked_for_keeps_nobody_waiting(far_and_stream):
+    far, stream = far_and_stream
+    say(far, "STOP")
+    far.shutdown(socket.SHUT_RD)
+
+    assert stream.take() == []
