@@ -22,6 +22,7 @@ _MARKER = b"@cvm "
 _READY = re.compile(rb"cloudvmm-guest ready uptime=([0-9.]+)")
 _PING_EVERY_S = 1.0
 _READ_BYTES = 1 << 16
+_MAX_LINE_BYTES = 1 << 16  # far beyond any of the service's
 
 
 class _HasFd(Protocol):
@@ -32,7 +33,8 @@ class GuestShell:
     """Talks over `stream`: a connected socket, a PTY or anything with a descriptor, or the descriptor.
 
     The stream stays the caller's to close and must outlive this object; it is switched to
-    non-blocking. `on_line` is handed each line that is not the service's, without its end.
+    non-blocking. `on_line` is handed each line that is not the service's, without its end; one
+    of more than 64 KiB comes in pieces.
     """
 
     def __init__(self, stream: int | _HasFd, *, on_line: Callable[[bytes], None] | None = None) -> None:
@@ -104,6 +106,9 @@ class GuestShell:
 
     def _read_line(self, deadline: float) -> bytes:
         while b"\n" not in self._buffer:
+            if len(self._buffer) >= _MAX_LINE_BYTES:
+                line, self._buffer = self._buffer[:_MAX_LINE_BYTES], self._buffer[_MAX_LINE_BYTES:]
+                return line
             self._wait(select.POLLIN, deadline)
             try:
                 data = os.read(self._fd, _READ_BYTES)
@@ -131,7 +136,9 @@ class GuestShell:
     def _wait(self, event: int, deadline: float) -> None:
         poll = select.poll()
         poll.register(self._fd, event)
-        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        remaining_s = deadline - time.monotonic()
+        # A guest that never stops talking is always ready: that alone must not keep us.
+        if remaining_s < 0 or not poll.poll(remaining_s * 1000):
             raise GuestShellTimeout
 
 

@@ -3,6 +3,7 @@
 import base64
 import os
 import socket
+import subprocess
 import threading
 import time
 import tty
@@ -90,6 +91,32 @@ def test_guest_that_reads_nothing_times_out(pair):
 
     with pytest.raises(GuestShellTimeout):
         GuestShell(host).run("#" * (8 << 20), timeout_s=0.2)
+
+
+@pytest.mark.parametrize("flood", [["yes"], ["yes", "@cvm pong"], ["cat", "/dev/zero"]])
+def test_guest_that_never_stops_talking_times_out(pair, flood):
+    host, guest = pair
+    guest.setblocking(True)
+    shell = GuestShell(host)
+    begun = time.monotonic()
+    with subprocess.Popen(flood, stdout=guest) as child:
+        try:
+            with pytest.raises(GuestShellTimeout):
+                shell.run("true", timeout_s=0.3)
+        finally:
+            child.kill()
+
+    assert time.monotonic() - begun < 5
+
+
+def test_line_without_end_is_kept_in_bounds_and_handed_on(pair):
+    host, guest = pair
+    seen: list[bytes] = []
+    answering(guest, b"x" * 200_000 + b"\n@cvm begin 1\n@cvm end 1 0 0\n")
+
+    assert GuestShell(host, on_line=seen.append).run("true", timeout_s=10) == (0, b"")
+    assert b"".join(seen) == b"x" * 200_000
+    assert max(len(line) for line in seen) <= 1 << 16
 
 
 def test_closed_stream_is_told_apart_from_silence(pair):
