@@ -96,7 +96,11 @@ class QemuEngine:
                 except PayloadError as error:
                     # It looked well but QEMU cannot load it. The devices are still to be tried.
                     payload_error = error
-            return self._build(_without_payload(spec), attempt, payload_error=payload_error)
+            try:
+                return self._build(_without_payload(spec), attempt, payload_error=payload_error)
+            except PayloadError as error:
+                # There was none: the words were not about it.
+                raise EngineError(str(error)) from error.__cause__
 
     def abort_build(self) -> None:
         for attempt in tuple(self._attempts):

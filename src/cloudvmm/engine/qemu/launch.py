@@ -21,7 +21,23 @@ from cloudvmm.engine.qemu.qmp import Observer, QmpClient, offer_handshake
 _FIXED_ARGUMENTS = ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
 _DEVICE_OPTIONS = ("-device ", "-blockdev ", "-netdev ", "-chardev ", "-object ", "-add-fd ", "-serial ")
 _SLOT_WORDS = ("PCI: slot ", "PCI: no slot/function available")
-_PAYLOAD_WORDS = ("kernel", "initrd", "bios", "multiboot")
+# What QEMU's loaders say, in lower case.
+_PAYLOAD_WORDS = (
+    "could not open kernel file",
+    "could not load kernel",
+    "invalid kernel header",
+    "invalid kernel_file_size",
+    "error loading uncompressed kernel",
+    "error while loading elf kernel",
+    "cannot load x86-64 image",
+    "kernel does not fit",
+    "kernel too old",
+    "error reading initrd",
+    "initrd is too large",
+    "could not load pc bios",
+    "multiboot",
+    "rom regions are overlapping",
+)
 
 
 class Monitors(msgspec.Struct, frozen=True):
@@ -122,13 +138,33 @@ def launch(
 def refusal(process: QemuProcess) -> EngineError:
     """Return the error that says in QEMU's words why the `process`, which has ended, ended."""
     words = process.complaint() or process.ending()
+    text = "\n".join(_without_json(line) for line in words.splitlines())
     if any(slot_words in words for slot_words in _SLOT_WORDS):
-        return SlotError(words)
+        return SlotError(text)
     if words.startswith(_DEVICE_OPTIONS):
-        return DeviceError(words)
-    if any(payload_words in words.lower() for payload_words in _PAYLOAD_WORDS):
-        return PayloadError(words)
-    return EngineError(words)
+        return DeviceError(text)
+    if any(_is_about_payload(line) for line in words.splitlines()):
+        return PayloadError(text)
+    return EngineError(text)
+
+
+def _is_about_payload(line: str) -> bool:
+    """Say whether a loader complains. A line about an option begins with it and may hold any text of ours."""
+    return not line.startswith("-") and any(words in line.lower() for words in _PAYLOAD_WORDS)
+
+
+def _without_json(line: str) -> str:
+    """Return what is said of an option whose argument is JSON, without option and argument."""
+    option, _, rest = line.partition(" ")
+    if not option.startswith("-") or not rest.startswith("{"):
+        return line
+    import json  # rare, and msgspec does not say where an object ends
+
+    try:
+        _, end = json.JSONDecoder().raw_decode(rest)
+    except ValueError:
+        return line
+    return rest[end:].removeprefix(": ") or line
 
 
 def _monitor_arguments(fds: Sequence[int]) -> list[str]:

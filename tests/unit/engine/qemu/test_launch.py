@@ -7,14 +7,21 @@ import threading
 
 import pytest
 
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.memory import MemoryConfig
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
+    ConsoleSink,
     DeviceError,
     EngineError,
     EngineTimeout,
     MachineGone,
+    MachineSpec,
     PayloadError,
+    SinkKind,
     SlotError,
 )
+from cloudvmm.engine.qemu import QemuEngine
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
 from support.leak import Holdings
@@ -43,21 +50,75 @@ def start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "kind"),
+    ("words", "kind", "text"),
     [
-        ("-device {}: PCI: slot 3 function 0 not available for virtio-net, in use by virtio-blk", SlotError),
-        ("-device virtio-blk-pci,drive=x: No such file or directory", DeviceError),
-        ('-blockdev {"driver":"qcow2"}: Image is not in qcow2 format', DeviceError),
-        ("could not load kernel", PayloadError),
-        ("cannot set up guest memory 'ram0': Cannot allocate memory", EngineError),
+        (
+            "-device {}: PCI: slot 3 function 0 not available",
+            SlotError,
+            "PCI: slot 3 function 0 not available",
+        ),
+        (
+            "-device virtio-blk-pci,drive=x: No such file or directory",
+            DeviceError,
+            "-device virtio-blk-pci,drive=x: No such file or directory",
+        ),
+        (
+            '-blockdev {"driver":"qcow2","x":"}: {"}: Image is not in qcow2 format',
+            DeviceError,
+            "Image is not in qcow2 format",
+        ),
+        ('-device {"driver": no JSON', DeviceError, '-device {"driver": no JSON'),
+        ("qemu: could not load kernel '/k': bad", PayloadError, "qemu: could not load kernel '/k': bad"),
+        ("qemu: could not load PC BIOS '/b'", PayloadError, "qemu: could not load PC BIOS '/b'"),
+        (
+            "Error loading uncompressed kernel without PVH ELF Note",
+            PayloadError,
+            "Error loading uncompressed kernel without PVH ELF Note",
+        ),
+        (
+            "Could not access KVM kernel module: Permission denied",
+            EngineError,
+            "Could not access KVM kernel module: Permission denied",
+        ),
+        (
+            "-smbios type=1,serial=invalid kernel header: Bad",
+            EngineError,
+            "-smbios type=1,serial=invalid kernel header: Bad",
+        ),
+        (
+            "-machine pc: In-kernel initrd BIOS",
+            EngineError,
+            "-machine pc: In-kernel initrd BIOS",
+        ),
+        (
+            "cannot set up guest memory 'ram0': Cannot allocate memory",
+            EngineError,
+            "cannot set up guest memory 'ram0': Cannot allocate memory",
+        ),
     ],
 )
-def test_words_decide_the_kind_of_error_and_are_its_text(start, words, kind):
+def test_words_decide_the_kind_of_error_and_are_its_text(start, words, kind, text):
     with pytest.raises(EngineError) as caught:
         start(f"cat >&2 <<'END'\nqemu-system-x86_64: warning: old\nqemu-system-x86_64: {words}\nEND\nexit 1")
 
     assert type(caught.value) is kind
-    assert str(caught.value) == words
+    assert str(caught.value) == text
+
+
+def test_words_about_a_payload_that_was_not_there_are_no_payload_error(tmp_path):
+    script = tmp_path / "qemu-system-x86_64"
+    script.write_text("#!/bin/sh\necho 'qemu: invalid kernel header' >&2\nexit 1\n")
+    script.chmod(0o755)
+    engine = QemuEngine(binary=str(script))
+    engine._known = QemuFacts(binary=str(script), version=(10, 0, 2))
+    off = ConsoleSink(kind=SinkKind.OFF)
+    config = VmConfig(memory=MemoryConfig(size=1 << 26), console=ConsoleConfig(mode=ConsoleOutputMode.OFF))
+    spec = MachineSpec(vm_config=config, slots={"__rng": 2}, serial=off, console=off, debug_console=off)
+    with pytest.raises(EngineError) as caught:
+        engine.build(spec)
+
+    assert type(caught.value) is EngineError
+    assert str(caught.value) == "qemu: invalid kernel header"
 
 
 def test_silent_end_is_told_by_its_status(start):
