@@ -191,6 +191,21 @@ def test_descriptors_of_several_messages_are_kept_in_order(client, vmm, files):
     close_all(*received)
 
 
+def test_no_request_holds_more_than_253(client, server, vmm, files):
+    client.ping()
+    before = Holdings()
+    client.send(b"PUT /api/v1/vm.add-net HTTP/1.1\r\n", [files[0]] * 253)
+    client.send(b"X: y\r\n", files[:1])
+    reply = client.reply()
+
+    assert reply.status == 500
+    assert reply.texts() == ["No room for the file descriptors that came with the request"]
+    client.close()
+    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=5)
+    before.assert_nothing_added()
+    assert vmm.names() == ["vmm.ping"]
+
+
 def test_descriptors_do_not_reach_the_next_request(client, vmm, files):
     client.ask("GET", "vmm.ping", None, files)
     assert client.ask("PUT", "vm.add-net", {}).status == 200

@@ -20,11 +20,11 @@ from cloudvmm.http.route import answer
 from cloudvmm.http.status import error_response
 from cloudvmm.wire.http import Continue, Refusal, Request, RequestParser
 
-MAX_DESCRIPTORS_PER_READ: Final = 253
+MAX_DESCRIPTORS: Final = 253  # of a request; the kernel passes no more in one message
 
 _READ_BYTES: Final = 16384
 _FD_BYTES: Final = 4
-_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS_PER_READ * _FD_BYTES)
+_ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * _FD_BYTES)
 
 
 class DescriptorsLost(HttpError):
@@ -114,14 +114,15 @@ class Connection:
         """Wait for bytes; empty when the client has ended.
 
         :raises OSError: the connection is broken.
-        :raises DescriptorsLost: the process may not open as many as came.
+        :raises DescriptorsLost: the process may not open as many as came, or a request has too many.
         """
         piece, ancillary, flags, _ = self._client.recvmsg(
             _READ_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
         )
         if ancillary:
             self._keep_descriptors(ancillary)
-        if flags & socket.MSG_CTRUNC:
+        if flags & socket.MSG_CTRUNC or len(self._fds) > MAX_DESCRIPTORS:
+            close_descriptors(self._fds)
             raise DescriptorsLost
         return piece
 
