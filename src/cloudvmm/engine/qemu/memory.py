@@ -20,6 +20,7 @@ HOTPLUG_SLOTS: Final = 8
 
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
 _MAX_PREALLOC_THREADS: Final = 16
+_HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
 
 
 class MemoryConfigError(EngineError):
@@ -40,6 +41,14 @@ class MisalignedMemorySize(MemoryConfigError):
 
 class RamNotAvailable(MemoryConfigError):
     """Guest memory could not be made"""
+
+
+class TooFewHugepages(RamNotAvailable):
+    def __init__(self, *, needed: int, available: int, page_bytes: int) -> None:
+        super().__init__(
+            f"Guest memory needs {needed} huge pages of {page_bytes // 1024} KiB,"
+            f" and the host has {available} to give"
+        )
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,7 +111,7 @@ def open_ram(ram: Ram) -> int | None:
     """Return a fresh memfd of the size of `ram`, owned by the caller; None where the RAM is private.
 
     :raises MisalignedMemorySize: the size is not a multiple of the page size in use.
-    :raises RamNotAvailable: the kernel has no such pages.
+    :raises RamNotAvailable: the kernel has no such pages, or not enough.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if ram.hugepages:
@@ -118,8 +127,11 @@ def open_ram(ram: Ram) -> int | None:
     except OSError as error:
         raise RamNotAvailable from error
     try:
-        if ram.size % max(os.fstat(fd).st_blksize, _PAGE_BYTES):
+        page_bytes = os.fstat(fd).st_blksize
+        if ram.size % max(page_bytes, _PAGE_BYTES):
             raise MisalignedMemorySize
+        if ram.hugepages:
+            _check_hugepages(ram.size, page_bytes)
         os.ftruncate(fd, ram.size)
     except OSError as error:
         os.close(fd)
@@ -128,6 +140,21 @@ def open_ram(ram: Ram) -> int | None:
         os.close(fd)
         raise
     return fd
+
+
+def _check_hugepages(size: int, page_bytes: int) -> None:
+    """Raise where the host lacks the pages now: a guest that touched one too many would end by SIGBUS."""
+    folder = f"{_HUGEPAGES_FOLDER}/hugepages-{page_bytes // 1024}kB"
+    free, reserved = _count_of(folder, "free_hugepages"), _count_of(folder, "resv_hugepages")
+    more = _count_of(folder, "nr_overcommit_hugepages") - _count_of(folder, "surplus_hugepages")
+    available = max(0, free - reserved + max(0, more))
+    if size // page_bytes > available:
+        raise TooFewHugepages(needed=size // page_bytes, available=available, page_bytes=page_bytes)
+
+
+def _count_of(folder: str, name: str) -> int:
+    with open(f"{folder}/{name}", encoding="ascii") as file:
+        return int(file.read())
 
 
 def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:

@@ -1,0 +1,65 @@
+"""Whether the host has the huge pages that a guest is to stand on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from cloudvmm.engine.qemu import memory
+from cloudvmm.engine.qemu.memory import Ram, RamNotAvailable, TooFewHugepages, open_ram
+
+MIB = 1 << 20
+COUNTS = ("free_hugepages", "resv_hugepages", "nr_overcommit_hugepages", "surplus_hugepages")
+
+
+@pytest.fixture
+def host(monkeypatch, tmp_path):
+    """A host whose huge pages are of 4 KiB, so that a memfd of any kernel has them."""
+    make = os.memfd_create
+    monkeypatch.setattr(os, "memfd_create", lambda name, flags: make(name, flags & ~os.MFD_HUGETLB))
+    monkeypatch.setattr(memory, "_HUGEPAGES_FOLDER", str(tmp_path))
+
+    def set_counts(*counts: int) -> None:
+        folder = tmp_path / "hugepages-4kB"
+        folder.mkdir()
+        for name, count in zip(COUNTS, counts, strict=True):
+            (folder / name).write_text(f"{count}\n")
+
+    return set_counts
+
+
+def ram(size: int) -> Ram:
+    return Ram(
+        size=size,
+        mergeable=False,
+        hugepages=True,
+        hugepage_size=None,
+        prefault=False,
+        reserve=True,
+        hotplug_size=0,
+    )
+
+
+@pytest.mark.parametrize("counts", [(255, 0, 0, 0), (300, 45, 0, 0), (200, 0, 60, 5), (0, 255, 255, 0)])
+def test_guest_larger_than_what_the_host_has_is_refused(host, counts):
+    host(*counts)
+    before = os.listdir("/proc/self/fd")
+    words = r"^Guest memory needs 256 huge pages of 4 KiB, and the host has \d+ to give$"
+    with pytest.raises(TooFewHugepages, match=words):
+        open_ram(ram(MIB))
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("counts", [(256, 0, 0, 0), (300, 44, 0, 0), (200, 0, 60, 4)])
+def test_guest_that_fits_is_given_its_memory(host, counts):
+    host(*counts)
+    fd = open_ram(ram(MIB))
+
+    assert fd is not None
+    os.close(fd)
+
+
+def test_host_that_tells_no_counts_has_no_such_memory(host):
+    with pytest.raises(RamNotAvailable):
+        open_ram(ram(MIB))
