@@ -52,7 +52,10 @@ def store(subject: str, key: list[str], value: object) -> None:
     folder = cache_folder()
     if folder is None:
         return
-    entry = _Entry(key, msgspec.Raw(msgspec.json.encode(value)))
+    try:
+        content = msgspec.json.encode(_Entry(key, msgspec.Raw(msgspec.json.encode(value))))
+    except UnicodeEncodeError:
+        return  # a path that is no UTF-8 has no form in JSON
     scratch = f"{folder}/.{subject}.{os.getpid()}"
     try:
         make_cache_folder(folder)
@@ -60,7 +63,7 @@ def store(subject: str, key: list[str], value: object) -> None:
             os.unlink(scratch)  # of a process with our number that was killed
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with open(os.open(scratch, flags, 0o600), "wb") as file:
-            file.write(msgspec.json.encode(entry))
+            file.write(content)
         os.replace(scratch, f"{folder}/{subject}.json")
     except OSError:
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from cloudvmm.engine.qemu.qmp import Observer
 from cloudvmm.engine.qemu.resource import ImageLockError, Resources, acquire
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.support import check_supported
+from cloudvmm.engine.qemu.text import check_texts
 
 MAX_VCPUS = 255  # of the machine type pc
 _START_TIMEOUT_S = 30.0
@@ -88,6 +89,7 @@ class QemuEngine:
 
     def build(self, spec: MachineSpec) -> QemuMachine:
         check_supported(spec.vm_config)
+        check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
         with self._attempt() as attempt:
             if payload_error is None:

@@ -21,6 +21,7 @@ from cloudvmm.engine.qemu.memory import Ram, open_ram, ram_of
 from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
+from cloudvmm.engine.qemu.text import is_utf8
 from cloudvmm.host.lock import LockConflict, LockError, lock_file
 from cloudvmm.host.tap import TapError, interface_of, open_tap
 
@@ -73,12 +74,13 @@ class Resources(msgspec.Struct, kw_only=True):
     console_fd: int | None = None
     debug_console_fd: int | None = None
     rng_path: str = "/dev/urandom"
+    rng_fd: int | None = None
     firmware_is_elf: bool = False
 
     @property
     def inherited_fds(self) -> list[int]:
         """Descriptors that the QEMU process must have under the same numbers."""
-        singles = (self.ram_fd, self.serial_fd, self.console_fd, self.debug_console_fd)
+        singles = (self.ram_fd, self.serial_fd, self.console_fd, self.debug_console_fd, self.rng_fd)
         images = (image.fd for disk in self.disks for image in disk.image.chain() if image.fd >= 0)
         queues = (fd for net in self.nets for fd in net.fds)
         return [*(fd for fd in singles if fd is not None), *images, *queues]
@@ -117,7 +119,7 @@ class Resources(msgspec.Struct, kw_only=True):
         for net in self.nets:
             while net.fds:
                 os.close(net.fds.pop())
-        for name in ("ram_fd", "serial_fd", "console_fd", "debug_console_fd"):
+        for name in ("ram_fd", "serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
             fd = getattr(self, name)
             if fd is not None:
                 setattr(self, name, None)
@@ -138,7 +140,7 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     resources = Resources(ram=ram_of(vm_config.memory))
     undo.callback(resources.close)
     resources.ram_fd = open_ram(resources.ram)
-    resources.rng_path = _check_rng(vm_config.rng.src)
+    resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for disk in vm_config.disks or []:
         resources.disks.append(_open_disk(disk))
@@ -207,13 +209,20 @@ def _firmware_is_elf(vm_config: VmConfig) -> bool:
     return payload is not None and payload.firmware is not None and is_elf(payload.firmware)
 
 
-def _check_rng(path: str) -> str:
-    """Return `path` made absolute, having made sure that it can be read."""
+def _check_rng(path: str) -> tuple[str, int | None]:
+    """Return `path` made absolute, having made sure that it can be read.
+
+    Where its name is no UTF-8, QEMU opens it by a descriptor that it inherits, which then comes along.
+    """
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         raise RngSourceError from error
-    return os.path.abspath(path)
+    absolute = os.path.abspath(path)
+    if is_utf8(absolute):
+        os.close(fd)
+        return absolute, None
+    return f"/proc/self/fd/{fd}", fd
 
 
 def _lock(image: Image, granularity: LockGranularity) -> None:

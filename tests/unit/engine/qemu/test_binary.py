@@ -149,6 +149,14 @@ def test_garbage_in_the_cache_is_as_nothing(make_qemu, cache_folder, garbage):
     assert learn_facts(binary) == facts
 
 
+def test_binary_whose_path_is_no_utf8_is_asked_each_time(make_qemu, tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    os.symlink(make_qemu(), f"{folder}/qemu")
+
+    assert learn_facts(f"{folder}/qemu").version == (7, 2, 22)
+
+
 def test_folder_and_files_are_the_owners_alone(make_qemu, cache_folder):
     learn_facts(make_qemu())
     (path,) = cache_folder.iterdir()
