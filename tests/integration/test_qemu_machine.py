@@ -6,7 +6,9 @@ Each QMP command that any of these tests sends is held against the schema of the
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -238,6 +240,31 @@ def test_image_that_somebody_else_holds_is_not_touched_and_refused_by_boot(build
     assert dirty_image.read_bytes() == before
     build(disks=[held])
     assert dirty_image.read_bytes() != before  # what must not happen above does happen to a free image
+
+
+@contextlib.contextmanager
+def only_more_descriptors(count: int) -> Iterator[None]:
+    free = [os.dup(0) for _ in range(count + 1)]
+    for fd in free:
+        os.close(fd)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("count", range(1, 14))
+def test_want_of_descriptors_is_an_engine_error_and_leaves_nothing(engine, tmp_path, count):
+    engine.build(empty_spec()).close()
+    image = tmp_path / "disk.raw"
+    image.write_bytes(bytes(MIB))
+    spec = empty_spec(disks=[DiskConfig(id="_disk0", path=str(image), image_type=ImageType.RAW)])
+    before = Holdings()
+    with only_more_descriptors(count), contextlib.suppress(EngineError):
+        engine.build(spec).close()
+    before.assert_nothing_added()
 
 
 def test_missing_kernel_leaves_a_whole_machine(build):

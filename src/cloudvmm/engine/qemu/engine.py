@@ -73,7 +73,7 @@ class QemuEngine:
 
         :raises MachineGone: `abort_build` was called meanwhile.
         """
-        with self._lock, self._attempt() as attempt:
+        with self._lock, self._attempt() as attempt, _system_errors_named():
             if self._known is None:
                 facts = learn_facts(find_binary(self._binary), attempt)
                 accelerator, reason = choose_accelerator(
@@ -91,7 +91,7 @@ class QemuEngine:
         check_supported(spec.vm_config)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
-        with self._attempt() as attempt:
+        with self._attempt() as attempt, _system_errors_named():
             if payload_error is None:
                 try:
                     return self._build(spec, attempt, payload_error=None)
@@ -159,6 +159,15 @@ def _payload_error(spec: MachineSpec) -> PayloadError | None:
     except PayloadError as error:
         return error
     return None
+
+
+@contextlib.contextmanager
+def _system_errors_named() -> Iterator[None]:
+    """Turn what the operating system refused, and nobody nearer had a name for, into an `EngineError`."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError("The host did not give what a machine needs") from error
 
 
 def _lock_error(resources: Resources) -> EngineError | None:
