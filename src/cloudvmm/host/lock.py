@@ -51,16 +51,5 @@ def lock_file(fd: int, *, path: str, write: bool, size_bytes: int | None = None)
         raise LockError(path) from error
 
 
-def unlock_file(fd: int, *, path: str) -> None:
-    """Drop every lock that the opening `fd` holds on its file.
-
-    :raises LockError: the file system refused.
-    """
-    try:
-        _set(fd, fcntl.F_UNLCK, 0)
-    except OSError as error:
-        raise LockError(path) from error
-
-
 def _set(fd: int, kind: int, length: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, length, 0))

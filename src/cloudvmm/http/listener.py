@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import socket
-import struct
 
+from cloudvmm.host.lock import LockConflict, LockError, lock_file
 from cloudvmm.http.error import ApiServerSocketFailed, ApiSocketInUse, NotAListener
 
 _BACKLOG = 128
-# struct flock: type, whence, start, length (0: to the end of the file), pid (0: the lock is the open file's).
-_WHOLE_FILE_WRITE_LOCK = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Listener:
@@ -86,11 +83,11 @@ def _lock(path: str) -> int:
     except (OSError, ValueError) as error:
         raise ApiServerSocketFailed from error
     try:
-        fcntl.fcntl(lock_fd, fcntl.F_OFD_SETLK, _WHOLE_FILE_WRITE_LOCK)
-    except (BlockingIOError, PermissionError):
+        lock_file(lock_fd, path=f"{path}.lock", write=True)
+    except LockConflict:
         os.close(lock_fd)
         raise ApiSocketInUse(path) from None
-    except OSError as error:
+    except LockError as error:
         os.close(lock_fd)
         raise ApiServerSocketFailed from error
     return lock_fd
