@@ -41,10 +41,10 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu import QemuEngine
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.probe import choose_accelerator, judge_kvm, run_probe_guest
-from cloudvmm.engine.qemu.schema import QmpSchema
 from cloudvmm.host.lock import lock_file
 from support.guest import find_guest
 from support.leak import Holdings
+from support.qmp_schema import QmpSchema
 from support.wait import is_readable, wait_event
 
 pytestmark = pytest.mark.qemu

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloudvmm.engine.qemu.schema import QmpSchema
+from support.qmp_schema import QmpSchema
 
 SCHEMA = QmpSchema(
     [
