@@ -110,6 +110,54 @@ def test_empty_path_is_an_error(vmm):
         start_http_path_thread("", vmm.event, vmm.sender)
 
 
+def test_second_close_waits_for_the_first_and_says_the_same(vmm, socket_path):
+    vmm.answer("vmm.ping", lambda request: None)  # nobody answers: the first close runs into its deadline
+    server = start_http_path_thread(socket_path, vmm.event, vmm.sender)
+    with RestClient(socket_path) as client:
+        client.send(PING)
+        vmm.await_request("vmm.ping")
+        answers: list[bool] = []
+        first = threading.Thread(target=lambda: answers.append(server.close(deadline_s=0.3)))
+        first.start()
+        wait_until(lambda: server._is_closing, "the first close", timeout_s=5)
+        second = server.close()
+        first.join(5)
+
+    assert (answers, second) == ([False], False)
+
+
+@pytest.fixture
+def no_more_threads(monkeypatch):
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def forbid():
+        return monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    return forbid
+
+
+def test_server_without_a_thread_leaves_nothing(vmm, socket_path, no_more_threads):
+    before = Holdings()
+    no_more_threads()
+    with pytest.raises(ApiServerSocketFailed):
+        start_http_path_thread(socket_path, vmm.event, vmm.sender)
+    assert not os.path.exists(socket_path)
+    before.assert_nothing_added()
+
+
+def test_server_without_a_thread_leaves_an_inherited_socket_to_its_owner(vmm, socket_path, no_more_threads):
+    with socket.socket(socket.AF_UNIX) as inherited:
+        inherited.bind(socket_path)
+        inherited.listen()
+        before = Holdings()
+        no_more_threads()
+        with pytest.raises(ApiServerSocketFailed):
+            start_http_fd_thread(inherited.fileno(), vmm.event, vmm.sender)
+        before.assert_nothing_added()
+        assert inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
 def test_closing_twice_is_as_once(vmm, socket_path):
     server = start_http_path_thread(socket_path, vmm.event, vmm.sender)
     assert server.close() is True

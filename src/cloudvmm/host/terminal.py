@@ -28,8 +28,12 @@ class Pty(msgspec.Struct):
     path: str
 
     def close(self) -> None:
-        os.close(self.master_fd)
-        os.close(self.slave_fd)
+        """Close both; idempotent."""
+        for name in ("master_fd", "slave_fd"):
+            fd = getattr(self, name)
+            if fd >= 0:
+                setattr(self, name, -1)
+                os.close(fd)
 
 
 def open_pty() -> Pty:

@@ -18,6 +18,7 @@ from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
 from cloudvmm.http.connection import Connection
+from cloudvmm.http.error import ApiServerSocketFailed
 from cloudvmm.http.listener import Listener
 from cloudvmm.wire.response import SERVER_FULL
 
@@ -31,7 +32,11 @@ _DRAIN_BYTES: Final = 16384
 
 
 class HttpServer:
-    """A running REST server. Owns `listener`, and clones of `api_evt` and `api_sender`."""
+    """A running REST server. Owns `listener`, and clones of `api_evt` and `api_sender`.
+
+    :raises ApiServerSocketFailed: the operating system gives no descriptor or thread; `listener` is then
+        still the caller's.
+    """
 
     def __init__(
         self,
@@ -42,17 +47,25 @@ class HttpServer:
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self._listener = listener
-        self._api_evt = api_evt.clone()
         self._api_sender = api_sender.clone()
         self._max_connections = max_connections
         self._connections: set[Connection] = set()
         self._departed: list[Connection] = []
         self._changed = threading.Condition()
-        self._wake = EventFd()
         self._is_closing = False
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._accept_all, name="http-server", daemon=True)
-        self._thread.start()
+        self._is_clean = True
+        self._closed = threading.Event()
+        with contextlib.ExitStack() as undo:
+            try:
+                self._api_evt = api_evt.clone()
+                undo.callback(self._api_evt.close)
+                self._wake = EventFd()
+                undo.callback(self._wake.close)
+                self._thread = threading.Thread(target=self._accept_all, name="http-server", daemon=True)
+                self._thread.start()
+            except (OSError, RuntimeError) as error:
+                raise ApiServerSocketFailed from error
+            undo.pop_all()
 
     @property
     def connection_count(self) -> int:
@@ -63,12 +76,21 @@ class HttpServer:
         """Stop serving; return whether every answer under way was sent within `deadline_s`.
 
         The socket's file is removed only if `remove_socket` says so, and only if the server made it.
-        Not to be called from a connection's own thread. A second call does nothing.
+        Not to be called from a connection's own thread. A second call does nothing but wait for the first,
+        whose answer it returns.
         """
         with self._changed:
-            if self._is_closed:
-                return True
-            self._is_closed = self._is_closing = True
+            is_first, self._is_closing = not self._is_closing, True
+        if not is_first:
+            self._closed.wait()
+            return self._is_clean
+        try:
+            self._is_clean = self._end(deadline_s, remove_socket=remove_socket)
+        finally:
+            self._closed.set()
+        return self._is_clean
+
+    def _end(self, deadline_s: float, *, remove_socket: bool) -> bool:
         self._wake.write()
         self._thread.join()
         self._listener.stop()
@@ -185,6 +207,11 @@ def start_http_fd_thread(
 ) -> HttpServer:
     """Serve on `fd`, a listening UNIX socket, which is the server's from here on.
 
-    :raises HttpServerError: it is something else; it is then still the caller's.
+    :raises HttpServerError: it is something else, or cannot be served; it is then still the caller's.
     """
-    return HttpServer(Listener.from_fd(fd), api_evt, api_sender, max_connections=max_connections)
+    listener = Listener.from_fd(fd)
+    try:
+        return HttpServer(listener, api_evt, api_sender, max_connections=max_connections)
+    except BaseException:
+        listener.socket.detach()
+        raise
