@@ -23,6 +23,7 @@ from cloudvmm.engine.base import EngineError, EngineTimeout
 
 WORDS_BYTES = 4096
 _LOG_LIMIT_BYTES = 1024 * 1024
+_LOG_CHECK_S = 1.0
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
 _LAST_STANDARD_FD = 2
@@ -43,7 +44,8 @@ class ProcessSpec:
 
     So none of them may be 0, 1 or 2, which are the child's own.
 
-    With `state_dir` the files `pid`, `argv` and `qemu.log` are there while the child lives.
+    With `state_dir` the files `pid`, `argv` and `qemu.log`, for their owner's eyes only, are there while the
+    child lives. The log is begun anew where it is found to be longer than 1 MiB.
     """
 
     __slots__ = ("argv", "fds", "state_dir", "thp")
@@ -200,7 +202,7 @@ class QemuProcess:
             finally:
                 started.set()
             if isinstance(outcome[0], int):
-                self._released.wait()
+                self._keep_log_small()
 
         self._keeper = threading.Thread(target=keep, name="qemu-keeper", daemon=True)
         self._keeper.start()
@@ -208,6 +210,14 @@ class QemuProcess:
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
         return outcome[0]
+
+    def _keep_log_small(self) -> None:
+        """Sleep until the process is released; meanwhile begin a log in a folder anew once it is long."""
+        if self._state_dir is None:
+            self._released.wait()
+        while not self._released.wait(_LOG_CHECK_S):
+            if os.fstat(self._log_fd).st_size > _LOG_LIMIT_BYTES:
+                os.ftruncate(self._log_fd, 0)  # it is written to at its end, wherever that is
 
     def _open_pidfd(self) -> int:
         try:
@@ -218,6 +228,8 @@ class QemuProcess:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
             self._released.set()
+            if self._keeper is not None:
+                self._keeper.join()
             raise
 
     def _open_log(self) -> int:
@@ -268,7 +280,10 @@ def _above_standard(fd: int) -> int:
 
 
 def _write_file(path: str, text: str) -> None:
-    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+    # What is in an argument, be it an asset tag or the command line of a guest, is not for everybody.
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        os.fchmod(fd, 0o600)
         file.write(text)
 
 

@@ -246,6 +246,32 @@ def test_state_folder_tells_pid_and_argv_and_is_empty_after_close(start, tmp_pat
     assert os.listdir(tmp_path) == []
 
 
+def test_state_is_the_owners_alone_whatever_was_there_before(start, tmp_path):
+    (tmp_path / "argv").touch(mode=0o666)
+    before = os.umask(0)
+    try:
+        start(FOREVER, state_dir=str(tmp_path))
+    finally:
+        os.umask(before)
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"argv": 0o600, "pid": 0o600, "qemu.log": 0o600}
+
+
+def test_log_in_a_folder_is_begun_anew_before_it_fills_the_disk(start, tmp_path, monkeypatch):
+    monkeypatch.setattr("cloudvmm.engine.qemu.process._LOG_CHECK_S", 0.02)
+    done, go = tmp_path / "done", tmp_path / "go"
+    flood = f"yes complaint | head -c 2000000; >{done}; until [ -e {go} ]; do sleep 0.1; done; echo last"
+    process = start(flood, state_dir=str(tmp_path))
+    wait_until(done.exists, "the flood", timeout_s=LONG_S)
+    wait_until(lambda: (tmp_path / "qemu.log").stat().st_size < 1 << 20, "a short log", timeout_s=5)
+    go.touch()
+    process.wait(timeout_s=LONG_S)
+
+    assert process.words().endswith("last")
+    assert (tmp_path / "qemu.log").stat().st_size < 1 << 20
+
+
 def test_state_folder_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(EngineError):
         QemuProcess(ProcessSpec(["/bin/true"], state_dir=str(tmp_path / "missing")))
