@@ -106,7 +106,7 @@ def serve(settings: Settings) -> None:
     events = EventHub()
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
-    signals = ExitSignals(vmm.exit_evt, settings.log)
+    signals = _listen_for_signals(settings, vmm)
     server: HttpServer | None = None
     failure: VmmError | None = None
     try:
@@ -174,6 +174,16 @@ def _start_vmm(settings: Settings, events: EventHub) -> VmmThread:
         )
     except OSError as error:
         raise StartError("Failed to start the VMM thread") from error
+
+
+def _listen_for_signals(settings: Settings, vmm: VmmThread) -> ExitSignals:
+    try:
+        return ExitSignals(vmm.exit_evt, settings.log)
+    except (OSError, RuntimeError) as error:
+        vmm.exit_evt.write()
+        vmm.join()
+        vmm.close()
+        raise StartError("Failed to listen for signals") from error
 
 
 def _start_http(settings: Settings, vmm: VmmThread) -> HttpServer | None:

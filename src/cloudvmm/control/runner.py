@@ -3,7 +3,7 @@
 The runner drives the steps of a command: what a step does itself happens here, on the control loop's thread;
 the jobs that it hands out are carried out by the worker. Leaving overtakes: what is under way is made to
 fail soon, what is queued is refused, then the final task deletes the VM. Each task is ended exactly once, and
-whoever asked for it is answered then, before anything is written down.
+whoever asked for it is answered then.
 """
 
 from __future__ import annotations
@@ -179,11 +179,11 @@ class Runner:
         self._running = None
         if error is not None and self.is_leaving and not task.is_final:
             error = _overtaken(error)
+        self._note(partial(Journal.end, command=task.name, error=error))
         if task.request is not None:
             release(task.request.data, self._holding.vm_config)
             reply = payload if payload is not None else failed(task.request.error, error)
             task.request.reply.send(reply)
-        self._note(partial(Journal.end, command=task.name, error=error))
         if error is not None:
             self._log("error", f"{task.name} failed: {': '.join(error_chain(error))}")
         if task.is_final:
@@ -223,12 +223,12 @@ class Runner:
         request.reply.send(failed(request.error, VmmShuttingDown()))
 
     def _note(self, write: Callable[[Journal], None]) -> None:
-        """Write to the journal, if there is one. A full disk costs the entry, not the VM."""
+        """Write to the journal, if there is one. A fault costs the entry, neither the VM nor an answer."""
         if self._journal is None:
             return
         try:
             write(self._journal)
-        except OSError as error:
+        except Exception as error:
             self._log("error", f"The journal cannot be written: {': '.join(error_chain(error))}")
 
 

@@ -18,7 +18,11 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 from cloudvmm.engine.qemu.qmp import Observer, QmpClient, offer_handshake
 
-_FIXED_ARGUMENTS = ("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S")
+# Threads with names: for people who look at them, and for ourselves to see when a dump's thread has ended.
+_FIXED_ARGUMENTS = (
+    *("-name", "debug-threads=on"),
+    *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
+)
 _DEVICE_OPTIONS = ("-device ", "-blockdev ", "-netdev ", "-chardev ", "-object ", "-add-fd ", "-serial ")
 _SLOT_WORDS = ("PCI: slot ", "PCI: no slot/function available")
 # What QEMU's loaders say, in lower case.

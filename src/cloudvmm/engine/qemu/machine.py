@@ -31,6 +31,8 @@ _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
 _END_TIMEOUT_S = 1.0  # from the end of its monitor to its own
 _DUMP_TIMEOUT_S = 30.0
+_DUMP_THREAD = "dump_thread"
+_DUMP_THREAD_END_S = 5.0
 _DUMP_BYTES_PER_S = 10 * 1024 * 1024
 
 
@@ -126,9 +128,14 @@ class QemuMachine:
         timeout_s = _DUMP_TIMEOUT_S + self._ram_bytes / _DUMP_BYTES_PER_S
         with self._end_explained():
             control.execute("getfd", {"fdname": "core"}, fds=[fd])
-            done = control.execute_until(
-                "dump-guest-memory", request, event="DUMP_COMPLETED", timeout_s=timeout_s
-            )
+            try:
+                done = control.execute_until(
+                    "dump-guest-memory", request, event="DUMP_COMPLETED", timeout_s=timeout_s
+                )
+            finally:
+                # The thread says that it is done before it clears up. A next dump that is begun in between
+                # would lose its file to that.
+                self._process.wait_thread_end(_DUMP_THREAD, timeout_s=_DUMP_THREAD_END_S)
         if done.data["result"]["status"] != "completed":
             raise DumpFailed(done.data.get("error", "The dump failed"))
 

@@ -17,11 +17,13 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
 
 WORDS_BYTES = 4096
+_THREAD_LOOK_S = 0.001
 _LOG_LIMIT_BYTES = 1024 * 1024
 _LOG_CHECK_S = 1.0
 _PR_SET_THP_DISABLE = 41
@@ -119,6 +121,22 @@ class QemuProcess:
             poller.poll(timeout_s * 1000)
             if not self.has_ended():
                 raise EngineTimeout(f"QEMU (process {self.pid}) did not end within {timeout_s:g} s")
+
+    def wait_thread_end(self, name: str, *, timeout_s: float) -> None:
+        """Blocking until the process has no thread of this name, or the time is over."""
+        deadline = time.monotonic() + timeout_s
+        while self._has_thread(name) and time.monotonic() < deadline:
+            time.sleep(_THREAD_LOOK_S)
+
+    def _has_thread(self, name: str) -> bool:
+        try:
+            for task in os.listdir(f"/proc/{self.pid}/task"):
+                with open(f"/proc/{self.pid}/task/{task}/comm", encoding="utf-8") as file:
+                    if file.read().rstrip("\n") == name:
+                        return True
+        except OSError:  # a thread that ended under our eyes, or all of them
+            return not self.has_ended()
+        return False
 
     def has_ended(self) -> bool:
         """Say whether it has ended; takes its status. Never blocks."""
