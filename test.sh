@@ -7,7 +7,7 @@ cd "$(dirname "$0")"
 scripts/setup.sh --dev
 old_qemu=$PWD/.venv/qemu-7.2
 scripts/old_qemu.sh "$old_qemu"
-[ ! -d "$old_qemu" ] || export CLOUDVMM_TEST_OLD_QEMU="${CLOUDVMM_TEST_OLD_QEMU-$old_qemu}"
+[ ! -x "$old_qemu/usr/bin/qemu-system-x86_64" ] || export CLOUDVMM_TEST_OLD_QEMU="${CLOUDVMM_TEST_OLD_QEMU-$old_qemu}"
 if [ "${1-}" = --long ]; then
     export CLOUDVMM_LONG=1
     shift

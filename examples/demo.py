@@ -332,6 +332,9 @@ def main() -> int:
     except Exception as error:
         print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         demo.summary.held = False
+    except BaseException:  # Ctrl-C: nothing is kept
+        demo.summary.held = False
+        raise
     finally:
         demo.close()
         if demo.summary.held and args.keep:

@@ -373,7 +373,7 @@ def test_probe_guest_that_hangs_is_given_up(engine):
 
 
 @pytest.mark.parametrize(
-    ("device", "words"), [("/nowhere/kvm", "There is no /nowhere/kvm"), ("/dev/null", "")]
+    ("device", "words"), [("/nowhere/kvm", "There is no /nowhere/kvm"), ("/dev/null", "/dev/null")]
 )
 def test_device_that_is_no_kvm_means_emulation_and_says_why(engine, device, words, monkeypatch, tmp_path):
     monkeypatch.setenv("CLOUDVMM_CACHE", str(tmp_path))

@@ -214,3 +214,8 @@ def _names(pid: int) -> list[str]:
         with contextlib.suppress(OSError):
             names.append((task / "comm").read_text().strip())
     return names
+
+
+def has_interface(name: str) -> bool:
+    """Whether there is a network interface of this name in our namespace."""
+    return any(name == known for _, known in socket.if_nameindex())

@@ -12,7 +12,7 @@ LINK = re.compile(r"\[[^\]]*\]\(\s*<?([^)\s>]+)>?[^)]*\)")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 CODE_SPAN = re.compile(r"`[^`\n]*`")
 # Not `vmm/src/lib.rs`: that is Cloud Hypervisor's.
-OUR_SOURCE = re.compile(r"(?<![\w/.-])(?:src|scripts|examples)/[\w./-]*\w")
+OUR_SOURCE = re.compile(r"(?<![\w/.-])(?:src|scripts|examples|benches|tests|fuzz)/[\w./-]*\w")
 HEADING = re.compile(r"^#+\s+(.*)$", re.MULTILINE)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import enum
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -237,11 +238,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_STATUS, f"error: {message}\n\n{self.format_usage()}")
 
 
+# A comma between options, not one of a sentence.
+_OPTION_COMMA = re.compile(r",(?=\S)")
+
+
 class _Formatter(argparse.HelpFormatter):
     """Breaks lines at the commas of an option string, which has no blanks to break at."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        lines = super()._split_lines(text.replace(",", ",\0 "), width)
+        lines = super()._split_lines(_OPTION_COMMA.sub(",\0 ", text), width)
         return [line.replace(",\0 ", ",").replace("\0", "") for line in lines]
 
 

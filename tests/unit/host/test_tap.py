@@ -6,10 +6,10 @@ import concurrent.futures
 import ctypes
 import fcntl
 import os
+import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +25,6 @@ from cloudvmm.host.tap import (
 )
 
 CLONE_NEWNET = 0x4000_0000
-CLONE_NEWNS = 0x0002_0000
 TIMEOUT_S = 10
 
 InNamespace = Callable[[Callable[[], Any]], Any]
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.root
 
 @pytest.fixture
 def inside() -> Iterator[InNamespace]:
-    """Run a function in a thread that has a fresh network namespace with its own /sys."""
+    """Run a function in a thread that has a fresh network namespace."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         thread.submit(enter_namespace).result(TIMEOUT_S)
         yield lambda work: thread.submit(work).result(TIMEOUT_S)
@@ -43,10 +42,12 @@ def inside() -> Iterator[InNamespace]:
 
 def enter_namespace() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWNET | CLONE_NEWNS) != 0:
+    if libc.unshare(CLONE_NEWNET) != 0:
         pytest.skip(f"No new network namespace: {os.strerror(ctypes.get_errno())}")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True, timeout=TIMEOUT_S)
-    subprocess.run(["mount", "-t", "sysfs", "cloudvmm-test", "/sys"], check=True, timeout=TIMEOUT_S)
+
+
+def interfaces() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
 
 
 def ip(*words: str) -> str:
@@ -87,9 +88,9 @@ def test_created_interface_goes_away_with_its_last_queue(inside):
     tap = inside(lambda: open_tap("t0", queue_pairs=2))
     assert len(tap.fds) == 2
     os.close(tap.fds.pop())
-    assert inside(lambda: Path("/sys/class/net/t0").exists())
+    assert "t0" in inside(interfaces)
     tap.close()
-    assert not inside(lambda: Path("/sys/class/net/t0").exists())
+    assert "t0" not in inside(interfaces)
 
 
 def test_existing_interface_keeps_its_address_and_survives(inside):
@@ -102,7 +103,7 @@ def test_existing_interface_keeps_its_address_and_survives(inside):
     assert "10.9.9.9/24" in shown
     assert "10.1.2.3" not in shown
     assert "mtu 1300" in shown
-    assert inside(lambda: Path("/sys/class/net/t0").exists())
+    assert "t0" in inside(interfaces)
 
 
 @pytest.mark.parametrize(("made_with", "queue_pairs"), [((), 2), (("multi_queue",), 1)])
@@ -133,7 +134,7 @@ def test_failure_leaves_neither_interface_nor_descriptor(inside):
     with pytest.raises(TapSettingError, match="IP address"):
         inside(lambda: open_tap("t1", ip="10.0.0.300", mask="255.0.0.0"))
     assert len(os.listdir("/proc/self/fd")) == before
-    assert inside(lambda: os.listdir("/sys/class/net")) == ["lo"]
+    assert inside(interfaces) == ["lo"]
 
 
 @pytest.mark.parametrize("name", ["", "a-name-of-16-byte", "a/b", "a\0b"])
