@@ -44,13 +44,16 @@ class ReplyChannel:
         :raises ApiError: the command failed.
         :raises ResponseRecv: no answer within `timeout_s`; the command may or may not have run.
         """
-        try:
-            response = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
-            raise ResponseRecv from None
+        response = self._answers.get() if timeout_s is None else self._get_within(timeout_s)
         if isinstance(response, ApiError):
             raise response
         return response
+
+    def _get_within(self, timeout_s: float) -> ApiResponse:
+        try:
+            return self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            raise ResponseRecv from None
 
 
 class ApiReceiver:

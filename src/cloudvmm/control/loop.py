@@ -90,16 +90,15 @@ class ControlLoop:
         try:
             while not self._runner.has_left:
                 for fd, _ in self._epoll.poll(ABORT_RETRY_S if self._runner.is_leaving else None):
-                    self._handle_readable(fd)
+                    handler = self._on_readable.get(fd)
+                    if handler is not None:
+                        self._handle(handler)
                 if self._runner.is_leaving and not self._runner.has_left:
                     self._runner.abort()
         finally:
             self._end()
 
-    def _handle_readable(self, fd: int) -> None:
-        handler = self._on_readable.get(fd)
-        if handler is None:
-            return
+    def _handle(self, handler: Callable[[], None]) -> None:
         try:
             handler()
         except Exception as fault:
