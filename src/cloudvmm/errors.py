@@ -40,6 +40,11 @@ def error_chain(error: BaseException) -> list[str]:
     return texts
 
 
+def json_text(text: str) -> str:
+    """Return `text` as JSON can carry it: a file name that is not UTF-8 has half characters in it."""
+    return text.encode(errors="replace").decode()
+
+
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f": {error.filename}" if error.filename else ""

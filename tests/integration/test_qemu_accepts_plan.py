@@ -20,12 +20,13 @@ import pytest
 from cloudvmm.config.console import ConsoleOutputMode
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
+from cloudvmm.engine.base import MachineSpec
 from cloudvmm.engine.qemu import plan
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.resource import acquire
 from support.guest import find_guest
+from support.sink import sink_of
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
@@ -150,18 +151,6 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [device.id or "" for device in [*(config.disks or []), *(config.net or [])]]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     return {each: slot for slot, each in enumerate(ids, start=2)}
-
-
-def sink_of(mode: ConsoleOutputMode, path: str | None, stream_fd: int) -> ConsoleSink:
-    match mode:
-        case ConsoleOutputMode.OFF:
-            return ConsoleSink(kind=SinkKind.OFF)
-        case ConsoleOutputMode.NULL:
-            return ConsoleSink(kind=SinkKind.NULL)
-        case ConsoleOutputMode.FILE:
-            return ConsoleSink(kind=SinkKind.FILE, path=path)
-        case _:
-            return ConsoleSink(kind=SinkKind.STREAM, stream_fd=stream_fd)
 
 
 def ask(qemu: Qemu, spec: MachineSpec, commands: list[str]) -> tuple[list[dict], str]:

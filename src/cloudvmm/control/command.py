@@ -253,14 +253,16 @@ class Commands:
 
     def _open_consoles(self) -> Steps:
         """Open what the config asks for, and write the paths of new PTYs into it."""
-        vm_config: VmConfig = yield partial(copy.deepcopy, self._created_config())
+        stored = self._created_config()
         try:
-            consoles: Consoles = yield partial(open_consoles, vm_config)
+            consoles: Consoles = yield partial(open_consoles, stored)
         except ConsoleError as error:
             raise api_error.CreateConsoleDevices from error
-        consoles.write_paths(vm_config)
-        self._holding.vm_config = vm_config
         self._holding.consoles = consoles
+        if consoles.has_pty:
+            vm_config: VmConfig = yield partial(copy.deepcopy, stored)
+            consoles.write_paths(vm_config)
+            self._holding.vm_config = vm_config
         return DONE
 
     def _renew_consoles(self) -> Steps:

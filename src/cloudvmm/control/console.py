@@ -65,6 +65,11 @@ class Consoles:
         serial, console, debug_console = (self._sink(number, mode) for number, mode in enumerate(self._modes))
         return serial, console, debug_console
 
+    @property
+    def has_pty(self) -> bool:
+        """Whether `write_paths` has anything to write."""
+        return bool(self._pty_paths)
+
     def write_paths(self, vm_config: VmConfig) -> None:
         """Write the path of each PTY into `vm_config`, as `vm.info` shows it."""
         for number, console in enumerate(_consoles(vm_config)):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
 
 import msgspec
 
-from cloudvmm.errors import error_chain
+from cloudvmm.errors import error_chain, json_text
 from cloudvmm.host.error import HostError
+from cloudvmm.host.lock import LockConflict, LockError, lock_file
 
 FORMAT_VERSION = 1
 
@@ -70,7 +70,7 @@ class Journal:
 
     def end(self, command: str, error: BaseException | None = None) -> None:
         phase = "done" if error is None else "failed"
-        errors = None if error is None else error_chain(error)
+        errors = None if error is None else [json_text(text) for text in error_chain(error)]
         self._write(Entry(at=time.time(), command=command, phase=phase, errors=errors))
 
     def close(self) -> None:
@@ -81,28 +81,23 @@ class Journal:
         return f"{self.state_dir}/{name}"
 
     def _write(self, entry: Entry) -> None:
-        line = _encode(entry) + b"\n"
+        line = msgspec.json.encode(entry) + b"\n"
         size = os.fstat(self._fd).st_size
         if os.write(self._fd, line) != len(line):
             os.ftruncate(self._fd, size)  # half a line would spoil the next one too
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _encode(entry: Entry) -> bytes:
-    try:
-        return msgspec.json.encode(entry)
-    except UnicodeEncodeError:  # a file name that is not UTF-8, in an error's text
-        errors = [text.encode(errors="replace").decode() for text in entry.errors or []]
-        return msgspec.json.encode(msgspec.structs.replace(entry, errors=errors))
-
-
 def _take_lock(state_dir: str) -> int:
     fd = os.open(f"{state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock_file(fd, path=f"{state_dir}/lock", write=True)
+    except LockConflict:
         os.close(fd)
         raise StateDirInUse(state_dir) from None
+    except LockError:
+        os.close(fd)
+        raise
     return fd
 
 

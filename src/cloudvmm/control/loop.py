@@ -167,10 +167,9 @@ class ControlLoop:
         self._register(machine.fileno(), partial(self._on_machine_event, machine))
 
     def _unwatch(self, machine: base.Machine) -> None:
-        for fd, handler in list(self._on_readable.items()):
-            if isinstance(handler, partial) and handler.args == (machine,):
-                del self._on_readable[fd]
-                self._epoll.unregister(fd)
+        fd = machine.fileno()
+        if self._on_readable.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def _on_machine_event(self, machine: base.Machine) -> None:
         for event in machine.take_events():

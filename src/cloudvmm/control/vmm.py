@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
 
 from cloudvmm import __version__
 from cloudvmm.api.channel import ApiSender, api_channel
@@ -34,7 +33,7 @@ class VmmThread:
     """The VMM thread, and the callers' ends of its channel.
 
     `api_evt` and `api_sender` may be cloned for any number of callers. Ringing `exit_evt` ends the VMM as a
-    signal does. `on_end` is called by the VMM thread as its last act.
+    signal does.
     """
 
     def __init__(
@@ -45,7 +44,6 @@ class VmmThread:
         state_dir: str | None = None,
         no_shutdown: bool = False,
         log: Log = _ignore,
-        on_end: Callable[[], None] | None = None,
     ) -> None:
         """Start the thread.
 
@@ -62,7 +60,6 @@ class VmmThread:
         self._engine = engine
         self._no_shutdown = no_shutdown
         self._log = log
-        self._on_end = on_end
         if self._journal is not None and self._journal.unfinished:
             log("warn", f"The last VMM ended during: {', '.join(self._journal.unfinished)}")
         self._thread = threading.Thread(target=self._run, name="vmm", daemon=True)
@@ -105,8 +102,6 @@ class VmmThread:
                 request.reply.send(RequestSend())
             if self._journal is not None:
                 self._journal.close()
-            if self._on_end is not None:
-                self._on_end()
 
 
 def ping_response() -> VmmPingResponse:

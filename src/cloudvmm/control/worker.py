@@ -1,10 +1,8 @@
 """Threads beside the control loop: one that changes the VM, one that reads from it.
 
-The worker takes one job at a time, in order, and talks to the engine; what comes of it goes back to the loop,
-which alone commits state. The worker's thread lives as long as the VMM: processes that it spawns are tied to
-it by their parent-death signal.
-
-The reader answers requests by itself: it only hands on what the engine says, and must not wait behind a job.
+A worker takes one job at a time, in order, and talks to the engine; what comes of it goes back to the loop,
+which alone commits state. The reader is another one of the kind, for questions that must not wait behind a
+command.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from cloudvmm.api import (
     VmResizeError,
 )
 from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique
-from cloudvmm.errors import error_chain
+from cloudvmm.errors import error_chain, json_text
 from cloudvmm.http.error import (
     ApiFailed,
     BadRequest,
@@ -35,7 +35,7 @@ from cloudvmm.wire.response import response
 
 def error_response(error: HttpError) -> bytes:
     """Answer with `error` and its causes."""
-    return response(http_status(error), _encode(error_chain(error)))
+    return response(http_status(error), msgspec.json.encode([json_text(text) for text in error_chain(error)]))
 
 
 def api_failure(error: ApiError) -> HttpError:
@@ -81,11 +81,3 @@ def _is_removal_pending(error: ApiError) -> bool:
             return True
         case _:
             return False
-
-
-def _encode(texts: list[str]) -> bytes:
-    try:
-        return msgspec.json.encode(texts)
-    except UnicodeEncodeError:
-        # A file name that is not UTF-8 has half characters in it, which JSON cannot carry.
-        return msgspec.json.encode([text.encode(errors="replace").decode() for text in texts])

@@ -14,10 +14,9 @@ from typing import Literal
 import msgspec
 import pytest
 
-from cloudvmm.config.console import ConsoleOutputMode
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, EngineError, MachineSpec, SinkKind
+from cloudvmm.engine.base import EngineError, MachineSpec
 from cloudvmm.engine.qemu import plan
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.image import Image
@@ -25,6 +24,7 @@ from cloudvmm.engine.qemu.memory import ram_of
 from cloudvmm.engine.qemu.resource import DiskResource, NetResource, Resources
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
+from support.sink import sink_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
@@ -55,18 +55,6 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     ids += ["__watchdog", "__pvpanic"]
     return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
-
-
-def sink_of(mode: ConsoleOutputMode, path: str | None, fd: int) -> ConsoleSink:
-    match mode:
-        case ConsoleOutputMode.OFF:
-            return ConsoleSink(kind=SinkKind.OFF)
-        case ConsoleOutputMode.NULL:
-            return ConsoleSink(kind=SinkKind.NULL)
-        case ConsoleOutputMode.FILE:
-            return ConsoleSink(kind=SinkKind.FILE, path=path)
-        case _:
-            return ConsoleSink(kind=SinkKind.STREAM, stream_fd=fd)
 
 
 def spec_of(case: Case) -> MachineSpec:
