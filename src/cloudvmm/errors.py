@@ -26,6 +26,20 @@ class VmmError(Exception):
         return (type(self).__doc__ or type(self).__name__).strip().splitlines()[0]
 
 
+def error_code(error: BaseException) -> str:
+    """Return the name of the innermost error of ours in the chain: what a program can act upon.
+
+    The names are part of the contract (docs/errors.md): a class in the tree is renamed with its meaning only.
+    """
+    code = type(error).__name__
+    current: BaseException | None = error
+    while current is not None:
+        if isinstance(current, VmmError):
+            code = type(current).__name__
+        current = current.__cause__
+    return code
+
+
 def error_chain(error: BaseException) -> list[str]:
     """Return the text of `error` and of each cause, outermost first.
 

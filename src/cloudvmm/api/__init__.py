@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from cloudvmm.api.action import (
     COMMANDS,
+    STREAMS,
     ApiRequest,
     Effect,
+    Stream,
     VmAction,
 )
 from cloudvmm.api.call import (
@@ -174,6 +176,7 @@ ApiResult = ApiResponsePayload
 
 __all__ = [
     "COMMANDS",
+    "STREAMS",
     "AddressRange",
     "ApiError",
     "ApiPlumbingError",
@@ -224,6 +227,7 @@ __all__ = [
     "ResponsePayloadType",
     "ResponseRecv",
     "RestoreConfig",
+    "Stream",
     "TooManyVsockDevices",
     "UnknownDeviceId",
     "VcpuRemovalPending",

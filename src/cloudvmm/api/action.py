@@ -34,6 +34,8 @@ class ApiRequest:
     answer: ClassVar[type[ApiResponsePayload]] = Empty
     error: ClassVar[type[error.ApiError]]
     effect: ClassVar[Effect] = Effect.CHANGES
+    # The reference's D-Bus interface lacks two commands; clients that list its methods see the same here.
+    is_on_dbus: ClassVar[bool] = True
 
     def __init__(self, data: Any, reply: ReplyChannel) -> None:
         self.data = data
@@ -41,6 +43,21 @@ class ApiRequest:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name})"
+
+
+class Stream:
+    """What a client follows instead of asking once; not a command: the VMM thread has no part in it."""
+
+    name: ClassVar[str]
+
+
+class VmEvents(Stream):
+    """Every event, as it happens, each with its number. Allowed always; an extension.
+
+    REST: server-sent events. D-Bus: the `Event` signal.
+    """
+
+    name = "vm.events"
 
 
 class VmmPing(ApiRequest):
@@ -139,6 +156,7 @@ class VmNmi(ApiRequest):
 
     name = "vm.nmi"
     error = error.VmNmiError
+    is_on_dbus = False
 
 
 class VmResize(ApiRequest):
@@ -155,6 +173,7 @@ class VmResizeDisk(ApiRequest):
     name = "vm.resize-disk"
     body = operation.VmResizeDiskData
     error = error.VmResizeDiskError
+    is_on_dbus = False
 
 
 class VmResizeZone(ApiRequest):
@@ -327,6 +346,9 @@ COMMANDS: tuple[type[ApiRequest], ...] = (
     VmReceiveMigration,
     VmSendMigration,
 )
+
+
+STREAMS: tuple[type[Stream], ...] = (VmEvents,)
 
 
 class VmAction(enum.Enum):

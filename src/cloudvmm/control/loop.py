@@ -192,6 +192,8 @@ class ControlLoop:
                 self._from_guest(vm, "guest power-off", self._commands.shutdown)
             case base.PoweredOff():
                 self._runner.leave()
+            case base.DeviceRemoved() | base.VcpusRemoved() | base.ZoneChanged() | base.DriverChanged():
+                pass  # what is changed on a booted VM, and who reports it, comes with those commands
             case base.Exited(reason=reason):
                 self._on_machine_exit(vm, reason)
 

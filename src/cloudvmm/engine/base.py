@@ -20,7 +20,12 @@ somebody else, checks the payload (a missing or invalid kernel fails here, not i
 vCPUs. An engine that touches the images before must lock them in `build`, and still refuses in `boot`.
 After any failure of `boot` the machine stays built and must be closed. A reboot is a `close` and a new
 `build`: the engine turns a reset that the guest asks for into the event `ResetRequested` and lets the guest
-stand still.
+stand still. A machine whose spec names an `origin` is not booted: `build` gives it back paused, its images
+locked, exactly as it was saved or sent.
+
+Changes to a machine that exists (devices, sizes) are whole or absent: what fails leaves the machine as it
+was. An engine that has no means for one raises `NotSupportedYet` before it touches anything. Ids, slots,
+names and the rules about sizes are control's; the engine is told results.
 
 Each blocking call has a deadline of its own and raises `EngineTimeout` when it passes.
 """
@@ -33,6 +38,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from cloudvmm.config.disk import ImageType
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.errors import VmmError
 
@@ -47,7 +53,10 @@ class EngineError(VmmError):
     ├── PayloadError       kernel, firmware or initramfs is missing or invalid
     ├── ImageLocked        another process holds a disk image
     ├── SlotError          a PCI slot cannot be had
-    └── DeviceError        a device could not be made
+    ├── DeviceError        a device could not be made
+    ├── RemovalPending     the guest still has to let go of a vCPU that was to be removed
+    ├── StateError         a saved or received state is incomplete, damaged or of another kind
+    └── LinkLost           the other side of a migration is gone, or says what it must not
     """
 
 
@@ -79,6 +88,18 @@ class DeviceError(EngineError):
     pass
 
 
+class RemovalPending(EngineError):
+    pass
+
+
+class StateError(EngineError):
+    pass
+
+
+class LinkLost(EngineError):
+    pass
+
+
 class SinkKind(enum.Enum):
     """Where the bytes of a console go, seen from the engine."""
 
@@ -96,13 +117,26 @@ class ConsoleSink(msgspec.Struct, frozen=True, kw_only=True):
     stream_fd: int | None = None
 
 
+class SavedIn(msgspec.Struct, frozen=True):
+    """`folder` holds what `Machine.save` wrote. It is read, never changed, and may be used again."""
+
+    folder: str
+
+
+class ReceivedFrom(msgspec.Struct, frozen=True):
+    """`link_fd` is a connected stream socket at whose other end `Machine.send` runs. Lent."""
+
+    link_fd: int
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that `Engine.build` needs.
 
     `vm_config` is validated and complete: ids and MACs are filled in. The engine does not change it and
     keeps no reference to it. `slots` gives the PCI slot (device number on bus 0) per device id. File
     descriptors inside (`net[].fds`) are lent, not given. `state_dir` is a folder for the machine's own
-    files, or None: then the machine leaves no file behind, however its manager ends.
+    files, or None: then the machine leaves no file behind, however its manager ends. `origin` is where the
+    guest's state comes from; without it the guest starts from its payload.
     """
 
     vm_config: VmConfig
@@ -111,6 +145,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     console: ConsoleSink
     debug_console: ConsoleSink
     state_dir: str | None = None
+    origin: SavedIn | ReceivedFrom | None = None
 
 
 class PciBar(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +190,44 @@ class PciChanged(msgspec.Struct, frozen=True):
     """`pci_resources` may answer differently from now on."""
 
 
-EngineEvent = GuestPanicked | ResetRequested | PoweredOff | Exited | BalloonChanged | PciChanged
+class DeviceRemoved(msgspec.Struct, frozen=True):
+    """The guest has let go of a device that `remove_device` asked for; its slot is free."""
+
+    device_id: str
+
+
+class DriverChanged(msgspec.Struct, frozen=True):
+    """The guest's driver has taken a virtio device into use (`is_active`), or has reset it."""
+
+    device_id: str
+    is_active: bool
+
+
+class VcpusRemoved(msgspec.Struct, frozen=True):
+    """The guest has let go of every vCPU that `resize_vcpus` asked back; `vcpus` are left."""
+
+    vcpus: int
+
+
+class ZoneChanged(msgspec.Struct, frozen=True):
+    """`plugged_bytes` of the zone's virtio-mem device are in the guest's hands now."""
+
+    zone_id: str
+    plugged_bytes: int
+
+
+EngineEvent = (
+    GuestPanicked
+    | ResetRequested
+    | PoweredOff
+    | Exited
+    | BalloonChanged
+    | PciChanged
+    | DeviceRemoved
+    | DriverChanged
+    | VcpusRemoved
+    | ZoneChanged
+)
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +281,56 @@ class Machine(Protocol):
     def coredump(self, fd: int) -> None:
         """Blocking until the dump is whole. Write an ELF64 core of a paused guest to `fd`, which is lent."""
 
+    def add_device(self, device: PciDevice, slot: int) -> None:
+        """Blocking. Plug `device`, whose `id` is set, into `slot`; descriptors inside are lent.
+
+        Allowed while running and while paused. What a disk's image was found to be is in `image_types` then.
+
+        :raises DeviceError: it could not be made.
+        :raises ImageLocked: another process holds its image.
+        """
+
+    def remove_device(self, device_id: str) -> None:
+        """Blocking. Ask the guest to let go of a device; asking again is allowed. Its image is unlocked.
+
+        `DeviceRemoved` comes when the guest has, if ever.
+        """
+
+    def resize_vcpus(self, vcpus: int) -> None:
+        """Blocking. Plug vCPUs, or ask the guest to let go of some; `VcpusRemoved` comes when it has.
+
+        :raises RemovalPending: the guest still has to let go of some that were asked for before.
+        """
+
+    def add_memory(self, size_bytes: int) -> None:
+        """Blocking. Plug a memory module of `size_bytes` by ACPI."""
+
+    def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
+        """Blocking. Ask the guest to have `plugged_bytes` of the zone's virtio-mem device.
+
+        Returns before the guest reacts; `ZoneChanged` comes with every step that it takes.
+        """
+
+    def resize_balloon(self, balloon_bytes: int) -> None:
+        """Blocking. Ask the guest to give back `balloon_bytes`; `BalloonChanged` comes as it does."""
+
+    def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        """Blocking. Give the image a new size and tell the guest."""
+
+    def save(self, folder: str) -> None:
+        """Blocking. Write the state of a paused guest into `folder`, which exists; it stays paused.
+
+        Every file is new and is synced; their names begin with `engine-`. On failure none is left.
+        """
+
+    def send(self, link_fd: int) -> None:
+        """Blocking. Stop the guest and hand its state over `link_fd` to a machine that is built from it.
+
+        `link_fd` is a connected stream socket, lent. The guest stands paused afterwards, whatever happened.
+
+        :raises LinkLost: the other side is gone; whether it has the whole state is not known.
+        """
+
     def counters(self) -> dict[str, dict[str, int]]:
         """Device id to counter name to value, as lifecycle.md section 8 says. Answers within a second."""
 
@@ -234,6 +356,8 @@ class Engine(Protocol):
 
         :raises NotSupportedYet: the config asks for what this engine cannot give.
         :raises DeviceError: a device could not be made; the cause tells why.
+        :raises StateError: what `origin` gives is not the state of such a machine.
+        :raises ImageLocked: another process holds an image of a machine that has an `origin`.
         :raises EngineError: the machine could not be made; the text carries the engine's words.
         """
 

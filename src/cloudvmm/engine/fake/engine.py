@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from cloudvmm import __version__
-from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec
+from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec, NotSupportedYet
 from cloudvmm.engine.fake.check import check_devices, check_slots
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.lifeline import Lifeline
@@ -57,6 +57,8 @@ class FakeEngine:
         :raises DeviceError: a disk image, a pmem file or a console cannot be opened as wanted.
         :raises MachineGone: `abort_build` was called, or a fault killed the machine.
         """
+        if spec.origin is not None:
+            raise NotSupportedYet("Snapshots and migration come with a later release")
         lifeline = Lifeline()
         with self._lock:
             self._builds.add(lifeline)

@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 from cloudvmm.config.disk import ImageType
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     DeviceError,
     EngineError,
@@ -16,6 +17,7 @@ from cloudvmm.engine.base import (
     Exited,
     MachineGone,
     MachineSpec,
+    NotSupportedYet,
     PciBar,
     PciChanged,
     PoweredOff,
@@ -147,6 +149,33 @@ class FakeMachine:
             write_core(fd, vcpus=self._vm_config.cpus.boot_vcpus, ram_bytes=ram_bytes)
         except OSError as error:
             raise EngineError("The core cannot be written") from error
+
+    def add_device(self, device: PciDevice, slot: int) -> None:
+        raise NotSupportedYet("Adding a device to a booted VM comes with a later release")
+
+    def remove_device(self, device_id: str) -> None:
+        raise NotSupportedYet("Removing a device from a booted VM comes with a later release")
+
+    def resize_vcpus(self, vcpus: int) -> None:
+        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+
+    def add_memory(self, size_bytes: int) -> None:
+        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+
+    def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
+        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+
+    def resize_balloon(self, balloon_bytes: int) -> None:
+        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+
+    def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+
+    def save(self, folder: str) -> None:
+        raise NotSupportedYet("Snapshots come with a later release")
+
+    def send(self, link_fd: int) -> None:
+        raise NotSupportedYet("Live migration comes with a later release")
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")

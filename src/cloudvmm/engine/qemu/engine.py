@@ -8,7 +8,14 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cloudvmm.engine.base import EngineError, EngineInfo, ImageLocked, MachineSpec, PayloadError
+from cloudvmm.engine.base import (
+    EngineError,
+    EngineInfo,
+    ImageLocked,
+    MachineSpec,
+    NotSupportedYet,
+    PayloadError,
+)
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
@@ -88,6 +95,8 @@ class QemuEngine:
             return self._known
 
     def build(self, spec: MachineSpec) -> QemuMachine:
+        if spec.origin is not None:
+            raise NotSupportedYet("Snapshots and migration come with a later release")
         check_supported(spec.vm_config)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)

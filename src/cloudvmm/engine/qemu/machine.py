@@ -10,12 +10,14 @@ import contextlib
 from collections.abc import Iterator
 
 from cloudvmm.config.disk import ImageType
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     EngineError,
     EngineEvent,
     EngineTimeout,
     MachineGone,
     MachineSpec,
+    NotSupportedYet,
     PciBar,
 )
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
@@ -139,6 +141,37 @@ class QemuMachine:
         if done.data["result"]["status"] != "completed":
             raise DumpFailed(done.data.get("error", "The dump failed"))
 
+    def add_device(self, device: PciDevice, slot: int) -> None:
+        raise NotSupportedYet(
+            "Adding a device to a booted VM comes with a later release; add it before vm.boot"
+        )
+
+    def remove_device(self, device_id: str) -> None:
+        raise NotSupportedYet(
+            "Removing a device from a booted VM comes with a later release; remove it before vm.boot"
+        )
+
+    def resize_vcpus(self, vcpus: int) -> None:
+        raise _no_resize()
+
+    def add_memory(self, size_bytes: int) -> None:
+        raise _no_resize()
+
+    def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
+        raise _no_resize()
+
+    def resize_balloon(self, balloon_bytes: int) -> None:
+        raise _no_resize()
+
+    def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        raise _no_resize()
+
+    def save(self, folder: str) -> None:
+        raise NotSupportedYet("Snapshots come with a later release")
+
+    def send(self, link_fd: int) -> None:
+        raise NotSupportedYet("Live migration comes with a later release")
+
     def counters(self) -> dict[str, dict[str, int]]:
         stats = self._monitors.reader.execute("query-blockstats", timeout_s=_QUERY_TIMEOUT_S)
         counters = disk_counters(stats, device_id)
@@ -176,3 +209,7 @@ class QemuMachine:
         self.kill()
         self._stream.close()
         self._undo.close()
+
+
+def _no_resize() -> NotSupportedYet:
+    return NotSupportedYet("Resizing a booted VM comes with a later release; resize it before vm.boot")
