@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 
 from cloudvmm.api.data import VmInfo, VmState
-from cloudvmm.api.error import VmNotCreated
+from cloudvmm.api.error import VmNotCreated, VmNotRunning
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.vm import Vm, configured_ram_bytes
@@ -39,6 +39,18 @@ class Holding:
         """What the machine says from now on is expected and of no interest."""
         if self.vm is not None:
             self._on_machine_gone(self.vm.machine)
+
+    def created_config(self) -> VmConfig:
+        """:raises VmNotCreated: there is nothing."""
+        if self.vm_config is None:
+            raise VmNotCreated
+        return self.vm_config
+
+    def running_vm(self) -> Vm:
+        """:raises VmNotRunning: there is no VM object; in which state it is does not matter."""
+        if self.vm is None:
+            raise VmNotRunning
+        return self.vm
 
     def info(self) -> VmInfo:
         """Return the same object for as long as it is true.

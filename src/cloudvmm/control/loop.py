@@ -187,9 +187,9 @@ class ControlLoop:
             case base.PciChanged():
                 self._reader.look_at_bars()
             case base.ResetRequested():
-                self._from_guest(vm, "guest reset", self._commands.reboot)
+                self._from_guest(vm, "guest reset", self._commands.power.reboot)
             case base.PoweredOff() if self._no_shutdown:
-                self._from_guest(vm, "guest power-off", self._commands.shutdown)
+                self._from_guest(vm, "guest power-off", self._commands.power.shutdown)
             case base.PoweredOff():
                 self._runner.leave()
             case base.DeviceRemoved() | base.VcpusRemoved() | base.ZoneChanged() | base.DriverChanged():
@@ -213,7 +213,7 @@ class ControlLoop:
         if vm.state is VmState.CREATED:
             return  # it never ran: vm.boot answers with the reason, and vm.shutdown clears up
         if self._no_shutdown:
-            self._from_guest(vm, "machine exit", self._commands.shutdown)
+            self._from_guest(vm, "machine exit", self._commands.power.shutdown)
         else:
             self._runner.leave(MachineExited(f"The VM is gone: {reason}"))
 

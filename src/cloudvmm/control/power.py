@@ -1,0 +1,197 @@
+"""A VM's way between its states: boot, pause, resume, shutdown, reboot; and what wakes or looks at its guest.
+
+The steps of `command.py` that make, run and end the machine, and the consoles that go with it.
+Reference: lifecycle.md section 3.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+from cloudvmm.api import error as api_error
+from cloudvmm.api.data import Empty, VmState
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.blueprint import Built, build_vm, final_step_error
+from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
+from cloudvmm.control.coredump import dump_guest
+from cloudvmm.control.holding import Holding
+from cloudvmm.control.vm import Vm
+from cloudvmm.control.worker import Cleanup, Steps
+from cloudvmm.engine.base import Engine, EngineError, MachineGone
+from cloudvmm.errors import VmmError
+from cloudvmm.events.hub import EventHub
+
+DONE = Empty()
+
+
+class Power:
+    """`holding` is the state that the steps work on."""
+
+    def __init__(
+        self, engine: Engine, events: EventHub, holding: Holding, *, state_dir: str | None = None
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._holding = holding
+        self._state_dir = state_dir
+
+    def boot(self) -> Steps:
+        if self._holding.vm is not None:
+            raise api_error.VmAlreadyCreated
+        self._events.emit("vm", "booting")
+        yield from self._build_and_start()
+        self._events.emit("vm", "booted")
+        return DONE
+
+    def pause(self) -> Steps:
+        vm = self._holding.running_vm()
+        self._events.emit("vm", "pausing")
+        try:
+            yield from self._stop_vcpus(vm)
+        except api_error.MigratableError as error:
+            raise api_error.VmPauseFailed from error
+        self._events.emit("vm", "paused")
+        return DONE
+
+    def resume(self) -> Steps:
+        vm = self._holding.running_vm()
+        self._events.emit("vm", "resuming")
+        try:
+            yield from self._start_vcpus(vm)
+        except api_error.MigratableError as error:
+            raise api_error.VmResumeFailed from error
+        self._events.emit("vm", "resumed")
+        return DONE
+
+    def shutdown(self) -> Steps:
+        vm = self._holding.running_vm()
+        vm.check(VmState.SHUTDOWN)
+        try:
+            yield from self.drop_vm(vm)
+        finally:
+            yield from self.close_consoles()
+        self._events.emit("vm", "shutdown")
+        return DONE
+
+    def reboot(self) -> Steps:
+        self._events.emit("vm", "rebooting")
+        vm = self._holding.vm
+        if vm is None:
+            raise api_error.VmNotCreated
+        yield from self.drop_vm(vm)
+        try:
+            yield from self._build_and_start()
+        except Exception:
+            if self._holding.vm is not None:
+                yield from self.drop_vm(self._holding.vm)
+            raise
+        self._events.emit("vm", "rebooted")
+        return DONE
+
+    def power_button(self) -> Steps:
+        vm = self._holding.running_vm()
+        try:
+            yield vm.machine.power_button
+        except EngineError as error:
+            raise api_error.PowerButton from error
+        return DONE
+
+    def nmi(self) -> Steps:
+        vm = self._holding.running_vm()
+        try:
+            yield vm.machine.nmi
+        except EngineError as error:
+            raise api_error.ErrorNmi from error
+        return DONE
+
+    def coredump(self, destination_url: str) -> Steps:
+        vm = self._holding.running_vm()
+        self._events.emit("vm", "coredumping")
+        try:
+            yield from dump_guest(vm, destination_url, pause=self.pause, resume=self.resume)
+        except VmmError as error:
+            raise api_error.Coredump from error
+        return DONE
+
+    def open_consoles(self) -> Steps:
+        """Open what the config asks for, and write the paths of new PTYs into it."""
+        stored = self._holding.created_config()
+        try:
+            consoles: Consoles = yield partial(open_consoles, stored)
+        except ConsoleError as error:
+            raise api_error.CreateConsoleDevices from error
+        self._holding.consoles = consoles
+        if consoles.has_pty:
+            vm_config: VmConfig = yield partial(copy.deepcopy, stored)
+            consoles.write_paths(vm_config)
+            self._holding.vm_config = vm_config
+        return DONE
+
+    def renew_consoles(self) -> Steps:
+        """Make the consoles ready for a new machine; those that a shutdown closed are opened again."""
+        if self._holding.consoles is None:
+            yield from self.open_consoles()
+        else:
+            yield self._holding.consoles.renew_streams
+        return DONE
+
+    def close_consoles(self) -> Steps:
+        consoles, self._holding.consoles = self._holding.consoles, None
+        if consoles is not None:
+            yield Cleanup(consoles.close)
+        return DONE
+
+    def _build_and_start(self) -> Steps:
+        """From a config to a running VM. A failure of the last step leaves a VM object in Created."""
+        if self._holding.vm_config is None:
+            raise api_error.VmMissingConfig
+        yield from self.renew_consoles()
+        stored, consoles = self._holding.vm_config, self._holding.consoles
+        assert consoles is not None
+        built: Built = yield partial(build_vm, self._engine, stored, consoles, self._state_dir)
+        self._holding.vm_config = built.vm_config
+        vm = Vm(built.machine, built.numbering, built.vm_config)
+        self._holding.take_vm(vm)
+        try:
+            yield vm.machine.boot
+        except EngineError as error:
+            raise final_step_error(error) from error
+        if vm.exit_reason is not None:
+            raise api_error.DeviceManager from MachineGone(vm.exit_reason)
+        vm.state = VmState.RUNNING
+        return DONE
+
+    def _stop_vcpus(self, vm: Vm) -> Steps:
+        try:
+            vm.check(VmState.PAUSED)
+            yield vm.machine.pause
+        except api_error.InvalidStateTransition as error:
+            raise api_error.MigratablePause from api_error.InvalidTransition(error.before, error.after)
+        except EngineError as error:
+            raise api_error.MigratablePause from error
+        vm.state = VmState.PAUSED
+        return DONE
+
+    def _start_vcpus(self, vm: Vm) -> Steps:
+        try:
+            vm.check(VmState.RUNNING)
+            yield vm.machine.resume
+        except api_error.InvalidStateTransition as error:
+            raise api_error.MigratableResume from api_error.InvalidTransition(error.before, error.after)
+        except EngineError as error:
+            raise api_error.MigratableResume from error
+        vm.state = VmState.RUNNING
+        return DONE
+
+    def drop_vm(self, vm: Vm) -> Steps:
+        """End the machine; the VM object is gone afterwards even where that failed."""
+        self._holding.stop_watching()
+        try:
+            yield Cleanup(vm.machine.close)
+        except EngineError as error:
+            vm.machine.kill()
+            raise api_error.VmShutdownFailed from error
+        finally:
+            self._holding.vm = None
+        return DONE
