@@ -1,0 +1,1 @@
+"""The Python client: one method per command, for any server that speaks Cloud Hypervisor's API."""
