@@ -9,6 +9,7 @@ import msgspec
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import U16
 from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.warning import Warn
 
 
 class ConsoleOutputMode(enum.Enum):
@@ -57,3 +58,13 @@ class InvalidIoPortHex(ValidationError):
 def check_console_file(console: SerialConfig | ConsoleConfig) -> None:
     if console.mode is ConsoleOutputMode.FILE and console.file is None:
         raise ConsoleFileMissing
+
+
+def warn_of_shared_terminal(
+    console: ConsoleConfig, serial: SerialConfig, debug_console: DebugConsoleConfig, warn: Warn
+) -> None:
+    """Say so where more than one console is to use the one terminal."""
+    names = (("virtio-console", console), ("serial-console", serial), ("debug-console", debug_console))
+    on_tty = ", ".join(f'"{name}"' for name, device in names if device.mode is ConsoleOutputMode.TTY)
+    if "," in on_tty:
+        warn(f"Using TTY output for multiple consoles: [{on_tty}]")

@@ -8,7 +8,7 @@ import os
 import msgspec
 
 from cloudvmm.config.error import ValidationError
-from cloudvmm.config.number import U8, U16, U32
+from cloudvmm.config.number import U8, U16, U32, U64
 
 
 class CoreScheduling(enum.Enum):
@@ -30,7 +30,7 @@ class CpuTopology(msgspec.Struct, kw_only=True):
 
 class CpuAffinity(msgspec.Struct, kw_only=True):
     vcpu: U32
-    host_cpus: list[U32]
+    host_cpus: list[U64]
 
 
 class CpuFeatures(msgspec.Struct, kw_only=True):

@@ -18,7 +18,7 @@ _GOT = {"str": "string", "int": "integer", "float": "floating point", "bool": "b
         "object": "map", "array": "sequence"}  # fmt: skip
 _EXPECTED = {"str": "a string", "int": "an integer", "bool": "a boolean", "object": "a map",
              "array": "a sequence", "float": "a number", "null": "null"}  # fmt: skip
-_INTEGER_KINDS = {0xFF: "u8", 0xFFFF: "u16", 0xFFFF_FFFF: "u32"}
+_INTEGER_KINDS = {0xFF: "u8", 0xFFFF: "u16", 0xFFFF_FFFF: "u32", 0x7FFF_FFFF: "i32"}
 
 
 def explain(error: Exception, raw: bytes, kind: type) -> str:
@@ -56,7 +56,7 @@ def _expected(names: str, kind: type) -> str:
 def _integer_kind(operator: str, bound: int) -> str:
     if operator == "<=":
         return _INTEGER_KINDS.get(bound, f"at most {bound}")
-    return "an unsigned integer" if bound == 0 else f"at least {bound}"
+    return {0: "an unsigned integer", -0x8000_0000: "i32"}.get(bound, f"at least {bound}")
 
 
 def _place(path: str, raw: bytes) -> str:

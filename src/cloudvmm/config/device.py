@@ -9,7 +9,7 @@ import msgspec
 
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.memory import is_backed_by_shared_memory, total_size_bytes
-from cloudvmm.config.number import U8, U16, U32, U64
+from cloudvmm.config.number import I32, U8, U16, U32, U64
 from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
 from cloudvmm.config.queue import TooManyQueues, check_queue_size, is_power_of_two
 
@@ -36,7 +36,7 @@ class BalloonConfig(PciDevice, kw_only=True):
 class FsConfig(PciDevice, kw_only=True):
     tag: str
     socket: str
-    num_queues: U32 = 1
+    num_queues: U64 = 1
     queue_size: U16 = 1024
 
 
@@ -56,7 +56,7 @@ class DeviceConfig(PciDevice, kw_only=True):
     """A VFIO device: exactly one of `path` (sysfs) and `fd` (VFIO cdev)."""
 
     path: str | None = None
-    fd: int | None = None
+    fd: I32 | None = None
     x_nv_gpudirect_clique: U8 | None = None
     x_exclude_mmap_bars: list[U64] = msgspec.field(default_factory=list)
 
@@ -67,7 +67,7 @@ class UserDeviceConfig(PciDevice, kw_only=True):
 
 class VdpaConfig(PciDevice, kw_only=True):
     path: str
-    num_queues: U32 = 1
+    num_queues: U64 = 1
 
 
 class VsockConfig(PciDevice, kw_only=True):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloudvmm.config.error import ValidationError
-from cloudvmm.config.number import U16, U32
+from cloudvmm.config.number import U16, U64
 from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
 from cloudvmm.config.queue import TooManyQueues, check_queue_size
 from cloudvmm.config.rate_limit import InvalidRateLimiterGroup, RateLimiterConfig
@@ -34,14 +34,14 @@ class LockGranularity(enum.Enum):
 
 class VirtQueueAffinity(msgspec.Struct, kw_only=True):
     queue_index: U16
-    host_cpus: list[U32]
+    host_cpus: list[U64]
 
 
 class DiskConfig(PciDevice, kw_only=True):
     path: str | None = None
     readonly: bool = False
     direct: bool = False
-    num_queues: U32 = 1
+    num_queues: U64 = 1
     queue_size: U16 = 128
     vhost_user: bool = False
     vhost_socket: str | None = None

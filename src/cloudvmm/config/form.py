@@ -34,6 +34,7 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterConfig
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 
 T = TypeVar("T")
 
@@ -47,6 +48,8 @@ _PRINTED_WITH_NULLS = (
     VmReceiveMigrationData,
     VmSendMigrationData,
 )
+# In the reference these exist only where it is built for guest debugging, TDX or SEV-SNP.
+_OF_SPECIAL_BUILDS: dict[type, tuple[str, ...]] = {VmConfig: ("gdb",), PlatformConfig: ("tdx", "sev_snp")}
 _U64_MAX = 2**64 - 1
 _MAYBE_ABOVE_U64 = re.compile(rb"\d{20}")
 
@@ -59,25 +62,21 @@ _encoder = msgspec.json.Encoder()
 _first_use = threading.Lock()
 
 
-def decode(raw: bytes, kind: type[T]) -> T:
+def decode(raw: bytes, kind: type[T], warn: Warn = unheard) -> T:
     """Read a request's body.
 
     Numbers of file descriptors are never taken from JSON, since they mean nothing here. They are
-    dropped, except the platform's `iommufd_fd`, which becomes `INVALID_FD`.
+    dropped, with a warning, except the platform's `iommufd_fd`, which becomes `INVALID_FD`.
 
     :raises DecodeError: when `raw` is not JSON, or not a `kind`.
     """
     value = _decode(raw, kind)
     match value:
         case VmConfig():
-            for net in value.net or ():
-                net.fds = None
-            for device in value.devices or ():
-                device.fd = None
-        case NetConfig():
-            value.fds = None
-        case DeviceConfig():
-            value.fd = None
+            for device in (*(value.net or ()), *(value.devices or ())):
+                _drop_descriptors(device, warn)
+        case NetConfig() | DeviceConfig():
+            _drop_descriptors(value, warn)
         case _:
             pass
     return value
@@ -140,6 +139,14 @@ def _check_u64(value: object) -> None:
             raise DecodeError(f"invalid value: integer `{value}`, expected u64")
         case _:
             pass
+
+
+def _drop_descriptors(device: NetConfig | DeviceConfig, warn: Warn) -> None:
+    member = "fds" if isinstance(device, NetConfig) else "fd"
+    if getattr(device, member) is not None:
+        given_id = "None" if device.id is None else f'Some("{device.id}")'
+        warn(f"FD numbers were present in HTTP request body for device {given_id} but will be ignored")
+        setattr(device, member, None)
 
 
 def _normalise(value: object) -> None:
@@ -243,8 +250,7 @@ def _twin_field(
 
 
 def _is_left_out_when_false(kind: type[msgspec.Struct], name: str) -> bool:
-    # `gdb` exists in the reference only where it is built with guest debugging.
-    return (name == "iommu" and issubclass(kind, PciDevice)) or (name == "gdb" and kind is VmConfig)
+    return (name == "iommu" and issubclass(kind, PciDevice)) or name in _OF_SPECIAL_BUILDS.get(kind, ())
 
 
 def _twin_annotation(annotation: Any) -> Any:

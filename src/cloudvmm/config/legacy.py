@@ -1,12 +1,14 @@
 """Request forms of 2022 that `vm.create` still accepts.
 
-Then a VM's kernel, initramfs and command line were members of the configuration itself, and two
-members of the platform had other names. A body is rewritten only when it has none of today's
-payload or one of the old names; anything else passes through untouched.
+Then a VM's kernel, initramfs, command line and TDX firmware were members of the configuration itself, and
+two members of the platform had other names. A body is rewritten only when it has none of today's payload
+or one of the old names; anything else passes through untouched. Members that are gone (`sgx_epc`, `dax`,
+`cache_size`, `poll_queue`, `mergeable` of pmem) are unknown ones, and ignored like these.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -14,6 +16,7 @@ import msgspec
 from cloudvmm.config.error import DecodeError
 
 _PAYLOAD_MEMBERS = (("kernel", "path"), ("initramfs", "path"), ("cmdline", "args"))
+_NO_PAYLOAD = re.compile(rb'"payload"\s*:\s*null')
 _PLATFORM_ALIASES = (("serial_number", "system_serial_number"), ("uuid", "system_uuid"))
 
 
@@ -25,7 +28,8 @@ def modernise(raw: bytes) -> bytes:
     :raises DecodeError: when an old name and its successor are both given.
     """
     has_alias = any(f'"{alias}"'.encode() in raw for alias, _ in _PLATFORM_ALIASES)
-    if b'"payload"' in raw and not has_alias:
+    has_payload = b'"payload"' in raw and not _NO_PAYLOAD.search(raw)
+    if has_payload and not has_alias:
         return raw
     try:
         document = msgspec.json.decode(raw)
@@ -46,9 +50,20 @@ def _gather_payload(document: dict[str, Any]) -> bool:
         old = document.get(member)
         if isinstance(old, dict) and inner in old:
             payload[member] = old[inner]
+    payload |= _take_tdx(document)
     if payload:
         document["payload"] = payload
     return bool(payload)
+
+
+def _take_tdx(document: dict[str, Any]) -> dict[str, Any]:
+    """Say on the platform that the guest is a TDX one; return its firmware as a member of the payload."""
+    tdx = document.get("tdx")
+    platform = document.get("platform") or {}
+    if not isinstance(tdx, dict) or "firmware" not in tdx or not isinstance(platform, dict):
+        return {}
+    document["platform"] = {"tdx": True, **platform}
+    return {"firmware": tdx["firmware"]}
 
 
 def _rename_platform_members(platform: object) -> bool:

@@ -100,6 +100,6 @@ def is_backed_by_shared_memory(memory: MemoryConfig) -> bool:
     """Whether another process can map the guest's RAM."""
     if memory.shared or memory.hugepages:
         return True
-    if memory.size != 0 or not memory.zones:
+    if memory.size != 0 or memory.zones is None:
         return False
     return all(zone.shared or zone.hugepages for zone in memory.zones)

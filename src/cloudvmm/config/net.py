@@ -6,7 +6,7 @@ import enum
 from typing import TYPE_CHECKING
 
 from cloudvmm.config.error import ValidationError
-from cloudvmm.config.number import U16, U32
+from cloudvmm.config.number import I32, U16, U64
 from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
 from cloudvmm.config.queue import TooManyQueues, check_queue_size
 from cloudvmm.config.rate_limit import RateLimiterConfig
@@ -34,12 +34,12 @@ class NetConfig(PciDevice, kw_only=True):
     mac: str | None = None
     host_mac: str | None = None
     mtu: U16 | None = None
-    num_queues: U32 = 2
+    num_queues: U64 = 2
     queue_size: U16 = 256
     vhost_user: bool = False
     vhost_socket: str | None = None
     vhost_mode: VhostMode = VhostMode.CLIENT
-    fds: list[int] | None = None
+    fds: list[I32] | None = None
     rate_limiter_config: RateLimiterConfig | None = None
     offload_tso: bool = True
     offload_ufo: bool = True

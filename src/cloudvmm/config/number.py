@@ -1,4 +1,4 @@
-"""Unsigned integers as the wire has them: out of range is a decoding error, never a wrapped value."""
+"""Integers as the wire has them: out of range is a decoding error, never a wrapped value."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 # msgspec's bounds are signed 64-bit; `form.decode` refuses what lies above 2**64 - 1.
 U64 = Annotated[int, msgspec.Meta(ge=0)]
+I32 = Annotated[int, msgspec.Meta(ge=-0x8000_0000, le=0x7FFF_FFFF)]
 
 MIB = 1 << 20
 GIB = 1 << 30

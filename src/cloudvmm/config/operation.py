@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from cloudvmm.config.number import U32, U64
+from cloudvmm.config.number import I32, U32, U64
 
 NonZeroU64 = Annotated[int, msgspec.Meta(ge=1)]
 Connections = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
@@ -59,15 +59,15 @@ class RestoredNetConfig(msgspec.Struct, kw_only=True):
     """New TAP descriptors for one network device; `fds` belong to the VMM once handed over."""
 
     id: str
-    num_fds: U32 = 0
-    fds: list[int] | None = None
+    num_fds: U64 = 0
+    fds: list[I32] | None = None
 
 
 class RestoredVfioConfig(msgspec.Struct, kw_only=True):
     """A new VFIO descriptor for one device; `fd` belongs to the VMM once handed over."""
 
     id: str
-    fd: int | None = None
+    fd: I32 | None = None
 
 
 class MemoryZoneUpdate(msgspec.Struct, kw_only=True):
@@ -81,7 +81,7 @@ class RestoreConfig(msgspec.Struct, kw_only=True):
     memory_restore_mode: MemoryRestoreMode = MemoryRestoreMode.COPY
     net_fds: list[RestoredNetConfig] | None = None
     vfio_fds: list[RestoredVfioConfig] | None = None
-    iommufd_fd: int | None = None
+    iommufd_fd: I32 | None = None
     resume: bool = False
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
 
@@ -101,7 +101,7 @@ class VmReceiveMigrationData(msgspec.Struct, kw_only=True):
     tls_dir: str | None = None
     memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY
     vfio_fds: list[RestoredVfioConfig] | None = None
-    iommufd_fd: int | None = None
+    iommufd_fd: I32 | None = None
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.errors import VmmError
 
 
@@ -76,18 +77,18 @@ class FwCfgInvalidItem(PayloadConfigError):
         )
 
 
-def settle_payload(payload: PayloadConfig | None) -> None:
-    """Check that `payload` can boot, and erase what a firmware would ignore.
+def settle_payload(payload: PayloadConfig | None, warn: Warn = unheard) -> None:
+    """Check that `payload` can boot, and erase, with a warning, what a firmware would ignore.
 
     :raises PayloadError: with a PayloadConfigError as its cause.
     """
     try:
-        _settle(payload)
+        _settle(payload, warn)
     except PayloadConfigError as error:
         raise PayloadError from error
 
 
-def _settle(payload: PayloadConfig | None) -> None:
+def _settle(payload: PayloadConfig | None, warn: Warn) -> None:
     if payload is None:
         raise MissingBootitem
     if payload.igvm is not None:
@@ -99,9 +100,16 @@ def _settle(payload: PayloadConfig | None) -> None:
     if payload.firmware is not None:
         if payload.kernel is not None:
             raise FirmwarePlusOtherPayloads
-        payload.cmdline = payload.initramfs = None
+        _erase_beside_firmware(payload, warn)
     if payload.fw_cfg_config is not None:
         _check_fw_cfg(payload.fw_cfg_config, payload)
+
+
+def _erase_beside_firmware(payload: PayloadConfig, warn: Warn) -> None:
+    for member in ("cmdline", "initramfs"):
+        if getattr(payload, member) is not None:
+            warn(f"Ignoring {member} parameter as firmware is provided as the payload")
+            setattr(payload, member, None)
 
 
 def _check_fw_cfg(fw_cfg: FwCfgConfig, payload: PayloadConfig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from cloudvmm.config.error import ValidationError
-from cloudvmm.config.number import U8, U16
+from cloudvmm.config.number import I32, U8, U16
 from cloudvmm.config.pci import InvalidPciSegment
 
 
@@ -22,8 +22,10 @@ class PlatformConfig(msgspec.Struct, kw_only=True):
     system_family: str | None = None
     system_sku_number: str | None = None
     chassis_asset_tag: str | None = None
+    tdx: bool = False
+    sev_snp: bool = False
     iommufd: bool = False
-    iommufd_fd: int | None = None
+    iommufd_fd: I32 | None = None
     vfio_p2p_dma: bool = True
 
 

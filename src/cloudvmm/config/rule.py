@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
-from cloudvmm.config.console import check_console_file
+from cloudvmm.config.confidential import check_confidential
+from cloudvmm.config.console import check_console_file, warn_of_shared_terminal
 from cloudvmm.config.cpu import check_topology, check_vcpu_count
 from cloudvmm.config.device import (
     check_balloon_size,
@@ -34,20 +35,24 @@ from cloudvmm.config.platform import check_platform
 from cloudvmm.config.rate_limit import check_rate_limit_group
 from cloudvmm.config.vhost_user import check_shared_memory
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 
 D = TypeVar("D", bound=PciDevice)
 
 
-def validate(vm: VmConfig) -> set[str]:
+def validate(vm: VmConfig, warn: Warn = unheard) -> set[str]:
     """Check every rule and return the identifiers that the user gave.
 
     Changes `vm` in two ways: a firmware payload loses its command line and initramfs, and `iommu`
-    becomes true where a device or the platform asks for one.
+    becomes true where a device or the platform asks for one. What is allowed and perhaps not meant goes to
+    `warn`.
 
     :raises ValidationError: the first rule broken; `vm` may have lost the two members above.
     """
     claimed: set[str] = set()
-    settle_payload(vm.payload)
+    settle_payload(vm.payload, warn)
+    check_confidential(vm)
+    warn_of_shared_terminal(vm.console, vm.serial, vm.debug_console, warn)
     check_console_file(vm.console)
     check_console_file(vm.serial)
     check_vcpu_count(vm.cpus)

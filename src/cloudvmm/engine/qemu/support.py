@@ -41,6 +41,8 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "the virtual IOMMU": vm.iommu,
         "NUMA nodes": vm.numa,
         "PCI segments": vm.pci_segments or (vm.platform and vm.platform.num_pci_segments > 1),
+        "TDX guests": vm.platform and vm.platform.tdx,
+        "SEV-SNP guests": vm.platform and vm.platform.sev_snp,
         "iommufd": vm.platform and (vm.platform.iommufd or vm.platform.iommufd_fd is not None),
         "rate limiter groups": vm.rate_limit_groups,
     }
