@@ -52,6 +52,7 @@ class EngineError(VmmError):
     ├── NotSupportedYet    the means for this come with a later release
     ├── PayloadError       kernel, firmware or initramfs is missing or invalid
     ├── ImageLocked        another process holds a disk image
+    ├── RamError           the guest's RAM cannot be had
     ├── SlotError          a PCI slot cannot be had
     ├── DeviceError        a device could not be made
     ├── RemovalPending     the guest still has to let go of a vCPU that was to be removed
@@ -78,6 +79,10 @@ class PayloadError(EngineError):
 
 class ImageLocked(EngineError):
     """Error locking disk images: Another instance likely holds a lock"""
+
+
+class RamError(EngineError):
+    pass
 
 
 class SlotError(EngineError):
@@ -181,7 +186,7 @@ class Exited(msgspec.Struct, frozen=True):
 
 
 class BalloonChanged(msgspec.Struct, frozen=True):
-    """`actual_bytes` of RAM are left to the guest."""
+    """`actual_bytes` are left to the guest of its RAM, in which what virtio-mem gives is not counted."""
 
     actual_bytes: int
 
@@ -356,6 +361,7 @@ class Engine(Protocol):
 
         :raises NotSupportedYet: the config asks for what this engine cannot give.
         :raises DeviceError: a device could not be made; the cause tells why.
+        :raises RamError: the guest's RAM cannot be had.
         :raises StateError: what `origin` gives is not the state of such a machine.
         :raises ImageLocked: another process holds an image of a machine that has an `origin`.
         :raises EngineError: the machine could not be made; the text carries the engine's words.

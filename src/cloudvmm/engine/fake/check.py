@@ -1,7 +1,8 @@
 """What a real engine would stumble over, looked at without running anything.
 
-Checked: files that must be there and can be opened as wanted, and PCI slots. Not checked: TAP devices,
-vhost-user and vsock sockets, VFIO and vDPA devices, and whether a payload can be run. Images are not locked.
+Checked: files that must be there and can be opened as wanted, types of images, and PCI slots. Not checked:
+TAP devices, vhost-user and vsock sockets, VFIO and vDPA devices, and whether a payload can be run. Images are
+not locked.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from cloudvmm.config.device import PmemConfig
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError, EngineError, EngineInfo, PayloadError, SlotError
+from cloudvmm.engine.image import DiskOpenError, check_type, detect
 
 
 def check_slots(slots: Mapping[str, int], info: EngineInfo) -> None:
@@ -25,16 +30,47 @@ def check_slots(slots: Mapping[str, int], info: EngineInfo) -> None:
         owners[slot] = device_id
 
 
-def check_devices(vm_config: VmConfig) -> None:
-    """:raises DeviceError: a file behind a disk or a pmem device cannot be opened as wanted."""
-    for disk in vm_config.disks or ():
-        if disk.path is not None:
-            _open_once(
-                disk.path, f"The disk image {disk.path}", readonly=disk.readonly, error_type=DeviceError
-            )
-    for pmem in vm_config.pmem or ():
-        what = f"The pmem file {pmem.file}"
-        _open_once(pmem.file, what, readonly=pmem.discard_writes, error_type=DeviceError)
+def check_devices(vm_config: VmConfig) -> dict[str, ImageType]:
+    """Return what each disk image was found to be, per disk id.
+
+    :raises DeviceError: as `check_device`.
+    """
+    found: dict[str, ImageType] = {}
+    for device in (*(vm_config.disks or ()), *(vm_config.pmem or ())):
+        image_type = check_device(device)
+        if device.id is not None and image_type is not None:
+            found[device.id] = image_type
+    return found
+
+
+def check_device(device: PciDevice) -> ImageType | None:
+    """Return what the image of a disk was found to be, None for what has none.
+
+    :raises DeviceError: a file behind a disk or a pmem device cannot be opened as wanted, or is another
+        type of image than it was said to be.
+    """
+    if isinstance(device, DiskConfig) and device.path is not None:
+        image_type = _image_type(device.path, readonly=device.readonly)
+        check_type(device.image_type, image_type)
+        return image_type
+    if isinstance(device, PmemConfig):
+        what = f"The pmem file {device.file}"
+        _open_once(device.file, what, readonly=device.discard_writes, error_type=DeviceError)
+    return None
+
+
+def _image_type(path: str, *, readonly: bool) -> ImageType:
+    access = os.O_RDONLY if readonly else os.O_RDWR
+    try:
+        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise DiskOpenError from error
+    try:
+        return detect(fd, os.lseek(fd, 0, os.SEEK_END))
+    except OSError as error:
+        raise DiskOpenError from error
+    finally:
+        os.close(fd)
 
 
 def check_payload(vm_config: VmConfig) -> None:

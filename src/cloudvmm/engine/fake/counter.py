@@ -1,4 +1,4 @@
-"""What the fake guest's devices have moved: a function of how long the guest has run.
+"""What the fake guest's devices have moved: a function of how long the guest has run with them.
 
 Each disk is read 4 KiB at a time, ten times a second, and written (where it may be) once a second; each net
 takes one frame of 64 bytes in and gives one out every second. The first of each comes after its interval, so
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.pci import PciDevice
 
 READ_EVERY_MS: Final = 100
 WRITE_EVERY_MS: Final = 1000
@@ -20,16 +22,15 @@ LATENCY_US: Final = {"min": 50, "max": 150, "avg": 100}
 UNUSED_LATENCY_US: Final = {"min": (1 << 64) - 1, "max": (1 << 64) - 1, "avg": 1_844_674_407_370_955}
 
 
-def device_counters(vm_config: VmConfig, tick_ms: int) -> dict[str, dict[str, int]]:
-    """Return device id to counter name to value after `tick_ms` milliseconds of guest time."""
-    counters: dict[str, dict[str, int]] = {}
-    for disk in vm_config.disks or ():
-        if disk.id is not None and not disk.vhost_user:
-            counters[disk.id] = _disk_counters(tick_ms, is_written=not disk.readonly)
-    for net in vm_config.net or ():
-        if net.id is not None and not net.vhost_user:
-            counters[net.id] = _net_counters(tick_ms // FRAME_EVERY_MS)
-    return counters
+def device_counters(device: PciDevice, tick_ms: int) -> dict[str, int] | None:
+    """Return counter name to value after `tick_ms` of guest time; None where nothing is counted."""
+    match device:
+        case DiskConfig(vhost_user=False):
+            return _disk_counters(tick_ms, is_written=not device.readonly)
+        case NetConfig(vhost_user=False):
+            return _net_counters(tick_ms // FRAME_EVERY_MS)
+        case _:
+            return None
 
 
 def _disk_counters(tick_ms: int, *, is_written: bool) -> dict[str, int]:

@@ -8,6 +8,7 @@ from cloudvmm import __version__
 from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec, NotSupportedYet
 from cloudvmm.engine.fake.check import check_devices, check_slots
 from cloudvmm.engine.fake.fault import Faults, strike
+from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
 from cloudvmm.engine.fake.machine import FakeMachine
 
@@ -77,9 +78,10 @@ class FakeEngine:
         lifeline.wait(self._latency_s)
         strike(self.faults.take("build"), lifeline, die=lambda _reason: lifeline.cut())
         check_slots(spec.slots, self.info)
-        check_devices(spec.vm_config)
+        image_types = check_devices(spec.vm_config)
         machine = FakeMachine(
             spec,
+            Hardware(spec, self.info, image_types),
             self.faults,
             latency_s=self._latency_s,
             guest_honours_power_button=self._guest_honours_power_button,

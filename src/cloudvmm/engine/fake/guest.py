@@ -1,6 +1,8 @@
 """The guest as its author plays it: what it saw, and what it does next. Public, as `machine.guest`.
 
-Left alone, the guest prints its ready line, echoes lines (`console.py`) and only records what is pressed.
+Left alone, the guest prints its ready line, echoes lines (`console.py`), only records what is pressed, and
+does at once what it is asked for: it lets go of devices and vCPUs, and follows its balloon and its memory
+zones. Told to `refuse`, it keeps a request until it is told to `obey`; so it does while it is paused.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import msgspec
 
 from cloudvmm.engine.base import EngineEvent, GuestPanicked, PoweredOff, ResetRequested
 
+RequestKind = Literal["device", "vcpus", "balloon", "zone"]
 PanicKind = Literal["panic", "crash_loaded", "unknown_event"]
 
 
@@ -35,6 +38,8 @@ class FakeGuest:
         self._honours_power_button = honours_power_button
         self._seen = {"power_button": 0, "nmi": 0}
         self._unseen: list[str] = []
+        self._refused: set[RequestKind] = set()
+        self._asked: dict[tuple[RequestKind, str], Callable[[], None]] = {}
         self._ran_s = 0.0
         self._woke_at_s: float | None = None
 
@@ -76,6 +81,17 @@ class FakeGuest:
         """
         self._tell(GuestPanicked(kind=kind))
 
+    def refuse(self, *kinds: RequestKind) -> None:
+        """From here on leave requests of `kinds` undone; the newest of each is kept for `obey`."""
+        with self._lock:
+            self._refused.update(kinds)
+
+    def obey(self, *kinds: RequestKind) -> None:
+        """From here on do what requests of `kinds` ask for, those that wait included."""
+        with self._lock:
+            self._refused.difference_update(kinds)
+            self._do_asked()
+
     def wake(self) -> None:
         """The machine's: the vCPUs run from here on."""
         with self._lock:
@@ -84,6 +100,7 @@ class FakeGuest:
             unseen, self._unseen = self._unseen, []
             for what in unseen:
                 self.notice(what)
+            self._do_asked()
 
     def sleep(self) -> None:
         """The machine's: the vCPUs stand still from here on."""
@@ -101,3 +118,15 @@ class FakeGuest:
             self._seen[what] += 1
             if what == "power_button" and self._honours_power_button:
                 self.power_off()
+
+    def ask(self, kind: RequestKind, what: str, act: Callable[[], None]) -> None:
+        """The machine's: the guest is to `act`. A later request about the same replaces one that waits."""
+        with self._lock:
+            self._asked[kind, what] = act
+            self._do_asked()
+
+    def _do_asked(self) -> None:
+        if not self.is_awake:
+            return
+        for key in [key for key in self._asked if key[0] not in self._refused]:
+            self._asked.pop(key)()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import enum
 import threading
+from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
+    BalloonChanged,
     DeviceError,
+    DeviceRemoved,
     EngineError,
     EngineEvent,
     Exited,
@@ -22,13 +25,15 @@ from cloudvmm.engine.base import (
     PciChanged,
     PoweredOff,
     ResetRequested,
+    VcpusRemoved,
+    ZoneChanged,
 )
 from cloudvmm.engine.fake.check import check_payload
 from cloudvmm.engine.fake.console import Console
 from cloudvmm.engine.fake.core import write_core
-from cloudvmm.engine.fake.counter import device_counters
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.guest import FakeGuest
+from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
 from cloudvmm.host.eventfd import EventFd
 
@@ -52,6 +57,13 @@ ALLOWED: Final = {
     "coredump": {Phase.PAUSED},
     "power_button": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
     "nmi": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
+    "add_device": {Phase.RUNNING, Phase.PAUSED},
+    "remove_device": {Phase.RUNNING, Phase.PAUSED},
+    "resize_vcpus": {Phase.RUNNING, Phase.PAUSED},
+    "add_memory": {Phase.RUNNING, Phase.PAUSED},
+    "request_zone_size": {Phase.RUNNING, Phase.PAUSED},
+    "resize_balloon": {Phase.RUNNING, Phase.PAUSED},
+    "resize_disk": {Phase.RUNNING, Phase.PAUSED},
     "counters": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
     "pci_resources": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
 }
@@ -61,14 +73,19 @@ class FakeMachine:
     """Made by `FakeEngine.build`; threads as in `engine.base`. `guest` is what plays the guest."""
 
     def __init__(
-        self, spec: MachineSpec, faults: Faults, *, latency_s: float, guest_honours_power_button: bool
+        self,
+        spec: MachineSpec,
+        hardware: Hardware,
+        faults: Faults,
+        *,
+        latency_s: float,
+        guest_honours_power_button: bool,
     ) -> None:
         """Open the consoles of `spec`; its files and slots are checked already.
 
         :raises DeviceError: a console cannot be had.
         """
-        self._vm_config = copy.deepcopy(spec.vm_config)  # the spec's stays control's
-        self._slots = dict(spec.slots)
+        self._hardware = hardware
         self._faults = faults
         self._latency_s = latency_s
         self._lock = threading.RLock()
@@ -87,8 +104,8 @@ class FakeMachine:
 
     @property
     def image_types(self) -> dict[str, ImageType]:
-        """Nothing: images are opened, not looked into."""
-        return {}
+        """What each image was found to be."""
+        return self._hardware.image_types
 
     @property
     def process_id(self) -> int | None:
@@ -112,7 +129,7 @@ class FakeMachine:
 
     def boot(self) -> None:
         self._begin("boot")
-        check_payload(self._vm_config)
+        check_payload(self._hardware.vm_config)
         with self._lock:
             self._check("boot")
             self._was_booted = True
@@ -120,6 +137,7 @@ class FakeMachine:
             self._console.start()
             self._report(PciChanged())
             self.guest.wake()
+            self._ask_configured_ram()
 
     def pause(self) -> None:
         self._begin("pause")
@@ -143,33 +161,45 @@ class FakeMachine:
 
     def coredump(self, fd: int) -> None:
         self._begin("coredump")
-        memory = self._vm_config.memory
-        ram_bytes = memory.size + sum(zone.size for zone in memory.zones or ())
+        hardware = self._hardware
         try:
-            write_core(fd, vcpus=self._vm_config.cpus.boot_vcpus, ram_bytes=ram_bytes)
+            write_core(fd, vcpus=hardware.vcpus, ram_bytes=hardware.ram_bytes)
         except OSError as error:
             raise EngineError("The core cannot be written") from error
 
     def add_device(self, device: PciDevice, slot: int) -> None:
-        raise NotSupportedYet("Adding a device to a booted VM comes with a later release")
+        with self._changing("add_device"):
+            self._hardware.plug(device, slot, tick_ms=self.guest.tick)
+            self._report(PciChanged())
 
     def remove_device(self, device_id: str) -> None:
-        raise NotSupportedYet("Removing a device from a booted VM comes with a later release")
+        with self._changing("remove_device"):
+            self._hardware.check_known(device_id)
+            self.guest.ask("device", device_id, partial(self._let_go, device_id))
 
     def resize_vcpus(self, vcpus: int) -> None:
-        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+        with self._changing("resize_vcpus"):
+            self._hardware.want_vcpus(vcpus)
+            if self._hardware.leaving_to is not None:
+                self.guest.ask("vcpus", "", partial(self._drop_vcpus, vcpus))
 
     def add_memory(self, size_bytes: int) -> None:
-        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+        with self._changing("add_memory"):
+            self._hardware.ram_bytes += size_bytes
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
-        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+        with self._changing("request_zone_size"):
+            self._hardware.check_zone(zone_id)
+            self._ask_zone(zone_id, plugged_bytes)
 
     def resize_balloon(self, balloon_bytes: int) -> None:
-        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+        with self._changing("resize_balloon"):
+            self._hardware.check_balloon()
+            self._ask_balloon(balloon_bytes)
 
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
-        raise NotSupportedYet("Resizing a booted VM comes with a later release")
+        with self._changing("resize_disk"):
+            self._hardware.resize_disk(disk_id, size_bytes)
 
     def save(self, folder: str) -> None:
         raise NotSupportedYet("Snapshots come with a later release")
@@ -179,14 +209,16 @@ class FakeMachine:
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")
-        return device_counters(self._vm_config, self.guest.tick)
+        with self._lock:
+            return self._hardware.counters(self.guest.tick)
 
     def pci_resources(self) -> dict[str, list[PciBar]]:
         """Give one BAR per device, placed by its slot alone; none before the guest booted."""
         self._begin("pci_resources")
+        slots = self._hardware.slots
         if not self._was_booted:
-            return {device_id: [] for device_id in self._slots}
-        return {device_id: [_bar(slot)] for device_id, slot in self._slots.items()}
+            return {device_id: [] for device_id in slots}
+        return {device_id: [_bar(slot)] for device_id, slot in slots.items()}
 
     def kill(self) -> None:
         with self._lock:
@@ -212,6 +244,51 @@ class FakeMachine:
         with self._lock:
             self._is_closed = True
             self._event_fd.close()
+
+    @contextlib.contextmanager
+    def _changing(self, operation: str) -> Iterator[None]:
+        """Begin `operation`, then hold the lock for what it changes."""
+        self._begin(operation)
+        with self._lock:
+            self._check(operation)
+            yield
+
+    # What the guest does when it is asked to, with the lock held.
+
+    def _let_go(self, device_id: str) -> None:
+        self._hardware.unplug(device_id)
+        self._report(DeviceRemoved(device_id))
+        self._report(PciChanged())
+
+    def _drop_vcpus(self, vcpus: int) -> None:
+        self._hardware.drop_vcpus(vcpus)
+        self._report(VcpusRemoved(vcpus))
+
+    def _ask_zone(self, zone_id: str, plugged_bytes: int) -> None:
+        def follow() -> None:
+            self._hardware.plugged[zone_id] = plugged_bytes
+            self._report(ZoneChanged(zone_id, plugged_bytes))
+
+        self.guest.ask("zone", zone_id, follow)
+
+    def _ask_balloon(self, balloon_bytes: int) -> None:
+        def follow() -> None:
+            self._hardware.balloon_bytes = min(balloon_bytes, self._hardware.ram_bytes)
+            self._report(BalloonChanged(self._hardware.ram_bytes - self._hardware.balloon_bytes))
+
+        self.guest.ask("balloon", "", follow)
+
+    def _ask_configured_ram(self) -> None:
+        """A guest that boots follows what its config asks of it."""
+        vm_config = self._hardware.vm_config
+        if vm_config.balloon is not None and vm_config.balloon.size:
+            self._ask_balloon(vm_config.balloon.size)
+        memory = vm_config.memory
+        wanted = {zone.id: zone.hotplugged_size for zone in memory.zones or ()}
+        for zone_id in self._hardware.plugged:
+            plugged_bytes = wanted.get(zone_id, memory.hotplugged_size)
+            if plugged_bytes:
+                self._ask_zone(zone_id, plugged_bytes)
 
     def _begin(self, operation: str) -> None:
         """Check, take the time that the operation takes, let a fault strike, check again."""

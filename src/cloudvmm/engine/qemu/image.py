@@ -16,45 +16,18 @@ import msgspec
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import DeviceError, NotSupportedYet
+from cloudvmm.engine.image import SECTOR_BYTES, DiskOpenError, check_type, detect
 
-_SECTOR_BYTES: Final = 512
 _HEADER_BYTES: Final = 64 * 1024
-_QCOW2_MAGIC: Final = b"QFI\xfb"
 _QCOW2_MIN_HEADER: Final = 72
 _QCOW2_EXTERNAL_DATA: Final = 1 << 2
 _QCOW2_BACKING_FORMAT: Final = 0xE2792ACA
-_VHD_MAGIC: Final = b"conectix"
-_VHD_FIXED: Final = 2
-_VHDX_MAGIC: Final = b"vhdxfile"
-_VMDK_MAGIC: Final = b"# Disk DescriptorFile"
 _MAX_CHAIN: Final = 32
-
-# What detection and options call an image type in messages.
-_WORDS: Final = {
-    ImageType.FLAT_VMDK: "vmdk",
-    ImageType.FIXED_VHD: "vhd",
-    ImageType.QCOW2: "qcow2",
-    ImageType.RAW: "raw",
-    ImageType.VHDX: "vhdx",
-    ImageType.UNKNOWN: "unknown",
-}
 _BACKING_FORMATS: Final = {"raw": ImageType.RAW, "qcow2": ImageType.QCOW2, "vhdx": ImageType.VHDX}
 
 
 class DiskPathMissing(DeviceError):
     """No disk path was specified when one was expected"""
-
-
-class DiskOpenError(DeviceError):
-    """Cannot open disk path"""
-
-
-class ImageTypeMismatch(DeviceError):
-    def __init__(self, specified: ImageType, detected: ImageType) -> None:
-        super().__init__(
-            "Disk image type does not match expected type:"
-            f" specified = {_WORDS[specified]}, detected = {_WORDS[detected]}"
-        )
 
 
 class InvalidImage(DeviceError):
@@ -109,8 +82,7 @@ def open_image(
     image = _open_file(path, readonly=readonly, direct=direct)
     try:
         image.image_type = detect(image.fd, image.size_bytes)
-        if image_type not in (ImageType.UNKNOWN, image.image_type):
-            raise ImageTypeMismatch(image_type, image.image_type)
+        check_type(image_type, image.image_type)
         # A guest that writes a qcow2 header into a raw image must not gain other files by it: unless the
         # image is declared as qcow2, no backing file is followed.
         _finish(image, follow=backing_files and image_type is ImageType.QCOW2, depth=0)
@@ -120,27 +92,6 @@ def open_image(
         image.close()
         raise
     return image
-
-
-def detect(fd: int, size_bytes: int) -> ImageType:
-    """Tell the type of the image open as `fd` by its magic; what has none is raw.
-
-    :raises DiskOpenError: it cannot be read.
-    """
-    try:
-        head = os.pread(fd, _SECTOR_BYTES, 0)
-        foot = os.pread(fd, _SECTOR_BYTES, max(0, size_bytes - _SECTOR_BYTES))
-    except OSError as error:
-        raise DiskOpenError from error
-    if head.startswith(_QCOW2_MAGIC):
-        return ImageType.QCOW2
-    if foot.startswith(_VHD_MAGIC) and int.from_bytes(foot[60:64]) == _VHD_FIXED:
-        return ImageType.FIXED_VHD
-    if head.startswith(_VHDX_MAGIC):
-        return ImageType.VHDX
-    if head.startswith(_VMDK_MAGIC):
-        return ImageType.FLAT_VMDK
-    return ImageType.RAW
 
 
 def _open_file(path: str, *, readonly: bool, direct: bool) -> Image:
@@ -206,9 +157,9 @@ def _finish(image: Image, *, follow: bool, depth: int) -> None:
 
 def _vhd_data_bytes(image: Image) -> int:
     """Return the size of the disk in the footer, which lies within the file."""
-    footer = _read(image, _SECTOR_BYTES, image.size_bytes - _SECTOR_BYTES)
+    footer = _read(image, SECTOR_BYTES, image.size_bytes - SECTOR_BYTES)
     data_bytes = int.from_bytes(footer[48:56])
-    if data_bytes > image.size_bytes - _SECTOR_BYTES or data_bytes % _SECTOR_BYTES:
+    if data_bytes > image.size_bytes - SECTOR_BYTES or data_bytes % SECTOR_BYTES:
         raise InvalidImage(image.path, "its footer gives a size that the file does not have")
     return data_bytes
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
-from cloudvmm.engine.base import EngineError, NotSupportedYet
+from cloudvmm.engine.base import NotSupportedYet, RamError
 from cloudvmm.engine.qemu.parts import Parts, Properties
 
 RAM_ID: Final = "ram0"
@@ -23,7 +23,7 @@ _MAX_PREALLOC_THREADS: Final = 16
 _HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
 
 
-class MemoryConfigError(EngineError):
+class MemoryConfigError(RamError):
     """Root of what is wrong with the memory configuration of a machine"""
 
 

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.number import MIB
 from cloudvmm.engine.base import EngineTimeout, Exited, MachineGone, PayloadError
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Faults, Hang
 from cloudvmm.engine.fake.fault import OPERATIONS
@@ -18,12 +20,33 @@ CALLS = {
     "power_button": lambda machine: machine.power_button(),
     "nmi": lambda machine: machine.nmi(),
     "coredump": lambda machine: machine.coredump(-1),
+    "add_device": lambda machine: machine.add_device(NetConfig(id="new"), 9),
+    "remove_device": lambda machine: machine.remove_device("_net1"),
+    "resize_vcpus": lambda machine: machine.resize_vcpus(1),
+    "add_memory": lambda machine: machine.add_memory(128 * MIB),
+    "request_zone_size": lambda machine: machine.request_zone_size("mem0", 2 * MIB),
+    "resize_balloon": lambda machine: machine.resize_balloon(1 * MIB),
+    "resize_disk": lambda machine: machine.resize_disk("_disk0", 8192),
     "counters": lambda machine: machine.counters(),
     "pci_resources": lambda machine: machine.pci_resources(),
     "close": lambda machine: machine.close(),
 }
+CHANGES = {
+    "add_device",
+    "remove_device",
+    "resize_vcpus",
+    "add_memory",
+    "request_zone_size",
+    "resize_balloon",
+    "resize_disk",
+}
 # The operations after which each call is allowed.
-BEFORE = {"pause": ["boot"], "resume": ["boot", "pause"], "coredump": ["boot", "pause"]}
+BEFORE = {
+    "pause": ["boot"],
+    "resume": ["boot", "pause"],
+    "coredump": ["boot", "pause"],
+    **{change: ["boot"] for change in CHANGES},
+}
 
 
 def test_every_operation_of_a_machine_is_tried_here():

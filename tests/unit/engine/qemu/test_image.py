@@ -11,10 +11,9 @@ import pytest
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import NotSupportedYet
+from cloudvmm.engine.image import DiskOpenError, ImageTypeMismatch
 from cloudvmm.engine.qemu.image import (
     BackingFilesDisabled,
-    DiskOpenError,
-    ImageTypeMismatch,
     InvalidImage,
     open_image,
 )

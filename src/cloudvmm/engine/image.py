@@ -1,0 +1,65 @@
+"""What a disk image is, told by its content, the same for every engine."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from cloudvmm.config.disk import ImageType
+from cloudvmm.engine.base import DeviceError
+
+SECTOR_BYTES: Final = 512
+QCOW2_MAGIC: Final = b"QFI\xfb"
+_VHD_MAGIC: Final = b"conectix"
+_VHD_FIXED: Final = 2
+_VHDX_MAGIC: Final = b"vhdxfile"
+_VMDK_MAGIC: Final = b"# Disk DescriptorFile"
+
+# What detection and options call an image type in messages.
+_WORDS: Final = {
+    ImageType.FLAT_VMDK: "vmdk",
+    ImageType.FIXED_VHD: "vhd",
+    ImageType.QCOW2: "qcow2",
+    ImageType.RAW: "raw",
+    ImageType.VHDX: "vhdx",
+    ImageType.UNKNOWN: "unknown",
+}
+
+
+class DiskOpenError(DeviceError):
+    """Cannot open disk path"""
+
+
+class ImageTypeMismatch(DeviceError):
+    def __init__(self, specified: ImageType, detected: ImageType) -> None:
+        super().__init__(
+            "Disk image type does not match expected type:"
+            f" specified = {_WORDS[specified]}, detected = {_WORDS[detected]}"
+        )
+
+
+def check_type(specified: ImageType, detected: ImageType) -> None:
+    """:raises ImageTypeMismatch: the image is not what it was said to be."""
+    if specified not in (ImageType.UNKNOWN, detected):
+        raise ImageTypeMismatch(specified, detected)
+
+
+def detect(fd: int, size_bytes: int) -> ImageType:
+    """Tell the type of the image open as `fd` by its magic; what has none is raw.
+
+    :raises DiskOpenError: it cannot be read.
+    """
+    try:
+        head = os.pread(fd, SECTOR_BYTES, 0)
+        foot = os.pread(fd, SECTOR_BYTES, max(0, size_bytes - SECTOR_BYTES))
+    except OSError as error:
+        raise DiskOpenError from error
+    if head.startswith(QCOW2_MAGIC):
+        return ImageType.QCOW2
+    if foot.startswith(_VHD_MAGIC) and int.from_bytes(foot[60:64]) == _VHD_FIXED:
+        return ImageType.FIXED_VHD
+    if head.startswith(_VHDX_MAGIC):
+        return ImageType.VHDX
+    if head.startswith(_VMDK_MAGIC):
+        return ImageType.FLAT_VMDK
+    return ImageType.RAW
