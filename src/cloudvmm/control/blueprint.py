@@ -6,14 +6,32 @@ import copy
 
 import msgspec
 
-from cloudvmm.api.error import ConfigValidation, DeviceManager, KernelLoad, LockingError, VmError
-from cloudvmm.config.disk import ImageType
+from cloudvmm.api.error import (
+    ConfigValidation,
+    CpuManager,
+    DeviceManager,
+    KernelLoad,
+    LockingError,
+    MemoryManager,
+    VmError,
+)
+from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.condition import check_devices, check_memory, check_numa, check_vcpus
 from cloudvmm.control.console import Consoles
-from cloudvmm.control.numbering import NoFreeSlot, Numbering, SlotTaken, number_devices
-from cloudvmm.engine.base import Engine, EngineError, ImageLocked, Machine, MachineSpec, PayloadError
+from cloudvmm.control.error import DeviceRefused, RamRefused, VcpusRefused
+from cloudvmm.control.numbering import Numbering, number_devices
+from cloudvmm.engine.base import (
+    Engine,
+    EngineError,
+    ImageLocked,
+    Machine,
+    MachineSpec,
+    PayloadError,
+    RamError,
+)
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -27,41 +45,77 @@ class Built(msgspec.Struct, frozen=True):
 def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: str | None) -> Built:
     """Blocking. Leave `stored` as it is; on failure nothing is left behind.
 
-    :raises ConfigValidation: a rule of the configuration is broken.
+    :raises VmError: as `check_config`.
+    :raises CpuManager: the engine cannot give so many vCPUs.
+    :raises MemoryManager: the host cannot give the memory.
     :raises DeviceManager: a device could not be made, or the machine not be built.
     """
     vm_config = copy.deepcopy(stored)
+    used_ids = check_config(vm_config)
+    try:
+        info = engine.info
+    except EngineError as error:
+        raise DeviceManager from error
+    try:
+        check_vcpus(vm_config, info.max_vcpus)
+    except VcpusRefused as error:
+        raise CpuManager from error
+    try:
+        numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
+        check_devices(vm_config)
+        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir)
+    except RamError as error:
+        raise MemoryManager from error
+    except (DeviceRefused, EngineError) as error:
+        raise DeviceManager from error
+    for disk in vm_config.disks or []:
+        write_image_type(disk, machine)
+    return Built(vm_config, numbering, machine)
+
+
+def check_config(vm_config: VmConfig) -> set[str]:
+    """Check what is asked for before anything is made, in the reference's order; return the ids given.
+
+    Completes `vm_config` as `config.rule.validate` does.
+
+    :raises MemoryManager: its memory cannot be. This wins over a rule that is broken.
+    :raises ConfigValidation: a rule is broken.
+    :raises InvalidNumaConfig: its NUMA nodes cannot be.
+    """
+    try:
+        check_memory(vm_config.memory)
+    except RamRefused as error:
+        raise MemoryManager from error
     try:
         used_ids = validate(vm_config)
     except ValidationError as error:
         raise ConfigValidation from error
-    try:
-        info = engine.info
-        numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
-        serial, console, debug_console = consoles.sinks()
-        machine = engine.build(
-            MachineSpec(
-                vm_config=vm_config,
-                slots=numbering.slots,
-                serial=serial,
-                console=console,
-                debug_console=debug_console,
-                state_dir=state_dir,
-            )
+    check_numa(vm_config)
+    return used_ids
+
+
+def _build_machine(
+    engine: Engine, vm_config: VmConfig, numbering: Numbering, consoles: Consoles, state_dir: str | None
+) -> Machine:
+    serial, console, debug_console = consoles.sinks()
+    return engine.build(
+        MachineSpec(
+            vm_config=vm_config,
+            slots=numbering.slots,
+            serial=serial,
+            console=console,
+            debug_console=debug_console,
+            state_dir=state_dir,
         )
-    except (NoFreeSlot, SlotTaken, EngineError) as error:
-        raise DeviceManager from error
-    _write_image_types(vm_config, machine)
-    return Built(vm_config, numbering, machine)
+    )
 
 
-def _write_image_types(vm_config: VmConfig, machine: Machine) -> None:
-    """Write what the images were found to be; an image that was not declared follows no backing file."""
-    for disk in vm_config.disks or []:
-        found = machine.image_types.get(disk.id or "")
-        if disk.image_type is ImageType.UNKNOWN and found is not None:
-            disk.image_type = found
-            disk.backing_files = disk.backing_files and found is not ImageType.QCOW2
+def write_image_type(disk: DiskConfig, machine: Machine) -> None:
+    """Write what the image was found to be; an image that was not declared follows no backing file."""
+    found = machine.image_types.get(disk.id or "")
+    if disk.image_type is ImageType.UNKNOWN and found is not None:
+        disk.image_type = found
+        disk.backing_files = disk.backing_files and found is not ImageType.QCOW2
 
 
 def final_step_error(error: EngineError) -> VmError:

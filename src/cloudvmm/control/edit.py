@@ -1,6 +1,7 @@
-"""Changes to the config of a VM that is not booted: devices added and removed, sizes set.
+"""Changes to a stored config: devices added and removed, sizes set.
 
-Pure: each function takes the stored config and returns a changed copy.
+Pure: each function takes the stored config and returns a changed copy. Those on sizes of a booted VM share
+with the old one what did not change, so that they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import copy
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from cloudvmm.api.error import ConfigValidation, NoDeviceToRemove, ResizeZone, TooManyVsockDevices
 from cloudvmm.config.device import (
+    BalloonConfig,
     DeviceConfig,
     FsConfig,
     GenericVhostUserConfig,
@@ -20,6 +24,7 @@ from cloudvmm.config.device import (
 )
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.memory import HotplugMethod
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import VmResizeData, VmResizeZoneData
 from cloudvmm.config.pci import PciDevice
@@ -38,8 +43,8 @@ LISTS: Final[dict[type[PciDevice], str]] = {
 }
 
 
-def with_device(vm_config: VmConfig, device: PciDevice) -> VmConfig:
-    """Return `vm_config` plus `device`.
+def with_device(vm_config: VmConfig, device: PciDevice) -> tuple[VmConfig, PciDevice]:
+    """Return `vm_config` plus a copy of `device`, and that copy, which the caller may still complete.
 
     :raises ConfigValidation: the two together break a rule.
     :raises TooManyVsockDevices: there is a vsock device already.
@@ -56,7 +61,7 @@ def with_device(vm_config: VmConfig, device: PciDevice) -> VmConfig:
         validate(copy.deepcopy(changed))
     except ValidationError as error:
         raise ConfigValidation from error
-    return changed
+    return changed, device
 
 
 def without_device(vm_config: VmConfig, device_id: str) -> tuple[VmConfig, Any]:
@@ -100,3 +105,27 @@ def with_zone_size(vm_config: VmConfig, zone_size: VmResizeZoneData) -> VmConfig
             zone.size = zone_size.desired_ram
             return changed
     raise ResizeZone
+
+
+def with_vcpus(vm_config: VmConfig, vcpus: int) -> VmConfig:
+    return replace(vm_config, cpus=replace(vm_config.cpus, boot_vcpus=vcpus))
+
+
+def with_ram(vm_config: VmConfig, ram_bytes: int) -> VmConfig:
+    """Return `vm_config` with RAM of that size; virtio-mem leaves `memory.size` as it is."""
+    memory = vm_config.memory
+    if memory.hotplug_method is HotplugMethod.ACPI:
+        return replace(vm_config, memory=replace(memory, size=ram_bytes))
+    return replace(vm_config, memory=replace(memory, hotplugged_size=ram_bytes - memory.size or None))
+
+
+def with_balloon(vm_config: VmConfig, balloon: BalloonConfig, balloon_bytes: int) -> VmConfig:
+    return replace(vm_config, balloon=replace(balloon, size=balloon_bytes))
+
+
+def with_zone_plugged(vm_config: VmConfig, zone_id: str, plugged_bytes: int) -> VmConfig:
+    zones = [
+        replace(zone, hotplugged_size=plugged_bytes) if zone.id == zone_id else zone
+        for zone in vm_config.memory.zones or []
+    ]
+    return replace(vm_config, memory=replace(vm_config.memory, zones=zones))

@@ -60,7 +60,7 @@ class Holding:
         if self.vm_config is None:
             raise VmNotCreated
         vm = self.vm
-        key = (self.vm_config, vm, *((vm.state, vm.tree, vm.balloon_actual_bytes) if vm is not None else ()))
+        key = (self.vm_config, vm, *((vm.state, vm.tree, vm.guest_ram) if vm is not None else ()))
         if self._info is None or not _are_same(key, self._info_of):
             self._info, self._info_of = self._make_info(self.vm_config), key
         return self._info
@@ -69,11 +69,10 @@ class Holding:
         ram_bytes = configured_ram_bytes(vm_config)
         if self.vm is None:
             return VmInfo(config=vm_config, state=VmState.CREATED, memory_actual_size=ram_bytes)
-        actual = self.vm.balloon_actual_bytes
         return VmInfo(
             config=vm_config,
             state=self.vm.state,
-            memory_actual_size=ram_bytes if actual is None else min(actual, ram_bytes),
+            memory_actual_size=self.vm.guest_ram.actual_bytes(ram_bytes),
             device_tree=self.vm.tree,
         )
 

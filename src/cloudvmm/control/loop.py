@@ -20,6 +20,7 @@ from cloudvmm.api.error import VmError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
+from cloudvmm.control.ram import Vcpus
 from cloudvmm.control.reader import Reader
 from cloudvmm.control.runner import Log, Runner, failed
 from cloudvmm.control.vm import Vm
@@ -183,7 +184,7 @@ class ControlLoop:
             case base.GuestPanicked(kind=kind):
                 self._events.emit("guest", "panic", {"event": kind})
             case base.BalloonChanged(actual_bytes=actual_bytes):
-                vm.balloon_actual_bytes = actual_bytes
+                vm.note_balloon(actual_bytes)
             case base.PciChanged():
                 self._reader.look_at_bars()
             case base.ResetRequested():
@@ -192,10 +193,21 @@ class ControlLoop:
                 self._from_guest(vm, "guest power-off", self._commands.power.shutdown)
             case base.PoweredOff():
                 self._runner.leave()
-            case base.DeviceRemoved() | base.VcpusRemoved() | base.ZoneChanged() | base.DriverChanged():
-                pass  # what is changed on a booted VM, and who reports it, comes with those commands
+            case base.ZoneChanged(zone_id=zone_id, plugged_bytes=plugged_bytes):
+                vm.note_zone(zone_id, plugged_bytes)
+            case base.VcpusRemoved(vcpus=vcpus):
+                vm.vcpus = Vcpus(vcpus)
+            case base.DeviceRemoved(device_id=device_id):
+                self._on_device_removed(vm, device_id)
+            case base.DriverChanged():
+                pass  # who reports it comes with a later release
             case base.Exited(reason=reason):
                 self._on_machine_exit(vm, reason)
+
+    def _on_device_removed(self, vm: Vm, device_id: str) -> None:
+        bdf = vm.drop_device(device_id)
+        if bdf is not None:
+            self._events.emit("vm", "device-removed", {"id": device_id, "bdf": bdf})
 
     def _from_guest(self, vm: Vm, name: str, steps: Callable[[], Steps]) -> None:
         """Queue what the guest asked for; it is void if another command ends that VM first."""

@@ -8,85 +8,154 @@ order.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
+from typing import Final
 
 import msgspec
 
-from cloudvmm.config.console import ConsoleOutputMode
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.device import (
+    BalloonConfig,
+    DeviceConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    IvshmemConfig,
+    PmemConfig,
+    RngConfig,
+    RtcConfig,
+    UserDeviceConfig,
+    VdpaConfig,
+    VsockConfig,
+)
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.errors import VmmError
+from cloudvmm.control.ram import ram_of
+from cloudvmm.control.slot import Names, Slots
 
-CONSOLE_ID = "__console"
-RNG_ID = "__rng"
-BALLOON_ID = "__balloon"
-WATCHDOG_ID = "__watchdog"
-RTC_ID = "__rtc"
-PVPANIC_ID = "__pvpanic"
-IVSHMEM_ID = "__ivshmem"
-SERIAL_ID = "__serial"
-DEBUG_CONSOLE_ID = "__debug_console"
-IOAPIC_ID = "__ioapic"
-VIRTIO_PCI_PREFIX = "_virtio-pci-"
+WATCHDOG_ID: Final = "__watchdog"
+PVPANIC_ID: Final = "__pvpanic"
+IOMMU_ID: Final = "__iommu"
+SERIAL_ID: Final = "__serial"
+DEBUG_CONSOLE_ID: Final = "__debug_console"
+IOAPIC_ID: Final = "__ioapic"
+VIRTIO_PCI_PREFIX: Final = "_virtio-pci-"
+
+FIXED_IDS: Final[dict[type[PciDevice], str]] = {
+    ConsoleConfig: "__console",
+    RngConfig: "__rng",
+    BalloonConfig: "__balloon",
+    RtcConfig: "__rtc",
+    IvshmemConfig: "__ivshmem",
+}
+PREFIXES: Final[dict[type[PciDevice], str]] = {
+    DiskConfig: "_disk",
+    NetConfig: "_net",
+    GenericVhostUserConfig: "_generic_vhost_user",
+    FsConfig: "_fs",
+    PmemConfig: "_pmem",
+    VsockConfig: "_vsock",
+    VdpaConfig: "_vdpa",
+    DeviceConfig: "_vfio",
+    UserDeviceConfig: "_vfio_user",
+}
+PLAIN: Final = "plain"  # a PCI device that the reference neither unplugs nor has a word for
+KINDS: Final[dict[type[PciDevice], str]] = {
+    DiskConfig: "block",
+    NetConfig: "net",
+    FsConfig: "fs",
+    PmemConfig: "pmem",
+    VsockConfig: "vsock",
+    VdpaConfig: "vdpa",
+    DeviceConfig: "vfio",
+    UserDeviceConfig: "vfio-user",
+    ConsoleConfig: "console",
+    RngConfig: "rng",
+    BalloonConfig: "balloon",
+    RtcConfig: "rtc",
+    IvshmemConfig: PLAIN,
+}
+# By the number that the virtio specification gives a type of device.
+VIRTIO_KINDS: Final[dict[int, str]] = {
+    1: "net",
+    2: "block",
+    3: "console",
+    4: "rng",
+    5: "balloon",
+    9: "9p",
+    16: "gpu",
+    17: "rtc",
+    18: "input",
+    19: "vsock",
+    23: "iommu",
+    24: "mem",
+    26: "fs",
+    27: "pmem",
+    35: "watchdog",
+}
 
 
-class NoFreeSlot(VmmError):
-    """Could not find an available device slot on the PCI bus"""
+class Numbered(msgspec.Struct, frozen=True, kw_only=True):
+    """One PCI device: `kind` is the reference's word for its type, `slot` what the user asked for."""
 
-
-class SlotTaken(VmmError):
-    def __init__(self, slot: int) -> None:
-        super().__init__(f"Valid PCI device identifier but already used: {slot}")
-
-
-class Slots:
-    """The device numbers of bus 0 that devices may have, `first`..`last`."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self._range = range(first, last + 1)
-        self.taken: dict[str, int] = {}
-
-    def reserve(self, device_id: str, slot: int) -> None:
-        """:raises SlotTaken: another device has it, or the machine itself."""
-        if slot not in self._range or slot in self.taken.values():
-            raise SlotTaken(slot)
-        self.taken[device_id] = slot
-
-    def assign(self, device_id: str) -> int:
-        """:raises NoFreeSlot: all are taken."""
-        used = set(self.taken.values())
-        for slot in self._range:
-            if slot not in used:
-                self.taken[device_id] = slot
-                return slot
-        raise NoFreeSlot
-
-    def release(self, device_id: str) -> None:
-        self.taken.pop(device_id, None)
-
-
-class Names:
-    """The id counter of one VM object."""
-
-    def __init__(self, used: set[str], counter: int = 0) -> None:
-        self.used = used
-        self.counter = counter
-
-    def generate(self, prefix: str) -> str:
-        while True:
-            name = f"{prefix}{self.counter}"
-            self.counter += 1
-            if name not in self.used:
-                self.used.add(name)
-                return name
+    device_id: str
+    kind: str
+    slot: int | None = None
+    is_virtio: bool = True
+    is_trapped: bool = False
 
 
 class Numbering(msgspec.Struct, kw_only=True):
-    """`slots` per device id in creation order; `virtio` are the ids that a virtio-pci wrapper goes with."""
+    """Who has which name and slot in one VM object. It changes as devices come and go.
+
+    `slots` is in creation order and holds every PCI device that the guest has not let go of. `virtio` are the
+    ids that a virtio-pci wrapper goes with. `trapped` are behind the vIOMMU where nothing can be removed.
+    `given_ids` are those that the user gave at boot: they are never generated.
+    """
 
     slots: dict[str, int]
     virtio: list[str]
+    kinds: dict[str, str]
+    trapped: set[str]
+    given_ids: set[str]
     counter: int
+    first_slot: int
+    last_slot: int
+
+    def generate_id(self, device: PciDevice, known_ids: Collection[str]) -> str:
+        """Return the id of a device that is added, generated where it has none: then the counter advances."""
+        if device.id is not None:
+            return device.id
+        names = Names(self.given_ids.union(known_ids), self.counter)
+        name = names.generate(PREFIXES[type(device)])
+        self.counter = names.counter
+        return name
+
+    def find_slot(self, device_id: str, wanted: int | None) -> int:
+        """Return the slot for a device that is added; it is not taken yet.
+
+        :raises AllocatePciDeviceId: there is none, or the one wished for is taken.
+        """
+        slots = Slots(self.first_slot, self.last_slot, self.slots)
+        return slots.allocate(device_id, wanted)
+
+    def take(self, device: PciDevice, device_id: str, slot: int) -> None:
+        """Note a device that was added."""
+        self.slots[device_id] = slot
+        self.kinds[device_id] = kind_of(device)
+        if is_virtio(device):
+            self.virtio.append(device_id)
+
+    def release(self, device_id: str) -> int | None:
+        """Forget a device that is gone; return the slot that it had, None where it is not known."""
+        slot = self.slots.pop(device_id, None)
+        if slot is not None:
+            self.kinds.pop(device_id, None)
+            self.trapped.discard(device_id)
+            if device_id in self.virtio:
+                self.virtio.remove(device_id)
+        return slot
 
 
 def generate_mac() -> str:
@@ -97,69 +166,93 @@ def generate_mac() -> str:
 def number_devices(vm_config: VmConfig, used_ids: set[str], first_slot: int, last_slot: int) -> Numbering:
     """Fill in ids and MACs in `vm_config` (changed in place) and give every PCI device its slot.
 
-    :raises NoFreeSlot: more devices than slots.
-    :raises SlotTaken: two devices ask for one slot, or one asks for a slot of the machine.
+    :raises AllocatePciDeviceId: more devices than slots.
+    :raises ReservePciDeviceId: two devices ask for one slot, or one asks for a slot of the machine.
     """
     names = Names(set(used_ids))
     slots = Slots(first_slot, last_slot)
     for net in vm_config.net or []:
         net.mac = net.mac or generate_mac()
     created = list(_created(vm_config, names))
-    for device_id, wanted, _ in created:
-        if wanted is not None:
-            slots.reserve(device_id, wanted)
+    for device in created:
+        if device.slot is not None:
+            slots.reserve(device.device_id, device.slot)
     order = {}
-    for device_id, wanted, _ in created:
-        order[device_id] = wanted if wanted is not None else slots.assign(device_id)
+    for device in created:
+        order[device.device_id] = device.slot if device.slot is not None else slots.allocate(device.device_id)
     return Numbering(
         slots=order,
-        virtio=[device_id for device_id, _, is_virtio in created if is_virtio],
+        virtio=[device.device_id for device in created if device.is_virtio],
+        kinds={device.device_id: device.kind for device in created},
+        trapped={device.device_id for device in created if device.is_trapped},
+        given_ids=set(used_ids),
         counter=names.counter,
+        first_slot=first_slot,
+        last_slot=last_slot,
     )
 
 
-def _created(vm_config: VmConfig, names: Names) -> Iterator[tuple[str, int | None, bool]]:
-    """Give (id, slot wished for, is virtio) in the reference's creation order."""
-    if vm_config.console.mode is not ConsoleOutputMode.OFF:
-        yield _single(vm_config.console, CONSOLE_ID)
-    yield from _numbered(vm_config.disks, "_disk", names)
-    yield from _numbered(vm_config.net, "_net", names)
-    yield _single(vm_config.rng, RNG_ID)
-    yield from _numbered(vm_config.generic_vhost_user, "_generic_vhost_user", names)
-    yield from _numbered(vm_config.fs, "_fs", names)
-    yield from _numbered(vm_config.pmem, "_pmem", names)
-    if vm_config.vsock is not None:
-        yield from _numbered([vm_config.vsock], "_vsock", names)
-    if vm_config.balloon is not None:
-        yield _single(vm_config.balloon, BALLOON_ID)
-    if vm_config.watchdog:
-        yield WATCHDOG_ID, None, False  # a plain PCI device here: QEMU has no virtio watchdog
-    yield from _numbered(vm_config.vdpa, "_vdpa", names)
-    if vm_config.rtc is not None:
-        yield _single(vm_config.rtc, RTC_ID)
-    yield from _plain(_numbered(vm_config.devices, "_vfio", names))
-    yield from _plain(_numbered(vm_config.user_devices, "_vfio_user", names))
-    if vm_config.pvpanic:
-        yield PVPANIC_ID, None, False
-    if vm_config.ivshmem is not None:
-        yield from _plain([_single(vm_config.ivshmem, IVSHMEM_ID)])
+def kind_of(device: PciDevice) -> str:
+    """Return the reference's word for the type of `device`."""
+    if isinstance(device, GenericVhostUserConfig):  # it is what its back end says
+        return VIRTIO_KINDS.get(device.device_type, "UNKNOWN")
+    return KINDS[type(device)]
 
 
-def _numbered(
-    devices: Sequence[PciDevice] | None, prefix: str, names: Names
-) -> Iterator[tuple[str, int | None, bool]]:
-    for device in devices or []:
-        device.id = device.id or names.generate(prefix)
-        yield device.id, device.pci_device_id, True
+def is_virtio(device: PciDevice) -> bool:
+    return not isinstance(device, DeviceConfig | UserDeviceConfig | IvshmemConfig)
 
 
-def _single(device: PciDevice, fixed_id: str) -> tuple[str, int | None, bool]:
-    # The reference keeps these names to itself: the config shows an id only where the user gave one.
-    return device.id or fixed_id, device.pci_device_id, True
+def is_on_iommu_segment(device: PciDevice, vm_config: VmConfig) -> bool:
+    platform = vm_config.platform
+    return platform is not None and device.pci_segment in (platform.iommu_segments or ())
 
 
-def _plain(
-    devices: Iterable[tuple[str, int | None, bool]],
-) -> Iterator[tuple[str, int | None, bool]]:
-    for device_id, wanted, _ in devices:
-        yield device_id, wanted, False
+def _created(vm_config: VmConfig, names: Names) -> Iterator[Numbered]:
+    """Give every PCI device in the reference's creation order, with the id that it has from now on."""
+    for device in _in_order(vm_config):
+        if isinstance(device, Numbered):
+            yield device
+            continue
+        fixed_id = FIXED_IDS.get(type(device))
+        if fixed_id is None and device.id is None:
+            device.id = names.generate(PREFIXES[type(device)])
+        # The reference keeps fixed names to itself: the config shows an id only where the user gave one.
+        yield Numbered(
+            device_id=device.id or fixed_id or "",
+            kind=kind_of(device),
+            slot=device.pci_device_id,
+            is_virtio=is_virtio(device),
+            is_trapped=device.iommu and not is_on_iommu_segment(device, vm_config),
+        )
+
+
+def _in_order(vm: VmConfig) -> Iterator[PciDevice | Numbered]:
+    if vm.console.mode is not ConsoleOutputMode.OFF:
+        yield vm.console
+    yield from vm.disks or ()
+    yield from vm.net or ()
+    yield vm.rng
+    yield from vm.generic_vhost_user or ()
+    yield from vm.fs or ()
+    yield from vm.pmem or ()
+    yield from _present(vm.vsock)
+    for zone_id in ram_of(vm.memory).zones:
+        yield Numbered(device_id=zone_id, kind="mem")
+    yield from _present(vm.balloon)
+    if vm.watchdog:
+        # A plain PCI device here: QEMU has no virtio watchdog.
+        yield Numbered(device_id=WATCHDOG_ID, kind="watchdog", is_virtio=False)
+    yield from vm.vdpa or ()
+    yield from _present(vm.rtc)
+    yield from vm.devices or ()
+    yield from vm.user_devices or ()
+    if vm.iommu:
+        yield Numbered(device_id=IOMMU_ID, kind="iommu")
+    if vm.pvpanic:
+        yield Numbered(device_id=PVPANIC_ID, kind=PLAIN, is_virtio=False)
+    yield from _present(vm.ivshmem)
+
+
+def _present(device: PciDevice | None) -> tuple[PciDevice, ...]:
+    return () if device is None else (device,)

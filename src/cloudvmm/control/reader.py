@@ -70,8 +70,8 @@ class Reader:
 
     def _place_bars(self, vm: Vm, outcome: Outcome) -> None:
         self._is_looking = False
-        if outcome.error is None and vm is self._holding.vm and self._holding.vm_config is not None:
-            vm.place_bars(self._holding.vm_config, outcome.value)
+        if outcome.error is None and vm is self._holding.vm:
+            vm.place_bars(outcome.value)
         if self._must_look_again:
             self._must_look_again = False
             self.look_at_bars()

@@ -6,29 +6,59 @@ from cloudvmm.api.data import DeviceTree, VmState
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.lifecycle import check_transition
 from cloudvmm.control.numbering import Numbering
-from cloudvmm.control.tree import device_tree
+from cloudvmm.control.ram import GuestRam, Vcpus, ram_of
+from cloudvmm.control.tree import bdf_of, device_tree
 from cloudvmm.engine.base import Machine, PciBar
 
 
 class Vm:
-    """A machine and what the loop knows about it."""
+    """A machine and what the loop knows about it. `tree` and `guest_ram` are replaced, never changed.
+
+    `vcpus` and `ram` are what the machine was last told, `guest_ram` is what its guest made of it.
+    """
 
     def __init__(self, machine: Machine, numbering: Numbering, vm_config: VmConfig) -> None:
         self.machine = machine
         self.numbering = numbering
         self.state = VmState.CREATED
-        self.balloon_actual_bytes: int | None = None
         self.exit_reason: str | None = None
-        self.tree: DeviceTree = device_tree(vm_config, numbering, {})
+        self.vcpus = Vcpus(vm_config.cpus.boot_vcpus)
+        self.ram = ram_of(vm_config.memory)
+        self.guest_ram = GuestRam()
+        self._legacy_config = vm_config  # its serial port and debug console stay as they are
+        self._bars: dict[str, list[PciBar]] = {}
+        self.tree: DeviceTree = {}
+        self.renew_tree()
 
     def check(self, target: VmState) -> None:
         """:raises InvalidStateTransition: `target` may not follow the present state."""
         check_transition(self.state, target)
 
-    def place_bars(self, vm_config: VmConfig, bars: dict[str, list[PciBar]]) -> None:
-        self.tree = device_tree(vm_config, self.numbering, bars)
+    def place_bars(self, bars: dict[str, list[PciBar]]) -> None:
+        self._bars = bars
+        self.renew_tree()
+
+    def renew_tree(self) -> None:
+        """Describe the devices anew: one came or went."""
+        self.tree = device_tree(self._legacy_config, self.numbering, self._bars)
+
+    def drop_device(self, device_id: str) -> str | None:
+        """The guest has let go of a device: return the address that is free now, None where it has none."""
+        slot = self.numbering.release(device_id)
+        if slot is None:
+            return None
+        self.renew_tree()
+        return bdf_of(slot)
+
+    def note_balloon(self, actual_bytes: int) -> None:
+        """The guest has `actual_bytes` left of what booted and of the modules plugged since."""
+        balloon_bytes = max(0, self.ram.current_bytes - actual_bytes)
+        self.guest_ram = GuestRam(balloon_bytes, self.guest_ram.plugged)
+
+    def note_zone(self, zone_id: str, plugged_bytes: int) -> None:
+        self.guest_ram = self.guest_ram.with_zone(zone_id, plugged_bytes)
 
 
 def configured_ram_bytes(vm_config: VmConfig) -> int:
-    """Return the RAM at boot: `memory.size` and all zones, hotplugged amounts not counted."""
+    """Return the RAM that is configured: `memory.size` and all zones, what virtio-mem gives not counted."""
     return vm_config.memory.size + sum(zone.size for zone in vm_config.memory.zones or [])

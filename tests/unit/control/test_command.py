@@ -357,8 +357,6 @@ def test_landlock_is_refused_and_the_config_stays(caller, vm_config):
     ("function", "data"),
     [
         (api.vm_send_migration, api.VmSendMigrationData(destination_url="unix:/x")),
-        (api.vm_resize, api.VmResizeData(desired_vcpus=2)),
-        (api.vm_add_disk, DiskConfig(path="/d")),
     ],
 )
 def test_what_has_no_means_yet_says_so(booted, function, data):

@@ -8,7 +8,9 @@ from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.control.numbering import NoFreeSlot, SlotTaken, number_devices
+from cloudvmm.control.error import AllocatePciDeviceId, ReservePciDeviceId
+from cloudvmm.control.numbering import number_devices
+from cloudvmm.errors import error_chain
 
 
 def test_one_counter_numbers_all_kinds():
@@ -52,15 +54,25 @@ def test_a_slot_asked_for_is_reserved_before_others_are_handed_out():
 def test_a_slot_that_is_taken_is_refused(slot):
     vm_config = VmConfig(disks=[DiskConfig(pci_device_id=2), DiskConfig(pci_device_id=slot)])
 
-    with pytest.raises(SlotTaken, match=f"^Valid PCI device identifier but already used: {slot}$"):
+    with pytest.raises(ReservePciDeviceId) as caught:
         number_devices(vm_config, set(), 2, 31)
+
+    assert error_chain(caught.value) == [
+        "Could not reserve the PCI device ID",
+        f"Valid PCI device identifier but already used: {slot}",
+    ]
 
 
 def test_more_devices_than_slots_are_refused():
     vm_config = VmConfig(disks=[DiskConfig() for _ in range(30)])
 
-    with pytest.raises(NoFreeSlot, match=r"^Could not find an available device slot on the PCI bus$"):
+    with pytest.raises(AllocatePciDeviceId) as caught:
         number_devices(vm_config, set(), 2, 31)
+
+    assert error_chain(caught.value) == [
+        "Failed to find an available PCI device ID",
+        "Could not find an available device slot on the PCI bus",
+    ]
 
 
 def test_a_missing_mac_is_generated_and_a_given_one_kept():

@@ -1,0 +1,51 @@
+"""The two things that devices share out among themselves: PCI slots and generated names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cloudvmm.control.error import AllocatePciDeviceId, NoFreeSlot, ReservePciDeviceId, SlotTaken
+
+
+class Slots:
+    """The device numbers of bus 0 that devices may have, `first`..`last`; `taken` is copied."""
+
+    def __init__(self, first: int, last: int, taken: Mapping[str, int] | None = None) -> None:
+        self._range = range(first, last + 1)
+        self.taken: dict[str, int] = dict(taken or {})
+
+    def reserve(self, device_id: str, slot: int) -> None:
+        """:raises ReservePciDeviceId: another device has it, or the machine itself."""
+        if not self._is_free(slot):
+            raise ReservePciDeviceId from SlotTaken(slot)
+        self.taken[device_id] = slot
+
+    def allocate(self, device_id: str, wanted: int | None = None) -> int:
+        """:raises AllocatePciDeviceId: all are taken, or the one wished for is."""
+        if wanted is None:
+            wanted = next(filter(self._is_free, self._range), None)
+            if wanted is None:
+                raise AllocatePciDeviceId from NoFreeSlot()
+        elif not self._is_free(wanted):
+            raise AllocatePciDeviceId from SlotTaken(wanted)
+        self.taken[device_id] = wanted
+        return wanted
+
+    def _is_free(self, slot: int) -> bool:
+        return slot in self._range and slot not in self.taken.values()
+
+
+class Names:
+    """The id counter of one VM object."""
+
+    def __init__(self, used: set[str], counter: int = 0) -> None:
+        self.used = used
+        self.counter = counter
+
+    def generate(self, prefix: str) -> str:
+        while True:
+            name = f"{prefix}{self.counter}"
+            self.counter += 1
+            if name not in self.used:
+                self.used.add(name)
+                return name
