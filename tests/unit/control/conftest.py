@@ -15,6 +15,7 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.fake import FakeEngine
 from cloudvmm.errors import error_chain
 from cloudvmm.events.hub import Event
+from support.wait import wait_until
 
 DEADLINE_S = 10.0
 
@@ -47,6 +48,15 @@ class Caller:
 
     def beside(self, function, *data) -> Beside:
         return Beside(lambda: self(function, *data))
+
+    def settled_info(self) -> api.VmInfo:
+        """Return `vm.info` once the guest's BARs are in it, which nothing changes any more."""
+
+        def info() -> api.VmInfo | None:
+            info = self(api.vm_info)
+            return info if info.device_tree["_virtio-pci-__rng"].resources else None
+
+        return wait_until(info, "the BARs in vm.info", timeout_s=DEADLINE_S)
 
     def names(self) -> list[str]:
         return [f"{event.source}/{event.event}" for event in self.events]

@@ -103,9 +103,7 @@ def test_numa_nodes_that_can_be():
 def test_more_vcpus_than_the_engine_has_are_refused():
     vm_config = VmConfig(cpus=CpusConfig(boot_vcpus=1, max_vcpus=300))
     check_vcpus(vm_config, 300)
-    with pytest.raises(
-        error.MaximumVcpusExceeded, match=r"^Maximum number of vCPUs 300 exceeds host limit 254$"
-    ):
+    with pytest.raises(error.MaximumVcpusExceeded, match="vCPUs 300 exceeds host limit 254"):
         check_vcpus(vm_config, 254)
 
 
