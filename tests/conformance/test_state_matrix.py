@@ -1,0 +1,248 @@
+"""Every call in every state, on every engine, over HTTP: rest.md section 8, cell by cell.
+
+A row is (call, states, status, chain): the answer to the call in each of the states, with the error chain
+after "Error from API". The states are those of `support.bench`; `M`, an outgoing migration, is not among them
+yet. A cell that an engine cannot carry out yet has a second row in its table of `CANNOT_YET`, with the honest
+error.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from cloudvmm.api import COMMANDS
+from support.bench import CALLS, Bench, texts
+from support.vm import choose_engine
+
+STATES = "NCRP"
+
+INFO = "The VM info is not available"
+CREATE = "The VM could not be created"
+BOOT = "The VM could not boot"
+SHUTDOWN = "The VM could not shutdown"
+REBOOT = "The VM could not reboot"
+PAUSE = "The VM could not be paused"
+RESUME = "The VM could not resume"
+SNAPSHOT = "The VM could not be snapshotted"
+RESTORE = "The VM could not be restored"
+COREDUMP = "The VM could not be coredumped"
+POWER_BUTTON = "Error triggering power button"
+NMI = "Error triggering NMI"
+RESIZE = "The VM could not be resized"
+RESIZE_ZONE = "The memory zone could not be resized"
+RESIZE_DISK = "The disk could not be resized"
+REMOVE = "The device could not be removed from the VM"
+SEND = "Error dispatching the migration worker"
+RECEIVE = "Error receiving migration"
+
+ADD = {
+    "vm.add-device": "The device could not be added to the VM",
+    "vm.add-user-device": "The user device could not be added to the VM",
+    "vm.add-disk": "The disk could not be added to the VM",
+    "vm.add-fs": "The fs could not be added to the VM",
+    "vm.add-generic-vhost-user": "The generic vhost-user device could not be added to the VM",
+    "vm.add-net": "The network device could not be added to the VM",
+    "vm.add-pmem": "The pmem device could not be added to the VM",
+    "vm.add-vdpa": "The vDPA device could not be added to the VM",
+    "vm.add-vsock": "The vsock device could not be added to the VM",
+}
+
+NOT_CREATED = "VM is not created"
+NOT_RUNNING = "VM is not running"
+ALREADY_CREATED = "VM is already created"
+CPU_MANAGER = "Error from CPU manager"
+MEMORY_MANAGER = "Memory manager error"
+DEVICE_MANAGER = "Error from device manager"
+UNKNOWN_ID = "Failed to find device corresponding to the given identifier: x"
+NOT_IMPLEMENTED = (
+    "The command is part of the API, but this release has no means for it (docs/compatibility.md)"
+)
+
+TABLE = [
+    ("vmm.ping", "NCRP", 200),
+    ("vm.info", "N", 404, INFO, NOT_CREATED),
+    ("vm.info", "CRP", 200),
+    ("vm.counters", "NC", 500, INFO, NOT_RUNNING),
+    ("vm.counters", "RP", 200),
+    ("vm.create", "N", 204),
+    ("vm.create", "CRP", 500, CREATE, ALREADY_CREATED),
+    ("vm.boot", "N", 404, BOOT, "VM config is missing"),
+    ("vm.boot", "C", 204),
+    ("vm.boot", "RPF", 500, BOOT, ALREADY_CREATED),
+    ("vm.delete", "NCRPF", 204),
+    ("vm.shutdown", "NC", 500, SHUTDOWN, NOT_RUNNING),
+    ("vm.shutdown", "RPF", 204),
+    ("vm.reboot", "NC", 404, REBOOT, NOT_CREATED),
+    ("vm.reboot", "RP", 204),
+    ("vm.pause", "NC", 500, PAUSE, NOT_RUNNING),
+    ("vm.pause", "R", 204),
+    (
+        "vm.pause",
+        "P",
+        500,
+        PAUSE,
+        "Cannot pause VM",
+        "Failed to pause migratable component",
+        "Invalid transition: InvalidStateTransition(Paused, Paused)",
+    ),
+    ("vm.resume", "NC", 500, RESUME, NOT_RUNNING),
+    (
+        "vm.resume",
+        "R",
+        500,
+        RESUME,
+        "Cannot resume VM",
+        "Failed to resume migratable component",
+        "Invalid transition: InvalidStateTransition(Running, Running)",
+    ),
+    ("vm.resume", "P", 204),
+    ("vm.power-button", "NC", 500, POWER_BUTTON, NOT_RUNNING),
+    ("vm.power-button", "RP", 204),
+    ("vm.nmi", "NC", 500, NMI, NOT_RUNNING),
+    ("vm.nmi", "RP", 204),
+    ("vm.coredump", "NC", 500, COREDUMP, NOT_RUNNING),
+    ("vm.coredump", "RP", 204),
+    ("vm.resize", "N", 404, RESIZE, NOT_CREATED),
+    ("vm.resize", "CRP", 204),
+    ("vm.resize-zone", "N", 404, RESIZE_ZONE, NOT_CREATED),
+    ("vm.resize-zone", "CRP", 204),
+    ("vm.resize-zone unknown", "CRP", 500, RESIZE_ZONE, "Failed resizing a memory zone"),
+    ("vm.resize-disk", "N", 404, RESIZE_DISK, NOT_CREATED),
+    ("vm.resize-disk", "C", 500, RESIZE_DISK, "Failed resizing a disk image"),
+    ("vm.resize-disk", "RP", 204),
+    ("vm.resize-disk unknown", "RP", 404, RESIZE_DISK, DEVICE_MANAGER, UNKNOWN_ID),
+    *((call, "N", 404, error, NOT_CREATED) for call, error in ADD.items()),
+    *((call, "C", 204) for call in ADD),
+    *((call, "RP", 200) for call in ADD),
+    (
+        "vm.add-disk used id",
+        "CRP",
+        409,
+        ADD["vm.add-disk"],
+        "Failed to validate config",
+        "Identifier d0 is not unique",
+    ),
+    ("vm.remove-device", "N", 404, REMOVE, NOT_CREATED),
+    ("vm.remove-device", "CRP", 204),
+    ("vm.remove-device unknown", "C", 404, REMOVE, 'No device with id "x" to remove'),
+    ("vm.remove-device unknown", "RP", 404, REMOVE, DEVICE_MANAGER, UNKNOWN_ID),
+    ("vm.snapshot", "NC", 500, SNAPSHOT, NOT_RUNNING),
+    (
+        "vm.snapshot",
+        "R",
+        500,
+        SNAPSHOT,
+        "Cannot snapshot VM",
+        "Failed to snapshot migratable component",
+        "Trying to snapshot while VM is running",
+    ),
+    ("vm.snapshot", "P", 500, SNAPSHOT, NOT_IMPLEMENTED),
+    ("vm.restore", "N", 500, RESTORE, NOT_IMPLEMENTED),
+    ("vm.restore", "CRP", 500, RESTORE, ALREADY_CREATED),
+    ("vm.receive-migration", "NC", 500, RECEIVE, NOT_IMPLEMENTED),
+    ("vm.receive-migration", "RP", 500, RECEIVE, ALREADY_CREATED),
+    ("vm.send-migration", "NC", 500, SEND, NOT_RUNNING),
+    ("vm.send-migration", "RP", 500, SEND, NOT_IMPLEMENTED),
+    ("vmm.shutdown", "NCRP", 200),
+]
+
+NO_RESIZE = "Resizing a booted VM comes with a later release; resize it before vm.boot"
+NO_ADD = "Adding a device to a booted VM comes with a later release; add it before vm.boot"
+NO_REMOVE = "Removing a device from a booted VM comes with a later release; remove it before vm.boot"
+NO_HANDLER = "No virtio-mem resizing handler found"  # there is no virtio-mem to be had
+
+CANNOT_YET = {
+    "fake": [],
+    "qemu": [
+        ("vm.resize", "RP", 500, RESIZE, CPU_MANAGER, NO_RESIZE),
+        ("vm.resize-zone", "RP", 500, RESIZE_ZONE, MEMORY_MANAGER, NO_HANDLER),
+        ("vm.resize-disk", "RP", 500, RESIZE_DISK, DEVICE_MANAGER, "Disk resize error", NO_RESIZE),
+        *((call, "RP", 500, error, DEVICE_MANAGER, NO_ADD) for call, error in ADD.items()),
+        ("vm.remove-device", "RP", 500, REMOVE, DEVICE_MANAGER, NO_REMOVE),
+    ],
+}
+
+
+def cells(rows):
+    """Return (call, state) to (status, chain) for every cell of `rows`."""
+    return {(call, state): (status, chain) for call, states, status, *chain in rows for state in states}
+
+
+CELLS = cells(TABLE)
+# Those of one state together, so that a VM that refuses serves many.
+IN_ORDER = sorted(CELLS, key=lambda cell: "NCRPF".index(cell[1]))
+ENGINES = ["fake", pytest.param("qemu", marks=pytest.mark.qemu)]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def bench(request, tmp_path_factory):
+    bench = Bench(choose_engine(request.param), tmp_path_factory.mktemp(request.param))
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def own_bench(bench, tmp_path):
+    """A server that the test may end."""
+    own = Bench(bench.engine, tmp_path)
+    yield own
+    own.close()
+
+
+def expected(bench, call, state):
+    return cells(CANNOT_YET[bench.engine.name]).get((call, state), CELLS[call, state])
+
+
+def test_every_command_has_a_cell_for_every_state():
+    missing = [
+        (command.name, state)
+        for command in COMMANDS
+        for state in STATES
+        if (command.name, state) not in CELLS
+    ]
+    assert missing == []
+    assert {call for call, _ in CELLS} == set(CALLS)
+
+
+def test_no_cell_has_two_rows():
+    for rows in (TABLE, *CANNOT_YET.values()):
+        assert sum(len(states) for _, states, *_ in rows) == len(cells(rows))
+        assert set(cells(rows)) <= set(CELLS)
+
+
+@pytest.mark.parametrize(("call", "state"), [cell for cell in IN_ORDER if cell[0] != "vmm.shutdown"])
+def test_cell(bench, call, state):
+    status, chain = expected(bench, call, state)
+    bench.reach(state)
+
+    reply = bench.call(call)
+
+    assert (reply.status, texts(reply)) == (status, ["Error from API", *chain] if chain else [])
+    if status >= 400:
+        assert bench.has_state(state), "a refusal changed the state"
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_vmm_shutdown_ends_the_server_from_every_state(own_bench, state):
+    own_bench.reach(state)
+
+    reply = own_bench.call("vmm.shutdown")
+
+    assert (reply.status, reply.body) == (200, b"")
+    assert own_bench.server.wait_end() == 0
+
+
+@pytest.mark.parametrize("state", "RP")
+def test_hot_add_answers_with_id_and_address(bench, state):
+    able = [call for call in ADD if expected(bench, call, state)[0] == 200]
+    if not able:
+        pytest.skip(f"The engine {bench.engine.name} adds no device to a booted VM yet")
+    bench.reach("N")
+    bench.reach(state)
+    for call in able:
+        answer = msgspec.json.decode(bench.call(call).body)
+        assert sorted(answer) == ["bdf", "id"]
+        tree = bench.vmm.get("vm.info")["device_tree"]
+        node = tree[answer["id"]]
+        assert tree[node.get("parent", answer["id"])]["pci_bdf"] == answer["bdf"]
