@@ -78,7 +78,7 @@ class PayloadError(EngineError):
 
 
 class ImageLocked(EngineError):
-    """Error locking disk images: Another instance likely holds a lock"""
+    """Cannot lock images of all block devices"""
 
 
 class RamError(EngineError):

@@ -9,7 +9,7 @@ from cloudvmm import api
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, ImageLocked
+from cloudvmm.engine.base import EngineError, ImageLocked, RamError
 from cloudvmm.engine.fake import Fail, FakeEngine
 
 from .conftest import Caller
@@ -106,6 +106,24 @@ def test_boot_with_a_locked_image_says_so(caller, vm_config, engine):
         "Error locking disk images: Another instance likely holds a lock",
         "The image is locked",
     ]
+
+
+def test_boot_that_finds_a_locked_image_has_the_whole_chain(caller, vm_config, engine):
+    engine.faults.set("boot", Fail(ImageLocked))
+    caller(api.vm_create, vm_config)
+
+    assert caller.refusal(api.vm_boot)[1:] == [
+        "Error locking disk images: Another instance likely holds a lock",
+        "Cannot lock images of all block devices",
+    ]
+
+
+def test_boot_without_the_memory_is_the_memory_managers_failure(caller, vm_config, engine):
+    engine.faults.set("build", Fail(RamError, "Too few huge pages"))
+    caller(api.vm_create, vm_config)
+
+    assert caller.refusal(api.vm_boot)[1:] == ["Memory manager error", "Too few huge pages"]
+    assert caller(api.vm_info).device_tree is None
 
 
 def test_boot_of_a_booted_vm_is_refused_without_an_event(booted):

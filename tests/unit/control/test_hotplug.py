@@ -228,13 +228,14 @@ def test_disk_that_cannot_be_had_changes_nothing(booted, device, texts):
 
 
 @pytest.mark.parametrize(
-    "fault", [Fail(EngineError, "the bus is gone"), Fail(ImageLocked, "The image is locked")]
+    ("error", "text"),
+    [(EngineError, "the bus is gone"), (ImageLocked, "Cannot lock images of all block devices")],
 )
-def test_engine_that_fails_changes_nothing(booted, engine, image, fault):
-    engine.faults.set("add_device", fault)
+def test_engine_that_fails_changes_nothing(booted, engine, image, error, text):
+    engine.faults.set("add_device", Fail(error, text))
     before = booted.settled_info()
 
-    assert booted.refusal(api.vm_add_disk, DiskConfig(path=image)) == [ADD_DISK, MANAGER, fault.text]
+    assert booted.refusal(api.vm_add_disk, DiskConfig(path=image)) == [ADD_DISK, MANAGER, text]
     assert booted(api.vm_info) == before
 
 

@@ -89,7 +89,7 @@ def test_image_of_another_machine_is_refused_at_the_lock_only(undo, image):
     config = {"disks": [{"id": "a", "path": image}]}
     first, second = acquire(spec_of(config), undo), acquire(spec_of(config), undo)
     first.lock_images()
-    with pytest.raises(ImageLocked, match="Another instance likely holds a lock") as caught:
+    with pytest.raises(ImageLocked, match="Cannot lock images of all block devices") as caught:
         second.lock_images()
     assert image in str(caught.value.__cause__)
 
