@@ -13,7 +13,6 @@ import pytest
 
 from cloudvmm.api import COMMANDS
 from support.bench import CALLS, Bench, texts
-from support.vm import choose_engine
 
 STATES = "NCRP"
 
@@ -172,14 +171,6 @@ def cells(rows):
 CELLS = cells(TABLE)
 # Those of one state together, so that a VM that refuses serves many.
 IN_ORDER = sorted(CELLS, key=lambda cell: "NCRPF".index(cell[1]))
-ENGINES = ["fake", pytest.param("qemu", marks=pytest.mark.qemu)]
-
-
-@pytest.fixture(scope="module", params=ENGINES)
-def bench(request, tmp_path_factory):
-    bench = Bench(choose_engine(request.param), tmp_path_factory.mktemp(request.param))
-    yield bench
-    bench.close()
 
 
 @pytest.fixture

@@ -146,7 +146,7 @@ def test_guest_runs_on_huge_pages(reserved_hugepages: None, tmp_path: Path) -> N
 
 
 def test_huge_pages_of_a_size_the_machine_lacks_are_refused(tmp_path: Path) -> None:
-    memory = {"size": RAM_BYTES, "hugepages": True, "hugepage_size": 64 * MIB}
+    memory = {"size": 3 * 64 * MIB, "hugepages": True, "hugepage_size": 64 * MIB}
     with serving(tmp_path) as vm:
         vm.vmm.put("vm.create", vm_config(memory=memory))
         chain = vm.vmm.put("vm.boot", expect=500)

@@ -47,6 +47,7 @@ class Vm:
         slot = self.numbering.release(device_id)
         if slot is None:
             return None
+        self._bars = {known: bars for known, bars in self._bars.items() if known != device_id}
         self.renew_tree()
         return bdf_of(slot)
 

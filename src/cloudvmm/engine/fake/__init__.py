@@ -2,8 +2,8 @@
 
 `FakeEngine` keeps the whole contract of `engine.base`: the same checks, errors, events and state rules as
 a real engine, in microseconds and without privileges. What it does not do: lock disk images, make TAP
-devices, run a payload. `machine.guest` plays the guest; `Faults` lets any operation fail, hang, drag on or
-kill the machine.
+devices, run a payload. `machine.guest` plays the guest, which lets go of devices and follows new sizes at
+once unless told otherwise; `Faults` lets any operation fail, hang, drag on or kill the machine.
 """
 
 from cloudvmm.engine.fake.engine import FakeEngine
