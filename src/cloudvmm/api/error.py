@@ -285,10 +285,6 @@ class LockingError(VmError):
     """Error locking disk images: Another instance likely holds a lock"""
 
 
-class InvalidNumaConfig(VmError):
-    """Invalid NUMA configuration"""
-
-
 class ErrorNmi(VmError):
     """Error injecting NMI"""
 

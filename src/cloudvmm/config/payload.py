@@ -38,12 +38,12 @@ class PayloadConfig(msgspec.Struct, kw_only=True):
     fw_cfg_config: FwCfgConfig | None = None
 
 
-class PayloadError(ValidationError):
+class PayloadNotBootable(ValidationError):
     """Payload configuration is not bootable"""
 
 
 class PayloadConfigError(VmmError):
-    """Why a payload is not bootable; always the cause of a PayloadError."""
+    """Why a payload is not bootable; always the cause of a PayloadNotBootable."""
 
 
 class MissingBootitem(PayloadConfigError):
@@ -80,12 +80,12 @@ class FwCfgInvalidItem(PayloadConfigError):
 def settle_payload(payload: PayloadConfig | None, warn: Warn = unheard) -> None:
     """Check that `payload` can boot, and erase, with a warning, what a firmware would ignore.
 
-    :raises PayloadError: with a PayloadConfigError as its cause.
+    :raises PayloadNotBootable: with a PayloadConfigError as its cause.
     """
     try:
         _settle(payload, warn)
     except PayloadConfigError as error:
-        raise PayloadError from error
+        raise PayloadNotBootable from error
 
 
 def _settle(payload: PayloadConfig | None, warn: Warn) -> None:

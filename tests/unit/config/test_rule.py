@@ -587,7 +587,7 @@ RULES = [
 
 @pytest.mark.parametrize(("broken", "cause", "text"), PAYLOAD_RULES)
 def test_payload_that_cannot_boot_is_refused_with_its_cause(broken, cause, text):
-    with pytest.raises(payload.PayloadError) as caught:
+    with pytest.raises(payload.PayloadNotBootable) as caught:
         validate(VmConfig(payload=broken))
 
     assert type(caught.value.__cause__) is cause
