@@ -5,47 +5,67 @@ import pytest
 from support.rest import PING, RestClient, request_bytes
 
 
-def library_400(text: str) -> bytes:
+def library_400(text: str, code: str) -> bytes:
     body = f'{{ "error": "{text}\nAll previous unanswered requests will be dropped." }}'.encode()
     return (
-        b"HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
-        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        b"HTTP/1.1 400 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\nX-Cloudvmm-Error: %s\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (code.encode(), len(body), body)
     )
 
 
 REFUSED = [
-    (b"POST /api/v1/vm.boot HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
-    (b"HEAD /api/v1/vm.info HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
-    (b"OPTIONS * HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
-    (b"put /api/v1/vm.boot HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method."),
-    (b"GET /api/v1/vm.info HTTP/2.0\r\n\r\n", "Invalid HTTP Version: Unsupported HTTP version."),
-    (b"GET  HTTP/1.1\r\n\r\n", "Invalid URI: Empty URI not allowed."),
-    (b"GET /\xff HTTP/1.1\r\n\r\n", "Invalid URI: Cannot parse URI as UTF-8."),
-    (b"hello\r\n", "Invalid request."),
-    (b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n", "Invalid request."),
+    (
+        b"POST /api/v1/vm.boot HTTP/1.1\r\n\r\n",
+        "Invalid HTTP Method: Unsupported HTTP method.",
+        "UnsupportedMethod",
+    ),
+    (
+        b"HEAD /api/v1/vm.info HTTP/1.1\r\n\r\n",
+        "Invalid HTTP Method: Unsupported HTTP method.",
+        "UnsupportedMethod",
+    ),
+    (b"OPTIONS * HTTP/1.1\r\n\r\n", "Invalid HTTP Method: Unsupported HTTP method.", "UnsupportedMethod"),
+    (
+        b"put /api/v1/vm.boot HTTP/1.1\r\n\r\n",
+        "Invalid HTTP Method: Unsupported HTTP method.",
+        "UnsupportedMethod",
+    ),
+    (
+        b"GET /api/v1/vm.info HTTP/2.0\r\n\r\n",
+        "Invalid HTTP Version: Unsupported HTTP version.",
+        "UnsupportedVersion",
+    ),
+    (b"GET  HTTP/1.1\r\n\r\n", "Invalid URI: Empty URI not allowed.", "InvalidUri"),
+    (b"GET /\xff HTTP/1.1\r\n\r\n", "Invalid URI: Cannot parse URI as UTF-8.", "InvalidUri"),
+    (b"hello\r\n", "Invalid request.", "InvalidRequest"),
+    (b"GET /" + b"a" * 2000 + b" HTTP/1.1\r\n\r\n", "Invalid request.", "InvalidRequest"),
     (
         b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         "Invalid header. Reason: Invalid value. Key:Content-Length; Value: -1",
+        "InvalidHeader",
     ),
     (
         b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 4294967296\r\n\r\n",
         "Invalid header. Reason: Invalid value. Key:Content-Length; Value: 4294967296",
+        "InvalidHeader",
     ),
     (
         b"GET /api/v1/vm.info HTTP/1.1\r\nAccept-Encoding: identity;q=0\r\n\r\n",
         "Invalid header. Reason: Invalid value. Key:Accept-Encoding; Value:identity;q=0",
+        "InvalidHeader",
     ),
     (
         b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 4194305\r\nExpect: 100-continue\r\n\r\n",
         "Request payload with size 4194305 is larger than the limit of 4194304 allowed by server.",
+        "PayloadTooLarge",
     ),
 ]
 
 
-@pytest.mark.parametrize(("raw", "text"), REFUSED)
-def test_what_is_no_request_gets_the_library_s_400_and_the_connection_stays(client, raw, text):
+@pytest.mark.parametrize(("raw", "text", "code"), REFUSED)
+def test_what_is_no_request_gets_the_library_s_400_and_the_connection_stays(client, raw, text, code):
     client.send(raw)
-    assert client.reply().raw == library_400(text)
+    assert client.reply().raw == library_400(text, code)
     assert client.ping().status == 200
 
 
@@ -97,7 +117,7 @@ def test_pipelined_requests_are_answered_in_order(client):
 
 def test_refusal_drops_what_was_not_answered_yet(client, vmm):
     client.send(request_bytes("PUT", "/api/v1/vm.boot") + b"garbage\r\n")
-    assert client.reply().raw == library_400("Invalid request.")
+    assert client.reply().raw == library_400("Invalid request.", "InvalidRequest")
     assert client.ping().status == 200
     assert vmm.names() == ["vmm.ping"]
 
@@ -128,7 +148,8 @@ def test_body_of_four_mebibytes_is_taken(client, vmm):
 def test_body_of_five_mebibytes_is_refused_once_and_the_connection_stays(client):
     client.send(request_bytes("PUT", "/api/v1/vm.create", b"x" * (5 << 20)))
     assert client.reply().raw == library_400(
-        "Request payload with size 5242880 is larger than the limit of 4194304 allowed by server."
+        "Request payload with size 5242880 is larger than the limit of 4194304 allowed by server.",
+        "PayloadTooLarge",
     )
     assert client.ping().status == 200
     assert client.is_quiet()

@@ -110,7 +110,7 @@ def test_wrong_method_on_an_early_endpoint_is_refused_in_words(client, vmm, meth
 @pytest.mark.parametrize("name", PLAIN)
 def test_get_for_put_and_put_for_get_are_refused_in_words(client, vmm, name):
     reply = client.ask("PUT" if name in READING else "GET", name, BODIES.get(name))
-    assert (reply.status, reply.body) == (400, BAD_REQUEST)
+    assert (reply.status, reply.code, reply.body) == (400, "WrongMethod", BAD_REQUEST)
     assert vmm.names() == []
 
 
@@ -119,7 +119,7 @@ def test_get_for_put_and_put_for_get_are_refused_in_words(client, vmm, name):
 def test_patch_and_delete_are_refused_without_words(client, vmm, method, name):
     assert client.ask(method, name, BODIES.get(name)).raw == (
         b"HTTP/1.1 400 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n"
-        b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n"
+        b"X-Cloudvmm-Error: WrongMethod\r\nContent-Type: application/json\r\nContent-Length: 0\r\n\r\n"
     )
     assert vmm.names() == []
 
@@ -127,20 +127,20 @@ def test_patch_and_delete_are_refused_without_words(client, vmm, method, name):
 @pytest.mark.parametrize("name", BODILESS)
 def test_body_where_none_belongs_is_refused(client, vmm, name):
     reply = client.ask("PUT", name, {})
-    assert (reply.status, reply.body) == (400, BAD_REQUEST)
+    assert (reply.status, reply.code, reply.body) == (400, "BodyNotTaken", BAD_REQUEST)
     assert vmm.names() == []
 
 
 @pytest.mark.parametrize("name", sorted(set(BODIES) - {"vm.create"}))
 def test_missing_body_is_refused_in_words(client, vmm, name):
     reply = client.ask("PUT", name)
-    assert (reply.status, reply.body) == (400, BAD_REQUEST)
+    assert (reply.status, reply.code, reply.body) == (400, "BodyMissing", BAD_REQUEST)
     assert vmm.names() == []
 
 
 def test_missing_body_of_create_is_refused_without_words(client, vmm):
     reply = client.ask("PUT", "vm.create")
-    assert (reply.status, reply.body) == (400, b"")
+    assert (reply.status, reply.code, reply.body) == (400, "BodyMissing", b"")
     assert vmm.names() == []
 
 
@@ -149,6 +149,7 @@ def test_missing_body_of_create_is_refused_without_words(client, vmm):
 def test_body_that_does_not_deserialize_is_refused_with_the_reason(client, vmm, name, body):
     reply = client.ask("PUT", name, body)
     assert reply.status == 400
+    assert reply.code
     assert (reply.texts()[0], len(reply.texts())) == ("Failed to deserialize JSON", 2)
     assert vmm.names() == []
 

@@ -24,7 +24,8 @@ from support.rest import PING, PONG, RestClient, request_bytes
 from support.wait import wait_until
 
 FULL = (
-    b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n"
+    b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\n"
+    b"X-Cloudvmm-Error: TooManyConnections\r\nContent-Length: 40\r\n\r\n"
     b'{ "error": "Too many open connections" }'
 )
 

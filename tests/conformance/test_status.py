@@ -165,6 +165,28 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (api.VmNmiError(), "VmNmiError"),
+        (chain(api.VmPauseError(), api.VmNotRunning()), "VmNotRunning"),
+        (
+            chain(api.VmAddDiskError(), api.ConfigValidation(), IdentifierNotUnique("d")),
+            "IdentifierNotUnique",
+        ),
+        (chain(api.VmCoredumpError(), api.Coredump(), OSError(5, "Input/output error")), "Coredump"),
+        (chain(api.VmResizeError(), api.CpuManager(), api.VcpuRemovalPending()), "VcpuRemovalPending"),
+    ],
+)
+def test_code_is_the_innermost_error_of_ours(client, vmm, error, code):
+    vmm.answer("vm.nmi", error)
+    assert client.ask("PUT", "vm.nmi").code == code
+
+
+def test_success_has_no_code(client):
+    assert [client.ask("PUT", "vm.boot").code, client.ping().code] == ["", ""]
+
+
 @pytest.mark.parametrize(("method", "name", "body", "error", "status", "text"), CASES)
 def test_error_becomes_its_status_with_its_chain(client, vmm, method, name, body, error, status, text):
     vmm.answer(name, error)
@@ -172,11 +194,12 @@ def test_error_becomes_its_status_with_its_chain(client, vmm, method, name, body
     assert (reply.status, reply.body) == (status, text)
 
 
-def test_error_s_headers_are_a_success_s(client, vmm):
+def test_error_s_headers_are_a_success_s_and_its_code(client, vmm):
     vmm.answer("vm.boot", chain(api.VmBootError(), api.VmMissingConfig()))
     body = b'["Error from API","The VM could not boot","VM config is missing"]'
     assert client.ask("PUT", "vm.boot").raw == (
         b"HTTP/1.1 404 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n"
+        b"X-Cloudvmm-Error: VmMissingConfig\r\n"
         b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     )
 

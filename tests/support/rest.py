@@ -115,6 +115,14 @@ class Reply(msgspec.Struct, frozen=True):
     status: int
     body: bytes
 
+    @property
+    def code(self) -> str:
+        """The stable name of the error; empty for a success."""
+        head, _, _ = self.raw.partition(b"\r\n\r\n")
+        codes = [line[18:] for line in head.split(b"\r\n") if line.startswith(b"X-Cloudvmm-Error: ")]
+        assert len(codes) <= 1
+        return codes[0].decode() if codes else ""
+
     def texts(self) -> list[str]:
         return msgspec.json.decode(self.body, type=list[str])
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
 from cloudvmm.http.descriptor import close_descriptors
-from cloudvmm.http.error import HttpError
+from cloudvmm.http.error import DescriptorsLost
 from cloudvmm.http.exchange import Exchange
 from cloudvmm.http.route import answer
 from cloudvmm.http.status import error_response
@@ -25,10 +25,6 @@ MAX_DESCRIPTORS: Final = 253  # of a request; the kernel passes no more in one m
 _READ_BYTES: Final = 16384
 _FD_BYTES: Final = 4
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * _FD_BYTES)
-
-
-class DescriptorsLost(HttpError):
-    """No room for the file descriptors that came with the request"""
 
 
 class Connection:

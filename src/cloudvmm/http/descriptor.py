@@ -12,7 +12,7 @@ import os
 from cloudvmm.config.device import DeviceConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import RestoreConfig, RestoredVfioConfig, VmReceiveMigrationData
-from cloudvmm.http.error import BadRequest
+from cloudvmm.http.error import WrongDescriptorCount
 
 
 def takes_at_most(kind: type | None) -> int | None:
@@ -23,7 +23,7 @@ def takes_at_most(kind: type | None) -> int | None:
 def place_descriptors(data: object, fds: list[int]) -> bool:
     """Write `fds` into `data`; return whether it takes any at all.
 
-    :raises BadRequest: the data wants another number of descriptors.
+    :raises WrongDescriptorCount: the data wants another number of descriptors.
     """
     match data:
         case NetConfig():
@@ -74,4 +74,4 @@ def _place_vfio(devices: list[RestoredVfioConfig] | None, fds: list[int]) -> int
 
 def _check_count(fds: list[int], *, exactly: int | None = None, at_most: int | None = None) -> None:
     if (exactly is not None and len(fds) != exactly) or (at_most is not None and len(fds) > at_most):
-        raise BadRequest
+        raise WrongDescriptorCount

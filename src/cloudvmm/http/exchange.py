@@ -6,6 +6,7 @@ while the VMM thread is still busy with its request.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from cloudvmm.api import (
@@ -19,13 +20,24 @@ from cloudvmm.api import (
     ResponseRecv,
 )
 
+# Takes the name of a level (`error`, `warn`, `info`, `debug`, `trace`) and a text; must not block.
+Log = Callable[[str, str], None]
+
+
+def ignore(level: str, text: str) -> None:
+    """Log to nobody."""
+
 
 class Exchange:
-    """`last_payload` is an answer that cannot change, and `last_response` the response that it became."""
+    """`last_payload` is an answer that cannot change, and `last_response` the response that it became.
 
-    __slots__ = ("_api_evt", "_api_sender", "_is_cut", "_reply", "last_payload", "last_response")
+    `log` is told what goes wrong on the connection.
+    """
 
-    def __init__(self, api_evt: EventFd, api_sender: ApiSender) -> None:
+    __slots__ = ("_api_evt", "_api_sender", "_is_cut", "_reply", "last_payload", "last_response", "log")
+
+    def __init__(self, api_evt: EventFd, api_sender: ApiSender, log: Log = ignore) -> None:
+        self.log = log
         self._api_evt = api_evt
         self._api_sender = api_sender
         self._reply: ReplyChannel | None = None

@@ -22,15 +22,19 @@ from cloudvmm.api import (
 )
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError
+from cloudvmm.errors import error_chain, error_code
 from cloudvmm.http.descriptor import place_descriptors, takes_at_most
 from cloudvmm.http.error import (
-    BadRequest,
+    BodyMissing,
+    BodyNotTaken,
     DeserializeFailed,
     HttpError,
     InternalServerError,
     NotFound,
+    WrongDescriptorCount,
+    WrongMethod,
 )
-from cloudvmm.http.exchange import Exchange
+from cloudvmm.http.exchange import Exchange, Log
 from cloudvmm.http.status import api_failure, error_response
 from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import response
@@ -39,7 +43,8 @@ ROOT: Final = "/api/v1/"
 
 _DONE: Final = response(204)
 _DONE_WITH_200: Final = response(200)
-_EMPTY_400: Final = response(400)
+_EMPTY_400_OF_METHOD: Final = response(400, code=error_code(WrongMethod()))
+_EMPTY_400_OF_BODY: Final = response(400, code=error_code(BodyMissing()))
 
 # These refuse every other method in words; the others refuse PATCH and DELETE without any.
 _WORDY: Final = frozenset(("vm.create", "vm.info", "vmm.ping", "vmm.shutdown"))
@@ -59,7 +64,7 @@ class Route:
         self.ignores_body = self.method == "GET" or command.name == "vmm.shutdown"
         self.done = _DONE_WITH_200 if command.name == "vmm.shutdown" else _DONE
         # What a missing body is answered with: words where this is None.
-        self.without_body = _EMPTY_400 if command.name == "vm.create" else None
+        self.without_body = _EMPTY_400_OF_BODY if command.name == "vm.create" else None
 
 
 ROUTES: Final = {ROOT + command.name: Route(command) for command in COMMANDS}
@@ -74,12 +79,19 @@ def answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     try:
         return _answer(request, fds, exchange)
     except ApiError as error:
-        return error_response(api_failure(error))
+        return refuse(api_failure(error), exchange.log, code=error_code(error))
     except HttpError as error:
-        return error_response(error)
-    except Exception:
+        return refuse(error, exchange.log)
+    except Exception as fault:
         # A mistake of ours: this request's loss, not the server's.
-        return error_response(InternalServerError())
+        exchange.log("error", f"The HTTP server failed inside: {fault!r}")
+        return refuse(InternalServerError(), exchange.log)
+
+
+def refuse(error: HttpError, log: Log, *, code: str = "") -> bytes:
+    """Return the response that `error` is answered with, and log it in the reference's words."""
+    log("info", f"HTTP API error response: {': '.join(error_chain(error))}")
+    return error_response(error, code=code)
 
 
 def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
@@ -92,7 +104,7 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
         return _success(route, exchange, exchange.call(route.command, None, []))
     if route.command.body is None:
         if request.body is not None:
-            raise BadRequest
+            raise BodyNotTaken
         return _success(route, exchange, exchange.call(route.command, None, []))
     if request.body is None:
         return _no_body(route)
@@ -103,20 +115,20 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
 
 def _wrong_method(route: Route, method: str) -> bytes:
     if route.is_wordy or method in ("GET", "PUT"):
-        raise BadRequest
-    return _EMPTY_400
+        raise WrongMethod
+    return _EMPTY_400_OF_METHOD
 
 
 def _no_body(route: Route) -> bytes:
     if route.without_body is None:
-        raise BadRequest
+        raise BodyMissing
     return route.without_body
 
 
 def _decode(kind: type, body: bytes, fds: list[int]) -> Any:
     limit = takes_at_most(kind)
     if limit is not None and len(fds) > limit:
-        raise BadRequest
+        raise WrongDescriptorCount
     try:
         return form.decode(body, kind)
     except DecodeError as error:

@@ -17,10 +17,11 @@ import time
 from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
+from cloudvmm.errors import error_code
 from cloudvmm.http.connection import Connection
-from cloudvmm.http.error import ApiServerSocketFailed
+from cloudvmm.http.error import ApiServerSocketFailed, TooManyConnections
 from cloudvmm.http.listener import Listener
-from cloudvmm.wire.response import SERVER_FULL
+from cloudvmm.wire.response import server_full
 
 MAX_CONNECTIONS: Final = 10
 CLOSE_DEADLINE_S: Final = 5.0
@@ -29,6 +30,7 @@ _CUT_DEADLINE_S: Final = 1.0
 _DEPARTURE_S: Final = 0.1
 _PAUSE_MS: Final = 50
 _DRAIN_BYTES: Final = 16384
+_SERVER_FULL: Final = server_full(code=error_code(TooManyConnections()))
 
 
 class HttpServer:
@@ -182,7 +184,7 @@ def _is_any_gone(connections: set[Connection]) -> bool:
 def _turn_away(client: socket.socket) -> None:
     with client, contextlib.suppress(OSError):
         client.setblocking(False)
-        client.send(SERVER_FULL)
+        client.send(_SERVER_FULL)
         # Closing over bytes that were not read would reach the client as a reset instead of as our answer.
         client.recv(_DRAIN_BYTES)
 

@@ -21,21 +21,24 @@ from cloudvmm.api import (
     VmResizeError,
 )
 from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique
-from cloudvmm.errors import error_chain, json_text
+from cloudvmm.errors import error_chain, error_code, json_text
 from cloudvmm.http.error import (
     ApiFailed,
     BadRequest,
     DeserializeFailed,
     HttpError,
     NotFound,
+    TooManyConnections,
     TooManyRequests,
+    TooManyStreams,
 )
 from cloudvmm.wire.response import response
 
 
-def error_response(error: HttpError) -> bytes:
-    """Answer with `error` and its causes."""
-    return response(http_status(error), msgspec.json.encode([json_text(text) for text in error_chain(error)]))
+def error_response(error: HttpError, *, code: str = "") -> bytes:
+    """Answer with `error` and its causes. `code` is the error's own unless it is told here."""
+    body = msgspec.json.encode([json_text(text) for text in error_chain(error)])
+    return response(http_status(error), body, code=code or error_code(error))
 
 
 def api_failure(error: ApiError) -> HttpError:
@@ -54,6 +57,8 @@ def http_status(error: HttpError) -> int:
             return 404
         case TooManyRequests():
             return 429
+        case TooManyStreams() | TooManyConnections():
+            return 503
         case ApiFailed():
             return _api_status(error.__cause__)
         case _:

@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.errors import error_code
 from cloudvmm.wire.line import (
     EXPECT_CONTINUE,
     InvalidHeader,
@@ -57,6 +58,8 @@ Event = Request | Continue | Refusal
 
 
 class PayloadTooLarge(InvalidRequest):
+    """The body is longer than the server takes."""
+
     def __init__(self, size_bytes: int, limit_bytes: int) -> None:
         super().__init__(
             f"Request payload with size {size_bytes} is larger than the limit of {limit_bytes} "
@@ -118,7 +121,7 @@ class RequestParser:
             self._parse(piece, events)
         except InvalidRequest as error:
             events = [event for event in events if type(event) is Continue]
-            events.append(Refusal(refusal(str(error))))
+            events.append(Refusal(refusal(str(error), code=error_code(error))))
             self._skip = self._unread_body(piece)
             self._start_request()
         return events

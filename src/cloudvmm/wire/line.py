@@ -27,12 +27,38 @@ _WHITE_SPACE: Final = (
 
 
 class InvalidRequest(VmmError):
-    """Invalid request."""
+    """Invalid request.
 
-    # The text is sent to the client as it is, so it ends as the reference's does: with a full stop.
+    The bytes are no HTTP request.
+    """
+
+    # These texts are sent to the client as they are, so they end as the reference's do: with a full stop.
+
+
+class UnsupportedMethod(InvalidRequest):
+    """Invalid HTTP Method: Unsupported HTTP method.
+
+    GET, PUT, PATCH and DELETE are known.
+    """
+
+
+class UnsupportedVersion(InvalidRequest):
+    """Invalid HTTP Version: Unsupported HTTP version.
+
+    HTTP/1.0 and HTTP/1.1 are known.
+    """
+
+
+class InvalidUri(InvalidRequest):
+    """The target is empty or not UTF-8."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"Invalid URI: {reason}")
 
 
 class InvalidHeader(InvalidRequest):
+    """A header line that cannot be served."""
+
     def __init__(self, reason: str) -> None:
         super().__init__(f"Invalid header. Reason: {reason}")
 
@@ -48,20 +74,20 @@ def parse_request_line(line: bytes) -> tuple[str, str]:
     if not space:
         raise InvalidRequest
     if method not in _METHODS:
-        raise InvalidRequest("Invalid HTTP Method: Unsupported HTTP method.")
+        raise UnsupportedMethod
     path = _path(target)
     if version not in _VERSIONS:
-        raise InvalidRequest("Invalid HTTP Version: Unsupported HTTP version.")
+        raise UnsupportedVersion
     return method.decode(), path
 
 
 def _path(target: bytes) -> str:
     if not target:
-        raise InvalidRequest("Invalid URI: Empty URI not allowed.")
+        raise InvalidUri("Empty URI not allowed.")
     try:
         text = target.decode()
     except UnicodeDecodeError:
-        raise InvalidRequest("Invalid URI: Cannot parse URI as UTF-8.") from None
+        raise InvalidUri("Cannot parse URI as UTF-8.") from None
     if text.startswith(_SCHEME):
         _, slash, path = text[len(_SCHEME) :].partition("/")
         return slash + path

@@ -62,7 +62,9 @@ def test_only_shutdown_of_the_vmm_answers_200_for_nothing():
 @pytest.mark.parametrize("path", ["", "/", "/api/v1", "/api/v1/vm.boot ", "/api/v1/VM.boot"])
 def test_unknown_path_is_answered_without_the_vmm(channel, path):
     exchange, receiver, _ = channel
-    assert answer(Request("PUT", path, None), [], exchange) == response(404, b'["Not Found"]')
+    assert answer(Request("PUT", path, None), [], exchange) == response(
+        404, b'["Not Found"]', code="NotFound"
+    )
     assert receiver.take() is None
 
 
@@ -92,7 +94,9 @@ def test_queued_request_takes_the_descriptors_along(channel):
     raw = answer(Request("PUT", "/api/v1/vm.add-net", body), fds, exchange)
     receiver_answer.join(5)
     assert fds == []
-    assert raw == response(500, b'["Error from API","Wrong response payload type"]')
+    assert raw == response(
+        500, b'["Error from API","Wrong response payload type"]', code="ResponsePayloadType"
+    )
     for fd in (read, write):
         os.close(fd)
 

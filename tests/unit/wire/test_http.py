@@ -18,8 +18,8 @@ def put(body: bytes, *headers: bytes) -> bytes:
     return b"\r\n".join(head) + b"\r\n\r\n" + body
 
 
-def refused(text: str) -> Refusal:
-    return Refusal(refusal(text))
+def refused(text: str, code: str) -> Refusal:
+    return Refusal(refusal(text, code=code))
 
 
 def test_request_without_headers_is_whole():
@@ -49,7 +49,7 @@ def test_reading_request_may_have_a_body():
 
 def test_chunked_body_is_not_decoded():
     raw = b"PUT /x HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
-    assert RequestParser().feed(raw) == [refused("Invalid request.")]
+    assert RequestParser().feed(raw) == [refused("Invalid request.", "InvalidRequest")]
 
 
 def test_pipelined_requests_come_in_order():
@@ -87,14 +87,16 @@ def test_line_that_fits_1024_bytes_is_read(length):
 def test_longer_request_line_is_refused():
     target = b"/" + b"a" * (1023 - len(b"GET / HTTP/1.1"))
     events = RequestParser().feed(b"GET " + target + b" HTTP/1.1\r\n\r\n")
-    assert events == [refused("Invalid request.")]
+    assert events == [refused("Invalid request.", "InvalidRequest")]
 
 
 def test_longer_header_is_refused_with_its_start():
     header = b"X: " + b"a" * 1020
     events = RequestParser().feed(b"GET / HTTP/1.1\r\n" + header + b"\r\n\r\n")
     start = (header + b"\r")[:1024].decode()
-    assert events == [refused(f"Invalid header. Reason: Invalid content length. Header: {start}")]
+    assert events == [
+        refused(f"Invalid header. Reason: Invalid content length. Header: {start}", "InvalidHeader")
+    ]
 
 
 def test_any_number_of_headers_is_read():
@@ -113,7 +115,10 @@ def test_body_above_the_limit_is_refused_once_and_read_past():
     pieces = [raw[start : start + 65536] for start in range(0, len(raw), 65536)]
     events = [event for piece in pieces for event in parser.feed(piece)]
     assert events == [
-        refused("Request payload with size 4194305 is larger than the limit of 4194304 allowed by server.")
+        refused(
+            "Request payload with size 4194305 is larger than the limit of 4194304 allowed by server.",
+            "PayloadTooLarge",
+        )
     ]
     assert parser.feed(PING) == [PING_REQUEST]
 
@@ -154,7 +159,7 @@ def test_request_after_garbage_is_read(garbage):
 
 def test_refusal_takes_the_unanswered_requests_of_its_piece_with_it():
     events = RequestParser().feed(PING + put(b"a", b"Expect: 100-continue") + b"garbage\r\n" + PING)
-    assert events == [Continue(), refused("Invalid request.")]
+    assert events == [Continue(), refused("Invalid request.", "InvalidRequest")]
 
 
 REQUESTS = st.lists(
