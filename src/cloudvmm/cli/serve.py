@@ -19,7 +19,7 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
-from cloudvmm.events.monitor import EventMonitor
+from cloudvmm.events.monitor import EventMonitor, log_text
 from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.server import HttpServer
 
@@ -104,13 +104,14 @@ def serve(settings: Settings) -> None:
     :raises VmmError: the start failed, or the VMM ended because of a fault.
     """
     events = EventHub()
+    events.subscribe(lambda event: settings.log("info", log_text(event)))
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
     signals = _listen_for_signals(settings, vmm)
     server: HttpServer | None = None
     failure: VmmError | None = None
     try:
-        server = _start_http(settings, vmm)
+        server = _start_http(settings, vmm, events)
         _warm_up(settings)
         if settings.vm_config is not None:
             _boot(vmm, settings.vm_config)
@@ -186,18 +187,15 @@ def _listen_for_signals(settings: Settings, vmm: VmmThread) -> ExitSignals:
         raise StartError("Failed to listen for signals") from error
 
 
-def _start_http(settings: Settings, vmm: VmmThread) -> HttpServer | None:
+def _start_http(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServer | None:
+    options = {"max_connections": settings.max_connections, "events": events, "log": settings.log}
     match settings.api_socket:
         case None:
             return None
         case int(fd):
-            server = api.start_http_fd_thread(
-                fd, vmm.api_evt, vmm.api_sender, max_connections=settings.max_connections
-            )
+            server = api.start_http_fd_thread(fd, vmm.api_evt, vmm.api_sender, **options)
         case path:
-            server = api.start_http_path_thread(
-                path, vmm.api_evt, vmm.api_sender, max_connections=settings.max_connections
-            )
+            server = api.start_http_path_thread(path, vmm.api_evt, vmm.api_sender, **options)
     assert isinstance(server, HttpServer)
     return server
 

@@ -1,5 +1,7 @@
 """One client's connection, served by its own thread: receive, parse, carry out, answer, in order.
 
+A request for a stream is the last one: the connection is the stream from then on, and ends with it.
+
 Descriptors travel beside the bytes. They belong to the request that is being received; whatever its
 command does not take is closed once it is answered, refused or given up.
 """
@@ -13,11 +15,12 @@ from collections.abc import Callable
 from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
+from cloudvmm.events.hub import EventHub
 from cloudvmm.http.descriptor import close_descriptors
-from cloudvmm.http.error import DescriptorsLost
-from cloudvmm.http.exchange import Exchange
-from cloudvmm.http.route import answer
-from cloudvmm.http.status import error_response
+from cloudvmm.http.error import DescriptorsLost, HttpError, NotFound, TooManyStreams
+from cloudvmm.http.exchange import Exchange, Log, ignore
+from cloudvmm.http.route import answer, refuse
+from cloudvmm.http.stream import Stream, first_wanted, is_stream
 from cloudvmm.wire.http import Continue, Refusal, Request, RequestParser
 
 MAX_DESCRIPTORS: Final = 253  # of a request; the kernel passes no more in one message
@@ -28,7 +31,11 @@ _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(MAX_DESCRIPTORS * _FD_BYTES)
 
 
 class Connection:
-    """Owns `client`. Its thread ends with the client, with `end_input`, or with `cut`."""
+    """Owns `client`. Its thread ends with the client, with `end_input`, or with `cut`.
+
+    `events` is what a stream follows; without it there is none. `on_stream` is asked before the connection
+    becomes one.
+    """
 
     def __init__(
         self,
@@ -37,10 +44,17 @@ class Connection:
         api_sender: ApiSender,
         *,
         on_end: Callable[[Connection], None],
+        on_stream: Callable[[Connection], bool],
+        events: EventHub | None = None,
+        log: Log = ignore,
     ) -> None:
         self._client = client
-        self._exchange = Exchange(api_evt, api_sender)
+        self._exchange = Exchange(api_evt, api_sender, log)
+        self._log = log
         self._on_end = on_end
+        self._on_stream = on_stream
+        self._events = events
+        self._stream: Stream | None = None
         self._parser = RequestParser()
         self._fds: list[int] = []
         self._ending = threading.Event()
@@ -55,8 +69,10 @@ class Connection:
         return self._client.fileno()
 
     def end_input(self) -> None:
-        """Take no further request; the answer under way is still sent."""
+        """Take no further request; the answer under way, or what has happened until now, is still sent."""
         self._ending.set()
+        if (stream := self._stream) is not None:
+            stream.wake()
         with contextlib.suppress(OSError):
             self._client.shutdown(socket.SHUT_RD)
 
@@ -95,7 +111,7 @@ class Connection:
             self._serve()
         except DescriptorsLost as error:
             # Which of them are missing is not told, so nothing that follows can be trusted.
-            self._client.sendall(error_response(error))
+            self._client.sendall(refuse(error, self._log))
 
     def _serve(self) -> None:
         feed, send = self._parser.feed, self._client.sendall
@@ -103,8 +119,12 @@ class Connection:
             for event in feed(piece):
                 if not isinstance(event, Request):
                     self._send_interim(event)
-                elif not self._ending.is_set():
+                elif self._ending.is_set():
+                    continue
+                elif not is_stream(event.path):
                     send(self._answer(event))
+                elif self._follow(event):
+                    return
 
     def _receive(self) -> bytes:
         """Wait for bytes; empty when the client has ended.
@@ -134,6 +154,22 @@ class Connection:
         finally:
             if self._fds:
                 close_descriptors(self._fds)
+
+    def _follow(self, request: Request) -> bool:
+        """Be the stream that `request` asks for until it ends; False where it was refused."""
+        close_descriptors(self._fds)
+        try:
+            if self._events is None:
+                raise NotFound
+            first = first_wanted(request)
+            if not self._on_stream(self):
+                raise TooManyStreams
+        except HttpError as error:
+            self._client.sendall(refuse(error, self._log))
+            return False
+        self._stream = Stream(self._client, self._events, ending=self._ending)
+        self._stream.run(first)
+        return True
 
     def _send_interim(self, event: Continue | Refusal) -> None:
         if isinstance(event, Refusal):

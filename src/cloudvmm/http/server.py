@@ -1,7 +1,8 @@
 """The server: one thread accepts, one thread per connection serves.
 
 Threads, because a command blocks until the VMM thread has answered and no client may wait for another's;
-few, because the number of connections is limited. Nothing that a client does ends the accepting thread.
+few, because the number of connections is limited. Event streams have a limit of their own. Nothing that a
+client does ends the accepting thread.
 
 `close` is the only way to end: no new connection, no new request, then every answer under way is sent.
 What is not done by the deadline is cut.
@@ -18,12 +19,15 @@ from typing import Final
 
 from cloudvmm.api import ApiSender, EventFd
 from cloudvmm.errors import error_code
+from cloudvmm.events.hub import EventHub
 from cloudvmm.http.connection import Connection
 from cloudvmm.http.error import ApiServerSocketFailed, TooManyConnections
+from cloudvmm.http.exchange import Log, ignore
 from cloudvmm.http.listener import Listener
 from cloudvmm.wire.response import server_full
 
 MAX_CONNECTIONS: Final = 10
+MAX_STREAMS: Final = 256
 CLOSE_DEADLINE_S: Final = 5.0
 
 _CUT_DEADLINE_S: Final = 1.0
@@ -36,6 +40,8 @@ _SERVER_FULL: Final = server_full(code=error_code(TooManyConnections()))
 class HttpServer:
     """A running REST server. Owns `listener`, and clones of `api_evt` and `api_sender`.
 
+    `events` is what `vm.events` streams; without it there is no such path. `log` must not block.
+
     :raises ApiServerSocketFailed: the operating system gives no descriptor or thread; `listener` is then
         still the caller's.
     """
@@ -47,11 +53,18 @@ class HttpServer:
         api_sender: ApiSender,
         *,
         max_connections: int = MAX_CONNECTIONS,
+        max_streams: int = MAX_STREAMS,
+        events: EventHub | None = None,
+        log: Log = ignore,
     ) -> None:
         self._listener = listener
         self._api_sender = api_sender.clone()
         self._max_connections = max_connections
+        self._max_streams = max_streams
+        self._events = events
+        self._log = log
         self._connections: set[Connection] = set()
+        self._streams: set[Connection] = set()
         self._departed: list[Connection] = []
         self._changed = threading.Condition()
         self._is_closing = False
@@ -71,8 +84,14 @@ class HttpServer:
 
     @property
     def connection_count(self) -> int:
+        """How many connections there are, streams not counted."""
         with self._changed:
             return len(self._connections)
+
+    @property
+    def stream_count(self) -> int:
+        with self._changed:
+            return len(self._streams)
 
     def close(self, *, remove_socket: bool = False, deadline_s: float = CLOSE_DEADLINE_S) -> bool:
         """Stop serving; return whether every answer under way was sent within `deadline_s`.
@@ -105,12 +124,12 @@ class HttpServer:
     def _end_connections(self, deadline_s: float) -> bool:
         deadline = time.monotonic() + deadline_s
         with self._changed:
-            for connection in self._connections:
+            for connection in (*self._connections, *self._streams):
                 connection.end_input()
-            connections = [*self._departed, *self._connections]
+            connections = [*self._departed, *self._connections, *self._streams]
         late = [one for one in connections if not one.join(max(0.0, deadline - time.monotonic()))]
         with self._changed:
-            for connection in self._connections:
+            for connection in (*self._connections, *self._streams):
                 connection.cut()
         for connection in late:
             connection.join(_CUT_DEADLINE_S)
@@ -141,7 +160,15 @@ class HttpServer:
         if self._is_closing:
             client.close()
             return
-        connection = Connection(client, self._api_evt, self._api_sender, on_end=self._forget)
+        connection = Connection(
+            client,
+            self._api_evt,
+            self._api_sender,
+            on_end=self._forget,
+            on_stream=self._take_stream,
+            events=self._events,
+            log=self._log,
+        )
         if not self._take_place(connection):
             _turn_away(client)
             return
@@ -165,10 +192,21 @@ class HttpServer:
     def _has_room(self) -> bool:
         return len(self._connections) < self._max_connections
 
+    def _take_stream(self, connection: Connection) -> bool:
+        """Count `connection` among the streams from here on; False where these are too many."""
+        with self._changed:
+            if len(self._streams) >= self._max_streams:
+                return False
+            self._connections.discard(connection)
+            self._streams.add(connection)
+            self._changed.notify_all()
+            return True
+
     def _forget(self, connection: Connection) -> None:
         # Before the connection closes its socket, so that `close` never shuts down a reused descriptor.
         with self._changed:
             self._connections.discard(connection)
+            self._streams.discard(connection)
             self._departed = [one for one in self._departed if one.is_alive]
             self._departed.append(connection)
             self._changed.notify_all()
@@ -190,7 +228,14 @@ def _turn_away(client: socket.socket) -> None:
 
 
 def start_http_path_thread(
-    path: str, api_evt: EventFd, api_sender: ApiSender, *, max_connections: int = MAX_CONNECTIONS
+    path: str,
+    api_evt: EventFd,
+    api_sender: ApiSender,
+    *,
+    max_connections: int = MAX_CONNECTIONS,
+    max_streams: int = MAX_STREAMS,
+    events: EventHub | None = None,
+    log: Log = ignore,
 ) -> HttpServer:
     """Serve on a new UNIX socket at `path`, mode 0600.
 
@@ -198,14 +243,29 @@ def start_http_path_thread(
     """
     listener = Listener.at_path(path)
     try:
-        return HttpServer(listener, api_evt, api_sender, max_connections=max_connections)
+        return HttpServer(
+            listener,
+            api_evt,
+            api_sender,
+            max_connections=max_connections,
+            max_streams=max_streams,
+            events=events,
+            log=log,
+        )
     except BaseException:
         listener.close(remove_socket=True)
         raise
 
 
 def start_http_fd_thread(
-    fd: int, api_evt: EventFd, api_sender: ApiSender, *, max_connections: int = MAX_CONNECTIONS
+    fd: int,
+    api_evt: EventFd,
+    api_sender: ApiSender,
+    *,
+    max_connections: int = MAX_CONNECTIONS,
+    max_streams: int = MAX_STREAMS,
+    events: EventHub | None = None,
+    log: Log = ignore,
 ) -> HttpServer:
     """Serve on `fd`, a listening UNIX socket, which is the server's from here on.
 
@@ -213,7 +273,15 @@ def start_http_fd_thread(
     """
     listener = Listener.from_fd(fd)
     try:
-        return HttpServer(listener, api_evt, api_sender, max_connections=max_connections)
+        return HttpServer(
+            listener,
+            api_evt,
+            api_sender,
+            max_connections=max_connections,
+            max_streams=max_streams,
+            events=events,
+            log=log,
+        )
     except BaseException:
         listener.socket.detach()
         raise

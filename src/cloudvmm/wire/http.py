@@ -40,6 +40,7 @@ class Request(msgspec.Struct, frozen=True):
     method: str
     path: str
     body: bytes | None
+    last_event_id: str = ""
 
 
 class Continue(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ class RequestParser:
         "_body",
         "_body_limit",
         "_expects",
+        "_last_event_id",
         "_last_events",
         "_last_piece",
         "_left",
@@ -131,6 +133,7 @@ class RequestParser:
         self._line = ("", "")
         self._length = 0
         self._expects = False
+        self._last_event_id = ""
         self._body: list[bytes] = []
         self._missing = 0
 
@@ -161,8 +164,10 @@ class RequestParser:
         else:
             self._end_head(events)
 
-    def _note(self, header: int) -> None:
-        if header >= 0:
+    def _note(self, header: int | str) -> None:
+        if isinstance(header, str):
+            self._last_event_id = header
+        elif header >= 0:
             self._length = header
         elif header == EXPECT_CONTINUE:
             self._expects = True
@@ -186,7 +191,8 @@ class RequestParser:
 
     def _finish(self, events: list[Event]) -> None:
         method, path = self._line
-        events.append(Request(method, path, b"".join(self._body) if self._length else None))
+        body = b"".join(self._body) if self._length else None
+        events.append(Request(method, path, body, self._last_event_id))
         self._start_request()
 
     def _keep_line(self, piece: bytes) -> None:

@@ -95,8 +95,10 @@ def _path(target: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def parse_header(line: bytes) -> int:
+def parse_header(line: bytes) -> int | str:
     """Return the body's length in bytes for Content-Length, `EXPECT_CONTINUE`, or `OTHER`.
+
+    The value of Last-Event-ID, which the reference's grammar does not know, is returned as text.
 
     :raises InvalidHeader: the line is no header, or its value makes the request one that cannot be served.
     """
@@ -112,6 +114,8 @@ def parse_header(line: bytes) -> int:
             return _content_length(name, value)
         case "expect" if value.strip(_WHITE_SPACE) == "100-continue":
             return EXPECT_CONTINUE
+        case "last-event-id":
+            return value.strip(_WHITE_SPACE)
         case "accept-encoding":
             _check_accept_encoding(value.strip(_WHITE_SPACE))
             return OTHER

@@ -98,3 +98,37 @@ def test_numbers_count_up_from_zero_whoever_listens():
     hub.emit("vm", "booted")
 
     assert seen[0].number == 1
+
+
+def test_full_pipe_loses_whole_events_and_never_a_part_of_one():
+    read_end, write_end = os.pipe()
+    hub = EventHub()
+    monitor = EventMonitor(write_end)
+    hub.subscribe(monitor)
+    for _ in range(2000):
+        hub.emit("vm", "pausing")
+
+    text = os.read(read_end, 1 << 20)
+    hub.emit("vm", "paused")
+    monitor.close()
+    while piece := os.read(read_end, 1 << 20):
+        text += piece
+    os.close(read_end)
+
+    events = [msgspec.json.decode(part)["event"] for part in text.split(b"\n\n") if part]
+    assert set(events[:-1]) == {"pausing"}
+    assert events[-1] == "paused"
+
+
+def test_reader_of_a_pipe_that_left_disturbs_nobody():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    hub = EventHub()
+    monitor = EventMonitor(write_end)
+    hub.subscribe(monitor)
+    seen = []
+    hub.subscribe(seen.append)
+    hub.emit("vm", "booted")
+    monitor.close()
+
+    assert [event.event for event in seen] == ["booted"]
