@@ -199,8 +199,11 @@ class ControlLoop:
                 vm.vcpus = Vcpus(vcpus)
             case base.DeviceRemoved(device_id=device_id):
                 self._on_device_removed(vm, device_id)
+            case base.DriverChanged() if vm.state is VmState.CREATED:
+                # Its boot is still to be reported.
+                self._from_guest(vm, "driver change", partial(self._report_driver, event))
             case base.DriverChanged():
-                pass  # who reports it comes with a later release
+                self._tell_driver(event)
             case base.Exited(reason=reason):
                 self._on_machine_exit(vm, reason)
 
@@ -208,6 +211,15 @@ class ControlLoop:
         bdf = vm.drop_device(device_id)
         if bdf is not None:
             self._events.emit("vm", "device-removed", {"id": device_id, "bdf": bdf})
+
+    def _report_driver(self, event: base.DriverChanged) -> Steps:
+        yield from ()
+        self._tell_driver(event)
+        return Empty()
+
+    def _tell_driver(self, event: base.DriverChanged) -> None:
+        what = "activated" if event.is_active else "reset"
+        self._events.emit("virtio-device", what, {"id": event.device_id})
 
     def _from_guest(self, vm: Vm, name: str, steps: Callable[[], Steps]) -> None:
         """Queue what the guest asked for; it is void if another command ends that VM first."""

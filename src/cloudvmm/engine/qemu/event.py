@@ -22,6 +22,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu.codec import Event
 
 if TYPE_CHECKING:
+    from cloudvmm.engine.qemu.driver import DriverWatch
     from cloudvmm.engine.qemu.process import QemuProcess
     from cloudvmm.engine.qemu.qmp import QmpClient
 
@@ -74,6 +75,10 @@ class EventStream:
 
     def fileno(self) -> int:
         return self._epoll.fileno()
+
+    def add_source(self, source: DriverWatch) -> None:
+        """Make `fileno` readable while `source` is; whoever takes from it does so beside `take`."""
+        self._epoll.register(source, select.EPOLLIN)
 
     def expect_end(self) -> None:
         """Take the end of the process as asked for. Any thread may call it."""

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
+    DeviceRemoved,
+    DriverChanged,
     EngineError,
     EngineEvent,
     EngineTimeout,
+    Exited,
     MachineGone,
     MachineSpec,
     NotSupportedYet,
@@ -22,6 +25,7 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
+from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.launch import Monitors
 from cloudvmm.engine.qemu.name import device_id, qdev_id
@@ -70,6 +74,8 @@ class QemuMachine:
         self._taps_before = {name: net_counters(tap) for name, tap in self._taps.items()}
         self._killed = False
         self._stream = EventStream(monitors.events, process)
+        self._drivers = DriverWatch(monitors.reader)
+        self._stream.add_source(self._drivers)
 
     @property
     def process_id(self) -> int | None:
@@ -83,7 +89,13 @@ class QemuMachine:
         return self._stream.fileno()
 
     def take_events(self) -> list[EngineEvent]:
-        events = self._stream.take()
+        events: list[EngineEvent] = [*self._drivers.take()]
+        for event in self._stream.take():
+            if isinstance(event, DeviceRemoved) and self._drivers.forget(event.device_id):
+                events.append(DriverChanged(event.device_id, is_active=False))
+            if isinstance(event, Exited):
+                self._drivers.rest()
+            events.append(event)
         for client in (self._monitors.control, self._monitors.reader):
             # QEMU sends its events there too and would keep what is not fetched.
             with contextlib.suppress(EngineError):
@@ -107,14 +119,17 @@ class QemuMachine:
             if self._balloon_target_bytes is not None:
                 self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
             self._monitors.control.execute("cont")
+        self._drivers.run()
 
     def pause(self) -> None:
         with self._end_explained():
             self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+        self._drivers.rest()
 
     def resume(self) -> None:
         with self._end_explained():
             self._monitors.control.execute("cont")
+        self._drivers.run()
 
     def power_button(self) -> None:
         with self._end_explained():
@@ -207,6 +222,7 @@ class QemuMachine:
 
     def close(self) -> None:
         self.kill()
+        self._drivers.close()
         self._stream.close()
         self._undo.close()
 

@@ -1,0 +1,182 @@
+"""Which virtio devices the guest's drivers have in use.
+
+QEMU sends no event when a driver takes a device or resets it, but can be asked about each device. A thread
+asks, often while the guest boots or has just changed something, ever less often after that, and never while
+the guest is paused. So what it finds is as late as `pause_s` says, and what a driver does and undoes between
+two looks is not seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, Final
+
+from cloudvmm.engine.base import DriverChanged, EngineError, EngineTimeout
+from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.host.eventfd import EventFd
+
+SHORTEST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 2.0
+_PAUSE_SHARE: Final = 0.1  # of the time since the last change
+
+_QUERY_TIMEOUT_S: Final = 1.0
+_END_TIMEOUT_S: Final = 2.0
+_DRIVER_OK: Final = "VIRTIO_CONFIG_S_DRIVER_OK"
+
+
+class NoThread(EngineError):
+    """The host gives no thread to watch the guest's drivers"""
+
+
+def pause_s(quiet_s: float, *, is_settled: bool) -> float:
+    """Return how long to wait for the next look, `quiet_s` after the last change.
+
+    `is_settled` is a guest whose drivers have every device: what can change is rare.
+    """
+    if is_settled:
+        return LONGEST_PAUSE_S
+    return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, quiet_s * _PAUSE_SHARE))
+
+
+def device_paths(devices: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Translate the answer to ``x-query-virtio``: id of the API to QEMU's path, those that are ours alone."""
+    paths = {}
+    for device in devices:
+        parts = device["path"].split("/")
+        name = device_id(parts[3]) if len(parts) > 3 and parts[2] == "peripheral" else None
+        if name is not None:
+            paths[name] = device["path"]
+    return paths
+
+
+def is_active(status: dict[str, Any]) -> bool:
+    """Say whether the device whose ``x-query-virtio-status`` this is has a driver that is ready."""
+    return any(word.startswith(_DRIVER_OK) for word in status["status"]["statuses"])
+
+
+class DriverWatch:
+    """Asks over `client`, which is lent and may be used by others as well.
+
+    `fileno` is readable while `take` has something to give. `close` ends the thread; a client that was
+    aborted makes that quick.
+    """
+
+    def __init__(self, client: QmpClient) -> None:
+        self._client = client
+        self._changed = threading.Condition()
+        self._is_running = False
+        self._is_closing = False
+        self._active: set[str] = set()
+        self._found: list[DriverChanged] = []
+        self._news = EventFd()
+        self._last_change_s = time.monotonic()
+        self._thread: threading.Thread | None = None
+
+    def fileno(self) -> int:
+        return self._news.fileno()
+
+    def run(self) -> None:
+        """Look from now on, often at first: the guest runs.
+
+        :raises NoThread: the operating system gives none.
+        """
+        with self._changed:
+            if self._is_closing:
+                return
+            self._is_running = True
+            self._last_change_s = time.monotonic()
+            self._changed.notify()
+            if self._thread is None:
+                thread = threading.Thread(target=self._run, name="driver-watch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise NoThread from error
+                self._thread = thread
+
+    def rest(self) -> None:
+        """Look no more until `run`: the guest stands still."""
+        with self._changed:
+            self._is_running = False
+            self._changed.notify()
+
+    def take(self) -> list[DriverChanged]:
+        """Return what was found since the last call; never blocks."""
+        with self._changed:
+            if self._is_closing:
+                return []
+            self._news.read()
+            found, self._found = self._found, []
+            return found
+
+    def forget(self, device_id: str) -> bool:
+        """Take note that the device is gone; return whether a driver had it, as far as is known."""
+        with self._changed:
+            was_active = device_id in self._active
+            self._active.discard(device_id)
+            return was_active
+
+    def close(self) -> None:
+        """Blocking. End the thread and release the descriptor. Idempotent."""
+        with self._changed:
+            is_first, self._is_closing = not self._is_closing, True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(_END_TIMEOUT_S)
+        with self._changed:
+            if is_first:
+                self._news.close()
+
+    def _run(self) -> None:
+        # Whatever ends the conversation ends the machine too, and is told elsewhere; a QEMU without these
+        # commands cannot be watched.
+        is_settled = False
+        with contextlib.suppress(EngineError):
+            while self._wait(is_settled):
+                with contextlib.suppress(EngineTimeout):  # QEMU is busy: the next look tells
+                    is_settled = self._look()
+
+    def _wait(self, is_settled: bool) -> bool:
+        """Wait until it is time to look; False when there is nothing more to look at."""
+        with self._changed:
+            due_s = time.monotonic() + self._pause_s(is_settled)
+            while not self._is_closing:
+                left_s = due_s - time.monotonic()
+                if self._is_running and left_s <= 0:
+                    return True
+                before = self._is_running
+                self._changed.wait(left_s if self._is_running else None)
+                if self._is_running and not before:
+                    due_s = time.monotonic() + self._pause_s(is_settled)
+            return False
+
+    def _pause_s(self, is_settled: bool) -> float:
+        return pause_s(time.monotonic() - self._last_change_s, is_settled=is_settled)
+
+    def _look(self) -> bool:
+        """Ask about every device; return whether all have their driver."""
+        paths = device_paths(self._execute("x-query-virtio", {}))
+        active = {name for name, path in paths.items() if self._is_active(path)}
+        with self._changed:
+            gone = self._active - active
+            found = [DriverChanged(name, is_active=False) for name in sorted(gone)]
+            found += [DriverChanged(name, is_active=True) for name in paths if name in active - self._active]
+            self._active = active
+            if found and not self._is_closing:
+                self._found += found
+                self._last_change_s = time.monotonic()
+                self._news.write()
+        return len(active) == len(paths)
+
+    def _is_active(self, path: str) -> bool:
+        try:
+            return is_active(self._execute("x-query-virtio-status", {"path": path}))
+        except QmpError:
+            return False  # unplugged meanwhile
+
+    def _execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        return self._client.execute(command, arguments, timeout_s=_QUERY_TIMEOUT_S)
