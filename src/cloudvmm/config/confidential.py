@@ -42,7 +42,7 @@ def check_confidential(vm: VmConfig) -> None:
         raise TdxNoCpuHotplug
     if not vm.platform.sev_snp:
         return
-    if vm.payload.host_data is not None and len(vm.payload.host_data.encode()) != HOST_DATA_DIGITS:
+    if vm.payload.host_data is not None and len(vm.payload.host_data) != HOST_DATA_DIGITS:
         raise InvalidHostData
     if vm.payload.igvm is None:
         raise SevSnpRequiresIgvm

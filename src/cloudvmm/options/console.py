@@ -14,9 +14,9 @@ from cloudvmm.config.console import (
     SerialConfig,
 )
 from cloudvmm.options.error import InvalidConsoleMode, ValidationFailed
-from cloudvmm.options.grammar import Options
+from cloudvmm.options.grammar import Options, dequote
 from cloudvmm.options.schema import PCI_KEYS_IOMMU, Key, Schema
-from cloudvmm.options.value import PATH, TEXT
+from cloudvmm.options.value import PATH, ValueType
 
 # In order of precedence where several are given; `file` and `socket` come after.
 _FLAGS = {
@@ -25,39 +25,69 @@ _FLAGS = {
     "tty": ConsoleOutputMode.TTY,
     "null": ConsoleOutputMode.NULL,
 }
-_FILE = Key("file", PATH)
-_SOCKET = Key("socket", PATH)
+_WORDS = {mode: flag for flag, mode in _FLAGS.items()}
 _IO_PORT = re.compile(r"0x([0-9a-fA-F]+)")
 
-SERIAL = Schema("--serial", _FILE, _SOCKET, flags=tuple(_FLAGS))
-CONSOLE = Schema("--console", _FILE, _SOCKET, *PCI_KEYS_IOMMU, flags=tuple(_FLAGS))
-DEBUG_CONSOLE = Schema("--debug-console", _FILE, Key("iobase", TEXT), flags=tuple(_FLAGS))
+
+def _parse_io_port(text: str) -> int:
+    digits = dequote(text)
+    match = _IO_PORT.fullmatch(digits)
+    port = int(match[1], 16) if match else -1
+    if not 0 <= port <= 0xFFFF:
+        raise ValidationFailed from InvalidIoPortHex(digits)
+    return port
+
+
+_FILE = Key("file", PATH, "File that output goes to; there is no input")
+_SOCKET = Key("socket", PATH, "UNIX socket that a client connects to")
+_IOBASE = Key(
+    "iobase", ValueType(_parse_io_port, "{:#x}".format, syntax="0x<port>"), "I/O port of the device, in hex"
+)
+
+SERIAL = Schema("--serial", SerialConfig, _FILE, _SOCKET, flags=tuple(_FLAGS))
+CONSOLE = Schema("--console", ConsoleConfig, _FILE, _SOCKET, *PCI_KEYS_IOMMU, flags=tuple(_FLAGS))
+DEBUG_CONSOLE = Schema("--debug-console", DebugConsoleConfig, _FILE, _IOBASE, flags=tuple(_FLAGS))
 
 
 def parse_serial(text: str) -> SerialConfig:
     """:raises OptionError: when `text` is not what `--serial` takes."""
     options = SERIAL.parse(text)
-    mode = _mode(options)
+    mode = _mode(options, SERIAL)
     return SerialConfig(mode=mode, file=_file(options, mode), socket=_socket(options, mode))
 
 
 def parse_console(text: str) -> ConsoleConfig:
     """:raises OptionError: when `text` is not what `--console` takes."""
     options = CONSOLE.parse(text)
-    mode = _mode(options)
+    mode = _mode(options, CONSOLE)
     file, socket = _file(options, mode), _socket(options, mode)
-    members = CONSOLE.convert(options)
-    return ConsoleConfig(**{**members, "mode": mode, "file": file, "socket": socket})
+    return ConsoleConfig(mode=mode, file=file, socket=socket, **CONSOLE.convert(options, PCI_KEYS_IOMMU))
 
 
 def parse_debug_console(text: str) -> DebugConsoleConfig:
     """:raises OptionError: when `text` is not what `--debug-console` takes."""
     options = DEBUG_CONSOLE.parse(text)
-    mode = _mode(options)
-    return DebugConsoleConfig(mode=mode, file=_file(options, mode), iobase=_io_port(options.get("iobase")))
+    mode = _mode(options, DEBUG_CONSOLE)
+    file = _file(options, mode)
+    return DebugConsoleConfig(mode=mode, file=file, **DEBUG_CONSOLE.convert(options, [_IOBASE]))
 
 
-def _mode(options: Options) -> ConsoleOutputMode:
+def format_serial(serial: SerialConfig) -> str:
+    """:raises Unprintable: no `--serial` gives `serial`."""
+    return SERIAL.format(serial, parse_serial, flag=_WORDS.get(serial.mode))
+
+
+def format_console(console: ConsoleConfig) -> str:
+    """:raises Unprintable: no `--console` gives `console`."""
+    return CONSOLE.format(console, parse_console, flag=_WORDS.get(console.mode))
+
+
+def format_debug_console(console: DebugConsoleConfig) -> str:
+    """:raises Unprintable: no `--debug-console` gives `console`."""
+    return DEBUG_CONSOLE.format(console, parse_debug_console, flag=_WORDS.get(console.mode))
+
+
+def _mode(options: Options, schema: Schema) -> ConsoleOutputMode:
     for flag, mode in _FLAGS.items():
         if options.is_set(flag):
             return mode
@@ -65,7 +95,7 @@ def _mode(options: Options) -> ConsoleOutputMode:
         return ConsoleOutputMode.FILE
     if options.is_set("socket"):
         return ConsoleOutputMode.SOCKET
-    raise InvalidConsoleMode
+    raise InvalidConsoleMode(hint=schema.syntax)
 
 
 def _file(options: Options, mode: ConsoleOutputMode) -> str | None:
@@ -84,13 +114,3 @@ def _socket(options: Options, mode: ConsoleOutputMode) -> str | None:
     if socket is None:
         raise ValidationFailed from ConsoleSocketPathMissing()
     return socket
-
-
-def _io_port(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = _IO_PORT.fullmatch(text)
-    port = int(match[1], 16) if match else -1
-    if not 0 <= port <= 0xFFFF:
-        raise ValidationFailed from InvalidIoPortHex(text)
-    return port

@@ -9,6 +9,7 @@ OptionError
 ├── ParseError                which flag was meant; caused by a GrammarError
 ├── MissingKey                a flag lacks a key it cannot do without
 ├── ValidationFailed          caused by a rule of the configuration
+├── Unprintable               the other way round: no string gives this configuration
 └── InvalidCpuFeatures, InvalidConsoleMode, FsTagTooLong, GenericDeviceTypeInvalid,
     GenericDeviceTypeUnsupported
 """
@@ -19,7 +20,19 @@ from cloudvmm.errors import VmmError
 
 
 class OptionError(VmmError):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself. `hint` tells what is allowed, in no text of the reference."""
+
+    hint: str | None = None
+
+
+def hint_of(error: BaseException) -> str | None:
+    """Return what is allowed instead, for the option string that `error` or one of its causes is about."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OptionError) and cause.hint is not None:
+            return cause.hint
+        cause = cause.__cause__
+    return None
 
 
 class GrammarError(OptionError):
@@ -49,20 +62,29 @@ class InvalidValue(GrammarError):
 class ParseError(OptionError):
     """`what` is the flag, or what an operation calls its parameters."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
         super().__init__(f"Error parsing {what}")
+        self.hint = hint
 
 
 class MissingKey(OptionError):
-    def __init__(self, what: str, missing: str) -> None:
+    def __init__(self, what: str, missing: str, *, hint: str | None = None) -> None:
         super().__init__(f"Error parsing {what}: {missing}")
+        self.hint = hint
 
 
 class ValidationFailed(OptionError):
     """Error validating configuration"""
 
 
+class Unprintable(OptionError):
+    def __init__(self, what: str, member: str | None = None) -> None:
+        super().__init__(f"{what} has no form for this {member or 'configuration'}")
+
+
 class InvalidCpuFeatures(OptionError):
+    hint = "features=[amx]"
+
     def __init__(self, feature: str) -> None:
         super().__init__(f"Invalid feature in --cpus features list: {feature}")
 
@@ -70,17 +92,22 @@ class InvalidCpuFeatures(OptionError):
 class InvalidConsoleMode(OptionError):
     """Error parsing --console: invalid console mode given"""
 
+    def __init__(self, hint: str) -> None:
+        super().__init__()
+        self.hint = hint
+
 
 class FsTagTooLong(OptionError):
     """Error parsing --fs: max tag length is 36"""
 
 
 class GenericDeviceTypeInvalid(OptionError):
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, hint: str | None = None) -> None:
         super().__init__(
             f'Error parsing --generic-vhost-user: device_type "{text}" invalid '
             "(leading zeros or unknown string)"
         )
+        self.hint = hint
 
 
 class GenericDeviceTypeUnsupported(OptionError):

@@ -122,3 +122,14 @@ def dequote(text: str) -> str:
             is_quoted = not is_quoted
         previous = letter
     return "".join(letters)
+
+
+def enquote(text: str, *, more: str = "") -> str:
+    """Write `text` as a value that reads back as it: in quotes where it is empty or a letter has a meaning.
+
+    The letters in `more` have one as well where the value goes.
+    """
+    has_meaning = any(letter in text for letter in f',[]"{more}')
+    if text and text == text.strip() and not has_meaning:
+        return text
+    return '"' + text.replace('"', '""') + '"'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloudvmm.config.net import NetConfig, VhostMode
-from cloudvmm.options.rate_limit import LIMITER_KEYS, take_limiter
+from cloudvmm.options.rate_limit import LIMITER_KEYS, limiter_members, take_limiter
 from cloudvmm.options.schema import PCI_KEYS_IOMMU, Key, Schema
 from cloudvmm.options.value import (
     IP,
@@ -19,21 +19,31 @@ from cloudvmm.options.value import (
 
 NET = Schema(
     "--net",
-    Key("tap", TEXT),
-    Key("ip", IP),
-    Key("mask", IP),
-    Key("mac", MAC),
-    Key("host_mac", MAC),
-    Key("offload_tso", TOGGLE),
-    Key("offload_ufo", TOGGLE),
-    Key("offload_csum", TOGGLE),
-    Key("mtu", U16),
-    Key("queue_size", U16),
-    Key("num_queues", U64),
-    Key("vhost_user", TOGGLE),
-    Key("socket", PATH, member="vhost_socket"),
-    Key("vhost_mode", choice({"client": VhostMode.CLIENT, "server": VhostMode.SERVER})),
-    Key("fd", truncated_integer_list(32, is_signed=True), member="fds"),
+    NetConfig,
+    Key("tap", TEXT, "TAP interface on the host; made if it is not there"),
+    Key("ip", IP, "Address of the interface on the host"),
+    Key("mask", IP, "Network mask of that address"),
+    Key("mac", MAC, "MAC address of the guest; made up if not given"),
+    Key("host_mac", MAC, "MAC address of the interface on the host"),
+    Key("offload_tso", TOGGLE, "Whether the guest may leave TCP segmentation to the host"),
+    Key("offload_ufo", TOGGLE, "Whether the guest may leave UDP fragmentation to the host"),
+    Key("offload_csum", TOGGLE, "Whether the guest may leave checksums to the host"),
+    Key("mtu", U16, "Bytes in a packet at most, 1280 or more"),
+    Key("queue_size", U16, "Size of each queue, a power of two"),
+    Key("num_queues", U64, "Number of queues, receive and transmit together"),
+    Key("vhost_user", TOGGLE, "Whether a vhost-user back end serves the device"),
+    Key("socket", PATH, "UNIX socket of the vhost-user back end", member="vhost_socket"),
+    Key(
+        "vhost_mode",
+        choice({"client": VhostMode.CLIENT, "server": VhostMode.SERVER}),
+        "Whether to connect to that socket, or to wait there for the back end",
+    ),
+    Key(
+        "fd",
+        truncated_integer_list(32, is_signed=True),
+        "Open TAP devices, one for each pair of queues, inherited by this process",
+        member="fds",
+    ),
     *LIMITER_KEYS,
     *PCI_KEYS_IOMMU,
 )
@@ -47,3 +57,8 @@ def parse_net(text: str) -> NetConfig:
     members = NET.members(text)
     limiter = take_limiter(members)
     return NetConfig(rate_limiter_config=limiter, **members)
+
+
+def format_net(net: NetConfig) -> str:
+    """:raises Unprintable: no `--net` gives `net`."""
+    return NET.format(net, parse_net, **limiter_members(net.rate_limiter_config))

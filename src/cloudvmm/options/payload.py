@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cloudvmm.config.payload import FwCfgConfig, FwCfgItem, FwCfgItemList
 from cloudvmm.options.error import Conversion, GrammarError, ParseError
-from cloudvmm.options.grammar import dequote, parse_options
+from cloudvmm.options.grammar import dequote, enquote, parse_options
 from cloudvmm.options.schema import Key, Schema
 from cloudvmm.options.value import TOGGLE, ValueType
 
@@ -27,16 +27,30 @@ def _parse_item(text: str) -> FwCfgItem:
     return FwCfgItem(name=name, file=options.get("file"), string=options.get("string"))
 
 
-_ITEMS = ValueType(_parse_items, syntax="[name=<item_name>,file=<path>:name=<item_name>,string=<text>]")
+def _format_items(items: FwCfgItemList) -> str:
+    body = f"[{':'.join(_format_item(item) for item in items.item_list)}]"
+    # Quotes are read twice: around the whole, then around a value.
+    return enquote(body) if '"' in body else body
+
+
+def _format_item(item: FwCfgItem) -> str:
+    members = (("name", item.name), ("file", item.file), ("string", item.string))
+    return ",".join(f"{key}={enquote(value)}" for key, value in members if value is not None)
+
+
+_ITEMS = ValueType(
+    _parse_items, _format_items, syntax="[name=<item_name>,file=<path>:name=<item_name>,string=<text>]"
+)
 
 FW_CFG_CONFIG = Schema(
     "--fw-cfg-config items",
-    Key("e820", TOGGLE),
-    Key("kernel", TOGGLE),
-    Key("cmdline", TOGGLE),
-    Key("initramfs", TOGGLE),
-    Key("acpi_table", TOGGLE, member="acpi_tables"),
-    Key("items", _ITEMS),
+    FwCfgConfig,
+    Key("e820", TOGGLE, "Whether to pass on the map of memory"),
+    Key("kernel", TOGGLE, "Whether to pass on the kernel"),
+    Key("cmdline", TOGGLE, "Whether to pass on the kernel's command line"),
+    Key("initramfs", TOGGLE, "Whether to pass on the initramfs"),
+    Key("acpi_table", TOGGLE, "Whether to pass on the ACPI tables", member="acpi_tables"),
+    Key("items", _ITEMS, "Further items, each with a file or a string"),
 )
 
 
@@ -44,5 +58,10 @@ def parse_fw_cfg_config(text: str) -> FwCfgConfig:
     """:raises OptionError: when `text` is not what `--fw-cfg-config` takes."""
     options = FW_CFG_CONFIG.parse(text)
     if options.is_set("items") and options.get("items") is None:
-        raise ParseError(FW_CFG_CONFIG.what) from Conversion("items", "")
-    return FwCfgConfig(**FW_CFG_CONFIG.convert(options))
+        raise ParseError(FW_CFG_CONFIG.what, hint=f"items={_ITEMS.syntax}") from Conversion("items", "")
+    return FwCfgConfig(**FW_CFG_CONFIG.convert(options, FW_CFG_CONFIG.keys))
+
+
+def format_fw_cfg_config(config: FwCfgConfig) -> str:
+    """:raises Unprintable: no `--fw-cfg-config` gives `config`."""
+    return FW_CFG_CONFIG.format(config, parse_fw_cfg_config)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cloudvmm.options.error import GenericDeviceTypeInvalid, GenericDeviceTypeUnsupported, MissingKey
-from cloudvmm.options.value import parse_integer
+from cloudvmm.options.grammar import dequote
+from cloudvmm.options.value import ValueType, parse_integer
 
 # Numbers are those of the virtio specification, section "Device Types".
 VIRTIO_IDS = {
@@ -27,7 +28,9 @@ def parse_device_type(text: str | None) -> int:
     :raises OptionError: when it is missing, unknown, or of a type no back end can serve.
     """
     if text is None:
-        raise MissingKey("--generic-vhost-user", "device_type missing")
+        raise MissingKey(
+            "--generic-vhost-user", "device_type missing", hint=f"device_type={DEVICE_TYPE.syntax}"
+        )
     number = VIRTIO_IDS.get(text)
     if number is None:
         try:
@@ -35,7 +38,17 @@ def parse_device_type(text: str | None) -> int:
                 raise ValueError(text)
             number = parse_integer(text, 1, 0xFFFF_FFFF)
         except ValueError:
-            raise GenericDeviceTypeInvalid(text) from None
+            raise GenericDeviceTypeInvalid(text, hint=f"device_type={DEVICE_TYPE.syntax}") from None
     if number in _NOT_IN_A_BACK_END:
         raise GenericDeviceTypeUnsupported(text)
     return number
+
+
+DEVICE_TYPE: ValueType[int] = ValueType(
+    lambda text: parse_device_type(dequote(text)),
+    lambda number: {known: name for name, known in VIRTIO_IDS.items()}.get(number, str(number)),
+    syntax="|".join(
+        [*(name for name, number in VIRTIO_IDS.items() if number not in _NOT_IN_A_BACK_END), "<number>"]
+    ),
+    choices=tuple(name for name, number in VIRTIO_IDS.items() if number not in _NOT_IN_A_BACK_END),
+)

@@ -1,13 +1,8 @@
 """The configuration as JSON, both ways."""
 
-import enum
-import types
-from typing import Annotated, Union, get_args, get_origin
-
 import msgspec
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, SerialConfig
 from cloudvmm.config.cpu import CpusConfig
@@ -29,6 +24,7 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
+from support.config_value import structs
 
 # lifecycle.md section 4, the `config` member of the example, without its line breaks
 GOLDEN = (
@@ -270,42 +266,6 @@ def test_payload_of_2022_is_understood(raw, payload):
 def test_old_platform_names_are_understood():
     raw = b'{"payload":{"kernel":"/k"},"platform":{"serial_number":"s","uuid":"u"}}'
     assert decode(raw, VmConfig).platform == PlatformConfig(system_serial_number="s", system_uuid="u")
-
-
-TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
-SPECIAL = {
-    "mac": st.just("2e:00:00:00:00:01"),
-    "host_mac": st.just("2e:00:00:00:00:02"),
-    "ip": st.sampled_from(["10.0.0.1", "2001:db8::1"]),
-    "mask": st.just("255.255.255.0"),
-    "fds": st.none(),
-    "fd": st.none(),
-    "iommufd_fd": st.sampled_from([None, -1]),
-}
-
-
-def values(annotation):
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        meta = get_args(annotation)[1]
-        return st.integers(meta.ge or 0, 2**64 - 1 if meta.le is None else meta.le)
-    if origin in (Union, types.UnionType):
-        return st.one_of([values(member) for member in get_args(annotation)])
-    if origin is list:
-        return st.lists(values(get_args(annotation)[0]), max_size=2)
-    if issubclass(annotation, enum.Enum):
-        return st.sampled_from(annotation)
-    if issubclass(annotation, msgspec.Struct):
-        return structs(annotation)
-    return {str: TEXT, bool: st.booleans(), int: st.integers(-1, 9), type(None): st.none()}[annotation]
-
-
-def structs(kind):
-    fields = msgspec.structs.fields(kind)
-    members = {
-        field.name: SPECIAL[field.name] if field.name in SPECIAL else values(field.type) for field in fields
-    }
-    return st.builds(kind, **members)
 
 
 @settings(max_examples=150, deadline=None)

@@ -40,7 +40,7 @@ from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterConfig, RateLimiterGroupConfig, TokenBucketConfig
 from cloudvmm.errors import error_chain
 from cloudvmm.options import console, cpu, device, disk, memory, net, operation, payload, platform, rate_limit
-from cloudvmm.options.error import OptionError
+from cloudvmm.options.error import OptionError, hint_of
 
 MIB = 1 << 20
 GOOD = [
@@ -243,6 +243,7 @@ GOOD = [
             vfio_p2p_dma=False,
         ),
     ),
+    (platform.parse_platform, "tdx=on,sev_snp=off", PlatformConfig(tdx=True)),
     (platform.parse_platform, "iommufd_fd=9", PlatformConfig(iommufd=True, iommufd_fd=9)),
     (platform.parse_platform, "iommufd_fd=9,iommufd=off", PlatformConfig(iommufd=False, iommufd_fd=9)),
     (
@@ -427,7 +428,6 @@ BAD = [
         ],
     ),
     (platform.parse_platform, "nope=1", ["Error parsing --platform", UNKNOWN]),
-    (platform.parse_platform, "tdx=on", ["Error parsing --platform", "Unknown option: tdx"]),
     (platform.parse_pci_segment, "nope=1", ["Error parsing --pci-segment", UNKNOWN]),
     (
         platform.parse_numa,
@@ -500,6 +500,68 @@ BAD = [
         ],
     ),
 ]
+
+
+# Two faults each: the one that the reference meets first is reported.
+FIRST = [
+    (cpu.parse_cpus, "features=sse,nested=x", "Invalid feature in --cpus features list: sse"),
+    (
+        device.parse_generic_vhost_user,
+        "socket=/s,queue_sizes=[1],device_type=0,pci_segment=x",
+        'Error parsing --generic-vhost-user: device_type "0" invalid (leading zeros or unknown string)',
+    ),
+    (device.parse_pmem, "pci_segment=x", "Error parsing common PCI device config"),
+    (device.parse_fs, "pci_segment=x", "Error parsing --fs: tag missing"),
+    (disk.parse_disk, "pci_segment=x,sparse=x", "Error parsing --disk"),
+]
+HINTS = [
+    (memory.parse_memory, "size=512m", "size=<size>[K|M|G]"),
+    (memory.parse_memory, "hotplug_method=none", "hotplug_method=acpi|virtio-mem"),
+    (disk.parse_disk, "image_type=iso", "image_type=vmdk|vhd|qcow2|raw|vhdx"),
+    (device.parse_tpm, "nope=1", "socket=<path>"),
+    (device.parse_vsock, "cid=3,pci_segment=x", "pci_segment=<number>"),
+    (console.parse_serial, "", "off|pty|tty|null,file=<path>,socket=<path>"),
+    (cpu.parse_cpus, "features=sse", "features=[amx]"),
+    (platform.parse_landlock_rule, "path=/p,access=rwx", "access=r|w|rw"),
+    (console.parse_serial, "file=", None),
+]
+
+
+@pytest.mark.parametrize(("parse", "text", "expected"), FIRST)
+def test_of_two_faults_the_references_first_is_reported(parse, text, expected):
+    with pytest.raises(OptionError) as caught:
+        parse(text)
+    assert error_chain(caught.value)[0] == expected
+
+
+@pytest.mark.parametrize(("parse", "text", "hint"), HINTS)
+def test_refusal_tells_what_is_allowed(parse, text, hint):
+    with pytest.raises(OptionError) as caught:
+        parse(text)
+    assert hint_of(caught.value) == hint
+
+
+@pytest.mark.parametrize("parse", [device.parse_generic_vhost_user])
+def test_refused_device_type_tells_all_names(parse):
+    with pytest.raises(OptionError) as caught:
+        parse("socket=/s,queue_sizes=[1],device_type=disk")
+    assert hint_of(caught.value).startswith("device_type=net|block|console|")
+    assert "iommu" not in hint_of(caught.value)
+
+
+def test_image_type_beside_a_socket_is_not_looked_at():
+    assert disk.parse_disk("socket=/s,image_type=iso") == DiskConfig(vhost_socket="/s")
+
+
+def test_old_names_are_read_with_a_warning():
+    heard = []
+    platform.parse_platform("serial_number=a,uuid=b", heard.append)
+    device.parse_generic_vhost_user("socket=/s,queue_sizes=[1],virtio_id=fs", heard.append)
+    assert heard == [
+        "'serial_number' in --platform is deprecated; use 'system_serial_number'.",
+        "'uuid' in --platform is deprecated; use 'system_uuid'.",
+        "'virtio_id' in --generic-vhost-user is deprecated; use 'device_type'.",
+    ]
 
 
 @pytest.mark.parametrize(("parse", "text", "expected"), GOOD)

@@ -8,8 +8,15 @@ from cloudvmm.options.error import Conversion, InvalidSyntax, UnknownOption
 from cloudvmm.options.grammar import Options, dequote, parse_options, read_options, split_commas
 
 KEYS = ("size", "extra", "list", "cmdline")
-STRING_TO_LIST = values.tuple_list(str, lambda text: values.parse_integer_list(text, 8), syntax="")
-NUMBER_TO_NUMBER = values.tuple_list(values.parse_u64, values.parse_u64, syntax="")
+
+
+def pairs(key, value):
+    """Return the type of a list of pairs that stay pairs."""
+    return values.tuple_list(key, value, make=lambda k, v: (k, v), split=lambda pair: pair, syntax="")
+
+
+STRING_TO_LIST = pairs(values.TUPLE_KEY, values.integer_list(8))
+NUMBER_TO_NUMBER = pairs(values.bare_unsigned(64), values.bare_unsigned(64))
 
 
 @pytest.mark.parametrize(
