@@ -28,6 +28,18 @@ class BareEventMonitor(FlagError):
     """Error parsing --event-monitor: path or fd required"""
 
 
+class ParsingGdb(FlagError):
+    """Error parsing --gdb"""
+
+
+class BareGdb(FlagError):
+    """Error parsing --gdb: path required"""
+
+
+class ParsingRestore(FlagError):
+    """Error parsing restore"""
+
+
 class LogFileCreation(FlagError):
     """Error creating log file"""
 

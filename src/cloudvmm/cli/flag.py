@@ -9,23 +9,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import enum
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from cloudvmm.cli.error import (
     BareEventMonitor,
+    BareGdb,
     FlagNotAvailable,
     InvalidDescriptor,
     ParsingApiSocket,
     ParsingEventMonitor,
+    ParsingGdb,
 )
 from cloudvmm.cli.log import DEFAULT_FORMAT
+from cloudvmm.cli.usage import USAGE_STATUS, UsageParser, shape_of
 from cloudvmm.options.error import Conversion, GrammarError
 from cloudvmm.options.grammar import Options, parse_options, read_options
-
-USAGE_STATUS = 2
 
 
 class Arity(enum.Enum):
@@ -115,9 +115,6 @@ _NOT_AVAILABLE = (
     "dbus-object-path",
     "dbus-service-name",
     "dbus-system-bus",
-    "gdb",
-    "landlock",
-    "restore",
 )
 
 
@@ -127,11 +124,11 @@ def parse_args(argv: Sequence[str], *, program: str = "cloudvmm") -> argparse.Na
     The result has a member per flag (`log_file`), `v` (a count), `version`, and `given`, the names of
     the flags used explicitly. Prints help or a usage error and exits where that is asked for.
     """
-    parser = _build_parser(program, with_syntax=not argv or "-h" in argv or "--help" in argv)
+    parser = build_parser(program, with_help=not argv or "-h" in argv or "--help" in argv)
     if not argv:
         parser.print_help(sys.stderr)
         parser.exit(USAGE_STATUS)
-    args = parser.parse_args(list(argv))
+    args = parser.parse_words(argv)
     _check_groups(parser, args.given)
     return args
 
@@ -142,8 +139,16 @@ def wants_vm(args: argparse.Namespace) -> bool:
 
 
 def check_available(args: argparse.Namespace) -> None:
-    """:raises FlagNotAvailable: for a flag that would otherwise be ignored in silence."""
-    for name in _NOT_AVAILABLE:
+    """Refuse flags that would be ignored in silence; `--landlock` of a VM is `vm.create`'s to refuse.
+
+    :raises FlagNotAvailable: for the first such flag.
+    :raises ParsingGdb: when `--gdb` does not parse.
+    :raises BareGdb: when it has no path.
+    """
+    if args.gdb is not None:
+        _check_gdb(args.gdb)
+        raise FlagNotAvailable("gdb")
+    for name in (*_NOT_AVAILABLE, *(() if wants_vm(args) else ("landlock",))):
         if name in args.given:
             raise FlagNotAvailable(name)
 
@@ -186,6 +191,15 @@ def parse_event_monitor(text: str) -> str | int:
     return target
 
 
+def _check_gdb(text: str) -> None:
+    try:
+        options = parse_options(text, ("path",))
+    except GrammarError as error:
+        raise ParsingGdb from error
+    if options.get("path") is None:
+        raise BareGdb
+
+
 def version_text(build_version: str, *, program: str, features: Sequence[str], verbosity: int) -> str:
     """What `--version` prints; clients take the version from the first line."""
     lines = [f"{program} {build_version}", "Migration Protocol Versions: 0"]
@@ -226,49 +240,27 @@ class _Use(argparse.Action):
         if self.flag.arity is Arity.MANY:
             values = [*(getattr(namespace, self.dest) or ()), *values]
         elif self.flag.name in namespace.given:
-            parser.error(f"the argument '--{self.flag.name}' cannot be used multiple times")
+            message = f"the argument '{shape_of(self)}' cannot be used multiple times"
+            raise argparse.ArgumentError(self, message)
         elif self.flag.arity is Arity.SWITCH:
             values = True
         namespace.given.add(self.flag.name)
         setattr(namespace, self.dest, values)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_STATUS, f"error: {message}\n\n{self.format_usage()}")
-
-
-# A comma between options, not one of a sentence.
-_OPTION_COMMA = re.compile(r",(?=\S)")
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Breaks lines at the commas of an option string, which has no blanks to break at."""
-
-    def _split_lines(self, text: str, width: int) -> list[str]:
-        lines = super()._split_lines(_OPTION_COMMA.sub(",\0 ", text), width)
-        return [line.replace(",\0 ", ",").replace("\0", "") for line in lines]
-
-
-def _build_parser(program: str, *, with_syntax: bool) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=program,
-        usage="%(prog)s [OPTIONS]",
-        description="Launch a VMM.",
-        formatter_class=_Formatter,
-        add_help=False,
-        allow_abbrev=False,
-    )
+def build_parser(program: str, *, with_help: bool) -> UsageParser:
+    """Return the parser of all flags; texts for `--help` cost imports, so they are made where asked for."""
+    parser = UsageParser(prog=program, usage="%(prog)s [OPTIONS]", description="Launch a VMM.")
     parser.set_defaults(given=set())
     for flag in FLAGS:
-        _add_flag(parser, flag, with_syntax=with_syntax)
+        _add_flag(parser, flag, with_help=with_help)
     parser.add_argument("-v", action="count", default=0, help="Log more; up to three times")
     parser.add_argument("-V", "--version", action="store_true", help="Print version")
     parser.add_argument("-h", "--help", action="help", help="Print help")
     return parser
 
 
-def _add_flag(parser: argparse.ArgumentParser, flag: Flag, *, with_syntax: bool) -> None:
+def _add_flag(parser: argparse.ArgumentParser, flag: Flag, *, with_help: bool) -> None:
     dest = flag.name.replace("-", "_")
     options: dict[str, Any] = {}
     if flag.arity is Arity.OPTIONAL:
@@ -282,7 +274,7 @@ def _add_flag(parser: argparse.ArgumentParser, flag: Flag, *, with_syntax: bool)
         flag=flag,
         default=False if flag.arity is Arity.SWITCH else flag.default,
         choices=flag.choices,
-        help=_help(flag) if with_syntax else None,
+        help=_help(flag) if with_help else None,
         **options,
     )
 
@@ -299,12 +291,15 @@ def _help(flag: Flag) -> str:
     return " ".join(parts).replace("%", "%%")
 
 
-def _check_groups(parser: argparse.ArgumentParser, given: set[str]) -> None:
-    if any(flag.name in given for flag in FLAGS if flag.group is Group.PAYLOAD):
+def _check_groups(parser: UsageParser, given: set[str]) -> None:
+    payloads = [flag.name for flag in FLAGS if flag.group is Group.PAYLOAD]
+    if not given.isdisjoint(payloads):
         return
-    for flag in FLAGS:
-        if flag.group is Group.VM and flag.name in given:
-            parser.error(
-                f"the argument '--{flag.name}' needs a payload, but none was provided: "
-                "--firmware, --fw-cfg-config, --igvm or --kernel"
-            )
+    needy = [flag.name for flag in FLAGS if flag.group is Group.VM and flag.name in given]
+    if needy:
+        shapes = {action.dest: shape_of(action) for action in parser._actions}
+        one_of = f"<{'|'.join(f'--{name} <{name}>' for name in payloads)}>"
+        used = " ".join(shapes[name.replace("-", "_")] for name in needy)
+        parser.refuse(
+            f"the following required arguments were not provided:\n  {one_of}", usage=f"{used} {one_of}"
+        )

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import argparse
 
     from cloudvmm.cli.log import Logger
+    from cloudvmm.config.operation import RestoreConfig
+    from cloudvmm.config.vm import VmConfig
     from cloudvmm.engine.base import Engine
 
 # How long a thread may hold the interpreter while others wait. The default of 5 ms would let one command's
@@ -70,10 +72,14 @@ def _run(words: list[str], *, program: str) -> int:
 
     log: Logger | None = None
     try:
+        from cloudvmm.cli.flag import parse_api_socket
         from cloudvmm.cli.log import open_log
 
+        api_socket = None if args.api_socket is None else parse_api_socket(args.api_socket)
         log = open_log(verbosity=args.v, log_file=args.log_file, log_format=args.log_format)
-        _serve(args, log)
+        log.info(f"{program} {_version(program)} starting")
+        _serve(args, api_socket, log)
+        log.info("Cloud Hypervisor exited successfully")
     except VmmError as error:
         if log is not None:
             log.error(f"Fatal error: {error!r}")
@@ -87,31 +93,43 @@ def _run(words: list[str], *, program: str) -> int:
 
 def _print_version(args: argparse.Namespace, program: str) -> int:
     from cloudvmm.cli.flag import version_text
-    from cloudvmm.control.vmm import FEATURES, REFERENCE_VERSION
+    from cloudvmm.control.vmm import FEATURES
 
-    # Clients that ask for `cloud-hypervisor` compare the number with the release that they need.
-    build_version = __version__ if program == "cloudvmm" else f"v{REFERENCE_VERSION}"
-    sys.stdout.write(version_text(build_version, program=program, features=FEATURES, verbosity=args.v))
+    text = version_text(_version(program), program=program, features=FEATURES, verbosity=args.v)
+    sys.stdout.write(text)
     return 0
 
 
-def _serve(args: argparse.Namespace, log: Logger) -> None:
-    from cloudvmm.cli.flag import check_available, parse_api_socket, parse_event_monitor, wants_vm
+def _version(program: str) -> str:
+    from cloudvmm.control.vmm import REFERENCE_VERSION
+
+    # Clients that ask for `cloud-hypervisor` compare the number with the release that they need.
+    return __version__ if program == "cloudvmm" else f"v{REFERENCE_VERSION}"
+
+
+def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) -> None:
+    from cloudvmm.cli.flag import check_available, parse_event_monitor, wants_vm
     from cloudvmm.cli.serve import Settings, serve
 
-    check_available(args)
-    vm_config = None
-    if wants_vm(args):
+    def read_vm_config() -> VmConfig:
         from cloudvmm.cli.vm_flag import build_vm_config
 
-        vm_config = build_vm_config(args)
+        return build_vm_config(args, log.warn)
+
+    def read_restore() -> RestoreConfig:
+        from cloudvmm.cli.vm_flag import read_restore
+
+        return read_restore(args.restore)
+
+    check_available(args)
     serve(
         Settings(
             engine=_engine(args),
             log=log.log,
-            api_socket=None if args.api_socket is None else parse_api_socket(args.api_socket),
+            api_socket=api_socket,
             event_monitor=None if args.event_monitor is None else parse_event_monitor(args.event_monitor),
-            vm_config=vm_config,
+            read_vm_config=read_vm_config if wants_vm(args) else None,
+            read_restore=read_restore if args.restore is not None else None,
             state_dir=args.state_dir,
             no_shutdown=args.no_shutdown,
         )

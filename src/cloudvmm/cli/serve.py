@@ -9,10 +9,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from cloudvmm import api
+from cloudvmm.config.operation import RestoreConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.runner import Log
 from cloudvmm.control.vmm import VmmThread
@@ -22,6 +25,7 @@ from cloudvmm.events.hub import EventHub
 from cloudvmm.events.monitor import EventMonitor, log_text
 from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.server import HttpServer
+from cloudvmm.options.error import hint_of
 
 HTTP_END_S = 1.0
 
@@ -42,18 +46,27 @@ class BootingVm(StartError):
     """Error booting VM"""
 
 
+class RestoringVm(StartError):
+    """Error restoring VM"""
+
+
 class EventMonitorIo(StartError):
     """Error doing event monitor I/O"""
 
 
 class Settings(msgspec.Struct, kw_only=True):
-    """What the flags ask for. File descriptors inside belong to the server from here on."""
+    """What the flags ask for. File descriptors inside belong to the server from here on.
+
+    `read_vm_config` gives the VM to boot, else `read_restore` what to restore. They are called when the API
+    is there already, as in the reference, and raise VmmError.
+    """
 
     engine: Engine
     log: Log
     api_socket: str | int | None = None
     event_monitor: str | int | None = None
-    vm_config: VmConfig | None = None
+    read_vm_config: Callable[[], VmConfig] | None = None
+    read_restore: Callable[[], RestoreConfig] | None = None
     state_dir: str | None = None
     no_shutdown: bool = False
     max_connections: int = 10
@@ -112,9 +125,9 @@ def serve(settings: Settings) -> None:
     failure: VmmError | None = None
     try:
         server = _start_http(settings, vmm, events)
+        first_steps = _first_steps(settings, vmm)
         _warm_up(settings)
-        if settings.vm_config is not None:
-            _boot(vmm, settings.vm_config)
+        first_steps()
     except VmmError as error:
         # What a signal or another client's vmm.shutdown overtook has not failed.
         failure = None if signals.came or _is_overtaken(error) else error
@@ -141,13 +154,15 @@ def _is_overtaken(error: BaseException) -> bool:
 
 
 def report(error: BaseException, program: str = "Cloud Hypervisor") -> None:
-    """Print `error` and its causes on standard error as the reference does."""
+    """Print `error` and its causes on standard error as the reference does, then what is allowed instead."""
     chain = error_chain(error)
     if len(chain) == 1:
-        sys.stderr.write(f"Error: {program} exited with the following error:\n  {chain[0]}\n")
-        return
-    lines = "".join(f"  {number}: {text}\n" for number, text in enumerate(chain))
-    sys.stderr.write(f"Error: {program} exited with the following chain of errors:\n{lines}")
+        text = f"Error: {program} exited with the following error:\n  {chain[0]}\n"
+    else:
+        lines = "".join(f"  {number}: {text}\n" for number, text in enumerate(chain))
+        text = f"Error: {program} exited with the following chain of errors:\n{lines}"
+    hint = hint_of(error)
+    sys.stderr.write(text if hint is None else f"{text}\nAllowed: {hint}\n")
 
 
 def _start_monitor(settings: Settings, events: EventHub) -> EventMonitor | None:
@@ -217,6 +232,18 @@ def _warm_up(settings: Settings) -> None:
     threading.Thread(target=look, name="engine-info", daemon=True).start()
 
 
+def _first_steps(settings: Settings, vmm: VmmThread) -> Callable[[], None]:
+    """Read what the flags say of a VM; return what is left to do with it.
+
+    :raises VmmError: the flags cannot be read.
+    """
+    if settings.read_vm_config is not None:
+        return partial(_boot, vmm, settings.read_vm_config())
+    if settings.read_restore is not None:
+        return partial(_restore, vmm, settings.read_restore())
+    return lambda: None
+
+
 def _boot(vmm: VmmThread, vm_config: VmConfig) -> None:
     try:
         api.vm_create(vmm.api_evt, vmm.api_sender, vm_config)
@@ -226,3 +253,10 @@ def _boot(vmm: VmmThread, vm_config: VmConfig) -> None:
         api.vm_boot(vmm.api_evt, vmm.api_sender)
     except api.ApiError as error:
         raise BootingVm from error
+
+
+def _restore(vmm: VmmThread, restore: RestoreConfig) -> None:
+    try:
+        api.vm_restore(vmm.api_evt, vmm.api_sender, restore)
+    except api.ApiError as error:
+        raise RestoringVm from error

@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from cloudvmm.cli.error import ParsingConfig
-from cloudvmm.config.device import PvmemcontrolConfig
+from cloudvmm.cli.error import ParsingConfig, ParsingRestore
+from cloudvmm.config.device import GenericVhostUserConfig, PvmemcontrolConfig
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.operation import RestoreConfig
 from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.options.console import parse_console, parse_debug_console, parse_serial
 from cloudvmm.options.cpu import parse_cpus
 from cloudvmm.options.device import (
@@ -32,6 +35,7 @@ from cloudvmm.options.disk import parse_disk
 from cloudvmm.options.error import OptionError, ValidationFailed
 from cloudvmm.options.memory import parse_memory
 from cloudvmm.options.net import parse_net
+from cloudvmm.options.operation import parse_restore
 from cloudvmm.options.payload import parse_fw_cfg_config
 from cloudvmm.options.platform import (
     parse_landlock_rule,
@@ -44,27 +48,44 @@ from cloudvmm.options.rate_limit import parse_rate_limit_group
 T = TypeVar("T")
 
 
-def build_vm_config(args: argparse.Namespace) -> VmConfig:
-    """Read and validate every flag about the VM.
+def build_vm_config(args: argparse.Namespace, warn: Warn = unheard) -> VmConfig:
+    """Read and validate every flag about the VM; what is allowed and perhaps not meant goes to `warn`.
 
     :raises ParsingConfig: caused by an OptionError, whose cause may be a rule that is broken.
     """
     try:
-        vm_config = _read(args)
-        _validate(vm_config)
+        vm_config = _read(args, warn)
+        _validate(vm_config, warn)
     except OptionError as error:
         raise ParsingConfig from error
     return vm_config
 
 
-def _validate(vm_config: VmConfig) -> None:
+def read_restore(text: str) -> RestoreConfig:
+    """Read `--restore`; its rules are checked against the saved configuration, where it is carried out.
+
+    :raises ParsingRestore: caused by an OptionError.
+    """
     try:
-        validate(vm_config)
+        return parse_restore(text)
+    except OptionError as error:
+        raise ParsingRestore from error
+
+
+def _validate(vm_config: VmConfig, warn: Warn) -> None:
+    try:
+        validate(vm_config, warn)
     except ValidationError as error:
         raise ValidationFailed from error
 
 
-def _read(args: argparse.Namespace) -> VmConfig:
+def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
+    def generic_vhost_user(text: str) -> GenericVhostUserConfig:
+        return parse_generic_vhost_user(text, warn)
+
+    def platform(text: str) -> PlatformConfig:
+        return parse_platform(text, warn)
+
     # Arguments are evaluated in this order, which is the reference's: the first fault is reported.
     return VmConfig(
         rate_limit_groups=_each(parse_rate_limit_group, args.rate_limit_group),
@@ -76,7 +97,7 @@ def _read(args: argparse.Namespace) -> VmConfig:
         balloon=_maybe(parse_balloon, args.balloon),
         pvmemcontrol=PvmemcontrolConfig() if args.pvmemcontrol else None,
         fs=_each(parse_fs, args.fs),
-        generic_vhost_user=_each(parse_generic_vhost_user, args.generic_vhost_user),
+        generic_vhost_user=_each(generic_vhost_user, args.generic_vhost_user),
         pmem=_each(parse_pmem, args.pmem),
         console=parse_console(args.console),
         serial=parse_serial(args.serial),
@@ -86,7 +107,7 @@ def _read(args: argparse.Namespace) -> VmConfig:
         vdpa=_each(parse_vdpa, args.vdpa),
         vsock=_maybe(parse_vsock, args.vsock),
         pci_segments=_each(parse_pci_segment, args.pci_segment),
-        platform=_maybe(parse_platform, args.platform),
+        platform=_maybe(platform, args.platform),
         numa=_each(parse_numa, args.numa),
         tpm=_maybe(parse_tpm, args.tpm),
         landlock_rules=_each(parse_landlock_rule, args.landlock_rules),

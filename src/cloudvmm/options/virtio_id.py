@@ -28,9 +28,7 @@ def parse_device_type(text: str | None) -> int:
     :raises OptionError: when it is missing, unknown, or of a type no back end can serve.
     """
     if text is None:
-        raise MissingKey(
-            "--generic-vhost-user", "device_type missing", hint=f"device_type={DEVICE_TYPE.syntax}"
-        )
+        raise MissingKey("--generic-vhost-user", "device_type missing", hint=_HINT)
     number = VIRTIO_IDS.get(text)
     if number is None:
         try:
@@ -38,7 +36,7 @@ def parse_device_type(text: str | None) -> int:
                 raise ValueError(text)
             number = parse_integer(text, 1, 0xFFFF_FFFF)
         except ValueError:
-            raise GenericDeviceTypeInvalid(text, hint=f"device_type={DEVICE_TYPE.syntax}") from None
+            raise GenericDeviceTypeInvalid(text, hint=_HINT) from None
     if number in _NOT_IN_A_BACK_END:
         raise GenericDeviceTypeUnsupported(text)
     return number
@@ -47,8 +45,7 @@ def parse_device_type(text: str | None) -> int:
 DEVICE_TYPE: ValueType[int] = ValueType(
     lambda text: parse_device_type(dequote(text)),
     lambda number: {known: name for name, known in VIRTIO_IDS.items()}.get(number, str(number)),
-    syntax="|".join(
-        [*(name for name, number in VIRTIO_IDS.items() if number not in _NOT_IN_A_BACK_END), "<number>"]
-    ),
+    syntax="<name>|<number>",
     choices=tuple(name for name, number in VIRTIO_IDS.items() if number not in _NOT_IN_A_BACK_END),
 )
+_HINT = f"device_type={'|'.join(DEVICE_TYPE.choices)}|<number>"

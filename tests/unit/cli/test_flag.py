@@ -2,9 +2,16 @@
 
 import pytest
 
-from cloudvmm.cli.error import BareEventMonitor, FlagNotAvailable, ParsingApiSocket, ParsingEventMonitor
+from cloudvmm.cli.error import (
+    BareEventMonitor,
+    FlagError,
+    FlagNotAvailable,
+    ParsingApiSocket,
+    ParsingEventMonitor,
+)
 from cloudvmm.cli.flag import (
     FLAGS,
+    Arity,
     check_available,
     parse_api_socket,
     parse_args,
@@ -13,6 +20,7 @@ from cloudvmm.cli.flag import (
     wants_vm,
 )
 from cloudvmm.errors import error_chain
+from cloudvmm.options.table import SCHEMAS, syntax
 
 OURS = {"accel", "engine", "qemu", "state-dir"}
 # cli.md section 2
@@ -123,20 +131,54 @@ def test_help_lists_flags_alphabetically_with_their_keys(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--disk", "path=/d"], "the argument '--disk' needs a payload"),
-        (["--api-socket", "/s", "--cpus", "boot=1"], "the argument '--cpus' needs a payload"),
-        (["--landlock", "--restore", "source_url=u"], "the argument '--landlock' needs a payload"),
-        (["--cpus", "a", "--cpus", "b"], "the argument '--cpus' cannot be used multiple times"),
+        (["--cpus", "a", "--cpus", "b"], "the argument '--cpus <cpus>' cannot be used multiple times"),
+        (["--rtc", "--rtc"], "the argument '--rtc [<rtc>]' cannot be used multiple times"),
         (["--watchdog", "--watchdog"], "the argument '--watchdog' cannot be used multiple times"),
-        (["--seccomp", "maybe"], "invalid choice: 'maybe'"),
-        (["--engine", "bhyve"], "invalid choice: 'bhyve'"),
-        (["--api-sock", "/s"], "unrecognized arguments: --api-sock /s"),
-        (["--kernel"], "expected one argument"),
-        (["--kernel", "k", "stray"], "unrecognized arguments: stray"),
+        (
+            ["--seccomp", "maybe"],
+            "invalid value 'maybe' for '--seccomp <seccomp>'\n  [possible values: true, false, log, errno]",
+        ),
+        (
+            ["--engine", "bhyve"],
+            "invalid value 'bhyve' for '--engine <engine>'\n  [possible values: qemu, fake]",
+        ),
+        (["--kernel"], "a value is required for '--kernel <kernel>' but none was supplied"),
+        (["--kernel", "k", "--disk"], "a value is required for '--disk <disk>...' but none was supplied"),
+        (["--kernel", "k", "stray"], "unexpected argument 'stray' found"),
+        (["--nothing-like-it=5"], "unexpected argument '--nothing-like-it' found"),
+        (
+            ["--kernel", "k", "--watchdog=on"],
+            "unexpected value 'on' for '--watchdog' found; no more were expected",
+        ),
     ],
 )
-def test_usage_error_exits_2(capsys, argv, message):
-    assert message in usage_error(capsys, *argv)
+def test_usage_error_reads_like_claps_and_exits_2(capsys, argv, message):
+    tail = "Usage: cloudvmm [OPTIONS]\n\nFor more information, try '--help'.\n"
+    assert usage_error(capsys, *argv) == f"error: {message}\n\n{tail}"
+
+
+def test_misspelt_flag_is_told_what_it_resembles(capsys):
+    assert usage_error(capsys, "--api-sock", "/s").startswith(
+        "error: unexpected argument '--api-sock' found\n\n  tip: a similar argument exists: '--api-socket'\n"
+    )
+
+
+PAYLOADS = "<--firmware <firmware>|--fw-cfg-config <fw-cfg-config>|--igvm <igvm>|--kernel <kernel>>"
+
+
+@pytest.mark.parametrize(
+    ("argv", "used"),
+    [
+        (["--disk", "path=/d"], "--disk <disk>..."),
+        (["--api-socket", "/s", "--cpus", "boot=1", "--rtc"], "--cpus <cpus> --rtc [<rtc>]"),
+        (["--landlock", "--restore", "source_url=u"], "--landlock"),
+    ],
+)
+def test_flag_of_a_vm_without_a_payload_exits_2(capsys, argv, used):
+    assert usage_error(capsys, *argv) == (
+        f"error: the following required arguments were not provided:\n  {PAYLOADS}\n\n"
+        f"Usage: cloudvmm {used} {PAYLOADS}\n\nFor more information, try '--help'.\n"
+    )
 
 
 @pytest.mark.parametrize("payload", ["--kernel", "--firmware", "--igvm", "--fw-cfg-config"])
@@ -152,8 +194,7 @@ def test_fw_cfg_config_alone_starts_no_vm():
     ("argv", "flag"),
     [
         (["--gdb", "path=/g"], "gdb"),
-        (["--restore", "source_url=u"], "restore"),
-        (["--kernel", "k", "--landlock"], "landlock"),
+        (["--fw-cfg-config", "e820=on", "--landlock"], "landlock"),
         (["--dbus-service-name", "n"], "dbus-service-name"),
         (["--dbus-object-path", "n"], "dbus-object-path"),
         (["--dbus-system-bus"], "dbus-system-bus"),
@@ -164,8 +205,46 @@ def test_flag_without_means_is_refused_at_the_start(argv, flag):
         check_available(parse_args(argv))
 
 
-def test_other_flags_are_available():
-    assert check_available(parse_args(["--kernel", "k", "--watchdog", "--seccomp", "log"])) is None
+@pytest.mark.parametrize(
+    ("text", "chain"),
+    [
+        ("/g", ["Error parsing --gdb", "Unknown option: /g"]),
+        ("path", ["Error parsing --gdb", "Invalid syntax: path"]),
+        ("", ["Error parsing --gdb: path required"]),
+        ("path=", ["Error parsing --gdb: path required"]),
+    ],
+)
+def test_gdb_without_a_path_is_refused_as_such(text, chain):
+    with pytest.raises(FlagError) as caught:
+        check_available(parse_args(["--gdb", text]))
+    assert error_chain(caught.value) == chain
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--kernel", "k", "--watchdog", "--landlock"], ["--restore", "source_url=u"], ["--seccomp", "log"]],
+)
+def test_other_flags_are_available(argv):
+    assert check_available(parse_args(argv)) is None
+
+
+@pytest.mark.parametrize("value", ["true", "false", "log", "errno"])
+def test_every_value_of_seccomp_is_taken(value):
+    assert parse_args(["--seccomp", value]).seccomp == value
+
+
+@pytest.mark.parametrize("flag", [flag for flag in FLAGS if flag.arity is Arity.MANY])
+def test_repeatable_flag_takes_values_side_by_side_and_apart(flag):
+    name = f"--{flag.name}"
+    args = parse_args(["--kernel", "k", name, "a", "b", "-v", name, "c", f"{name}=d"])
+    assert getattr(args, flag.name.replace("-", "_")) == ["a", "b", "c", "d"]
+
+
+def test_help_shows_the_syntax_of_every_option_string(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["-h"])
+    text = "".join(capsys.readouterr().out.split())
+    assert [name for name in SCHEMAS if "".join((syntax(name) or "").split()) not in text] == []
 
 
 @pytest.mark.parametrize(
