@@ -1,7 +1,7 @@
-"""The command `cloudvmm`: the drop-in's flags, and our own `cloudvmm guest`.
+"""The command `cloudvmm`: the drop-in's flags, and our own `cloudvmm guest` and `cloudvmm completion`.
 
-The first word decides: `guest` is our own command, all else are Cloud Hypervisor's flags. Installed under the
-name `cloud-hypervisor` it says so where clients read the name.
+The first word decides: these two are our own commands, all else are Cloud Hypervisor's flags. Installed
+under the name `cloud-hypervisor` it says so where clients read the name.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["guest"]:
         return _guest(words)
+    if words[:1] == ["completion"]:
+        return _completion(words[1:])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)
     return _run(words, program=_program())
@@ -145,6 +147,12 @@ def _engine(args: argparse.Namespace) -> Engine:
     from cloudvmm.engine.qemu import QemuEngine
 
     return QemuEngine(binary=args.qemu, accel=args.accel)
+
+
+def _completion(words: list[str]) -> int:
+    from cloudvmm.cli.completion import run_completion
+
+    return run_completion(words, program=_program())
 
 
 def _guest(words: list[str]) -> int:

@@ -26,13 +26,15 @@ from cloudvmm.config.legacy import modernise
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import (
     RestoreConfig,
+    RestoredNetConfig,
+    RestoredVfioConfig,
     VmReceiveMigrationData,
     VmResizeData,
     VmSendMigrationData,
 )
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.platform import PlatformConfig
-from cloudvmm.config.rate_limit import RateLimiterConfig
+from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn, unheard
 
@@ -43,7 +45,10 @@ INVALID_FD = -1
 
 _PRINTED_WITH_NULLS = (
     RateLimiterConfig,
+    TokenBucketConfig,
     RestoreConfig,
+    RestoredNetConfig,
+    RestoredVfioConfig,
     VmResizeData,
     VmReceiveMigrationData,
     VmSendMigrationData,

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, SerialConfig
 from cloudvmm.config.cpu import CpusConfig
-from cloudvmm.config.device import BalloonConfig, DeviceConfig
+from cloudvmm.config.device import BalloonConfig, DeviceConfig, FsConfig, PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.form import decode, decode_saved, encode
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig
+from cloudvmm.config.numa import NumaConfig
 from cloudvmm.config.operation import (
     RestoreConfig,
     RestoredNetConfig,
@@ -180,6 +181,16 @@ def test_unknown_members_are_ignored():
             VmConfig,
             "The provided MAC address is invalid: parsing of 1:2 into a MAC address failed",
         ),
+        (
+            b'{"net":[{"fds":[2147483648]}]}',
+            VmConfig,
+            "invalid value: integer, expected i32 at `$.net[0].fds[0]`",
+        ),
+        (
+            b'{"platform":{"iommufd_fd":-2147483649}}',
+            VmConfig,
+            "invalid value: integer, expected i32 at `$.platform.iommufd_fd`",
+        ),
         (b'{"net":[{"ip":"10.0.0.256"}]}', VmConfig, "invalid IP address syntax"),
         (
             b'{"destination_url":"unix:/s","downtime_ms":0}',
@@ -257,10 +268,102 @@ def test_addresses_are_shown_in_their_canonical_form():
         (b'{"kernel":{"path":"/k"},"cmdline":null}', PayloadConfig(kernel="/k")),
         (b'{"kernel":{"path":"/old"},"payload":{"kernel":"/new"}}', PayloadConfig(kernel="/new")),
         (b'{"disks":[]}', None),
+        (b'{"payload": null,"kernel":{"path":"/k"}}', PayloadConfig(kernel="/k")),
+        (b'{"kernel":null,"initramfs":null,"cmdline":null,"tdx":null}', None),
+        (b'{"tdx":{"firmware":"/td"}}', PayloadConfig(firmware="/td")),
     ],
 )
 def test_payload_of_2022_is_understood(raw, payload):
     assert decode(raw, VmConfig).payload == payload
+
+
+@pytest.mark.parametrize(
+    ("raw", "platform"),
+    [
+        (b'{"tdx":{"firmware":"/td"}}', PlatformConfig(tdx=True)),
+        (
+            b'{"tdx":{"firmware":"/td"},"platform":{"num_pci_segments":2,"uuid":"u"}}',
+            PlatformConfig(tdx=True, num_pci_segments=2, system_uuid="u"),
+        ),
+        (b'{"tdx":{"firmware":"/td"},"platform":null}', PlatformConfig(tdx=True)),
+        (b'{"tdx":{"firmware":"/td"},"payload":{"kernel":"/k"}}', None),
+    ],
+)
+def test_tdx_of_2022_is_a_property_of_the_platform(raw, platform):
+    assert decode(raw, VmConfig).platform == platform
+
+
+# A body as clients of v23 sent it, with every member that is gone.
+OF_2022 = b"""{
+    "cpus": {"boot_vcpus": 1, "max_vcpus": 2, "topology": null, "kvm_hyperv": false, "max_phys_bits": 46,
+             "affinity": null, "features": {"amx": false}},
+    "memory": {"size": 536870912, "mergeable": false, "hotplug_method": "Acpi", "hotplug_size": null,
+               "hotplugged_size": null, "shared": true, "hugepages": false, "hugepage_size": null,
+               "prefault": false, "zones": null},
+    "kernel": {"path": "/k"}, "initramfs": null, "cmdline": {"args": "quiet"},
+    "disks": [{"path": "/d", "readonly": false, "direct": false, "iommu": false, "num_queues": 1,
+               "queue_size": 128, "vhost_user": false, "vhost_socket": null, "poll_queue": true, "rate_limiter_config": null,
+               "id": null, "disable_io_uring": false, "pci_segment": 0}],
+    "net": null,
+    "rng": {"src": "/dev/urandom", "iommu": false}, "balloon": null,
+    "fs": [{"tag": "t", "socket": "/s", "num_queues": 1, "queue_size": 1024, "dax": true,
+            "cache_size": 8589934592, "id": null, "pci_segment": 0}],
+    "pmem": [{"file": "/p", "size": null, "iommu": false, "mergeable": true, "discard_writes": false,
+              "id": null, "pci_segment": 0}],
+    "serial": {"file": null, "mode": "Null", "iommu": false},
+    "console": {"file": null, "mode": "Off", "iommu": false},
+    "devices": null, "user_devices": null, "vdpa": null, "vsock": null, "iommu": false,
+    "sgx_epc": [{"id": "epc0", "size": 1048576, "prefault": false}],
+    "numa": [{"guest_numa_id": 0, "cpus": [0], "distances": null, "memory_zones": null,
+              "sgx_epc_sections": ["epc0"]}],
+    "watchdog": false, "platform": null
+}"""
+
+
+def test_whole_body_of_2022_means_the_same():
+    assert decode(OF_2022, VmConfig) == VmConfig(
+        cpus=CpusConfig(boot_vcpus=1, max_vcpus=2),
+        memory=MemoryConfig(size=536870912, shared=True),
+        payload=PayloadConfig(kernel="/k", cmdline="quiet"),
+        disks=[DiskConfig(path="/d")],
+        fs=[FsConfig(tag="t", socket="/s")],
+        pmem=[PmemConfig(file="/p")],
+        console=ConsoleConfig(mode=ConsoleOutputMode.OFF),
+        numa=[NumaConfig(guest_numa_id=0, cpus=[0])],
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind", "value"),
+    [
+        (b'{"desired_vcpus":2}', VmResizeData, VmResizeData(desired_vcpus=2)),
+        (b'{"source_url":"u","prefault":true}', RestoreConfig, RestoreConfig(source_url="u", prefault=True)),
+        (b'{"receiver_url":"u"}', VmReceiveMigrationData, VmReceiveMigrationData(receiver_url="u")),
+        (
+            b'{"destination_url":"u","local":true}',
+            VmSendMigrationData,
+            VmSendMigrationData(destination_url="u", local=True),
+        ),
+    ],
+)
+def test_commands_of_2022_are_understood(raw, kind, value):
+    assert decode(raw, kind) == value
+
+
+def test_dropped_descriptors_are_told_of():
+    heard = []
+    raw = b'{"net":[{"id":"n","fds":[3]},{}],"devices":[{"fd":5},{"path":"/p"}]}'
+    decode(raw, VmConfig, heard.append)
+    decode(b'{"id":"n","fds":[]}', NetConfig, heard.append)
+    decode(b'{"path":"/p"}', DeviceConfig, heard.append)
+    text = "FD numbers were present in HTTP request body for device {} but will be ignored"
+    assert heard == [text.format('Some("n")'), text.format("None"), text.format('Some("n")')]
+
+
+def test_confidential_platform_is_printed_where_it_is_asked_for():
+    assert b"tdx" not in encode(PlatformConfig())
+    assert b'"tdx":true' in encode(PlatformConfig(tdx=True))
+    assert b'"sev_snp":true' in encode(PlatformConfig(sev_snp=True))
 
 
 def test_old_platform_names_are_understood():
