@@ -80,7 +80,7 @@ def check_config(vm_config: VmConfig) -> set[str]:
 
     :raises MemoryManager: its memory cannot be. This wins over a rule that is broken.
     :raises ConfigValidation: a rule is broken.
-    :raises InvalidNumaConfig: its NUMA nodes cannot be.
+    :raises InvalidNumaNodes: its NUMA nodes cannot be.
     """
     try:
         check_memory(vm_config.memory)

@@ -11,7 +11,6 @@ import os
 import stat
 from typing import Final
 
-from cloudvmm.api.error import InvalidNumaConfig
 from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
@@ -27,6 +26,7 @@ from cloudvmm.control.error import (
     InvalidHotplugMethodWithMemoryZones,
     InvalidHotplugSize,
     InvalidMemoryParameters,
+    InvalidNumaNodes,
     InvalidSharedMemoryZoneWithHostNuma,
     MaximumVcpusExceeded,
     MisalignedMemorySize,
@@ -62,14 +62,14 @@ def check_memory(memory: MemoryConfig) -> None:
 
 
 def check_numa(vm_config: VmConfig) -> None:
-    """:raises InvalidNumaConfig: a node is there twice, or names a zone or a node that is not."""
+    """:raises InvalidNumaNodes: a node is there twice, or names a zone or a node that is not."""
     memory = vm_config.memory
     zones = {DEFAULT_ZONE_ID} if memory.size else {zone.id for zone in memory.zones or ()}
     nodes = {node.guest_numa_id for node in vm_config.numa or ()}
     seen: set[int] = set()
     for node in vm_config.numa or ():
         if node.guest_numa_id in seen or not zones.issuperset(node.memory_zones or ()):
-            raise InvalidNumaConfig
+            raise InvalidNumaNodes
         seen.add(node.guest_numa_id)
         _check_distances(node, nodes)
 
@@ -141,7 +141,7 @@ def _check_page_size(region: MemoryConfig | MemoryZoneConfig, file: str | None) 
 def _check_distances(node: NumaConfig, nodes: set[int]) -> None:
     targets = [distance.destination for distance in node.distances or ()]
     if len(targets) != len(set(targets)) or not nodes.issuperset(targets):
-        raise InvalidNumaConfig
+        raise InvalidNumaNodes
 
 
 def _check_pmem(pmem: PmemConfig) -> None:

@@ -2,6 +2,7 @@
 
 VmError (api.error)
 ├── RamRefused       the cause of a `MemoryManager`
+├── InvalidNumaNodes
 ├── VcpusRefused     the cause of a `CpuManager`, beside `VcpuRemovalPending`
 └── DeviceRefused    the cause of a `DeviceManager`, beside `UnknownDeviceId`
 
@@ -93,6 +94,10 @@ class ZoneSizeRefused(RamRefused):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"Failed to update virtio configuration: ResizeError({why})")
+
+
+class InvalidNumaNodes(VmError):
+    """Invalid NUMA configuration"""
 
 
 class VcpusRefused(VmError):

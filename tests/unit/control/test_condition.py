@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from cloudvmm.api.error import InvalidNumaConfig
 from cloudvmm.config.cpu import CpusConfig
 from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig
@@ -85,7 +84,7 @@ def test_memory_that_can_be(memory):
     ],
 )
 def test_numa_nodes_that_cannot_be(numa):
-    with pytest.raises(InvalidNumaConfig, match="^Invalid NUMA configuration$"):
+    with pytest.raises(error.InvalidNumaNodes, match="^Invalid NUMA configuration$"):
         check_numa(VmConfig(numa=numa))
 
 

@@ -27,15 +27,15 @@ class MemoryConfigError(RamError):
     """Root of what is wrong with the memory configuration of a machine"""
 
 
-class InvalidMemoryParameters(MemoryConfigError):
+class RamParametersInvalid(MemoryConfigError):
     """Memory configuration is not valid"""
 
 
-class MissingMemoryZones(MemoryConfigError):
+class RamMissing(MemoryConfigError):
     """No memory zones found"""
 
 
-class MisalignedMemorySize(MemoryConfigError):
+class RamMisaligned(MemoryConfigError):
     """Memory size is misaligned with default page size or its hugepage size"""
 
 
@@ -71,9 +71,9 @@ def ram_of(memory: MemoryConfig) -> Ram:
     """
     zones = memory.zones or []
     if memory.size and zones:
-        raise InvalidMemoryParameters
+        raise RamParametersInvalid
     if not memory.size and not zones:
-        raise MissingMemoryZones
+        raise RamMissing
     _check_hotplug(memory)
     source: MemoryConfig | MemoryZoneConfig = memory
     if zones:
@@ -100,9 +100,9 @@ def _check_zones(zones: list[MemoryZoneConfig]) -> None:
 
 def _check_hotplug(memory: MemoryConfig) -> None:
     if memory.hotplugged_size and memory.hotplug_method is HotplugMethod.ACPI:
-        raise InvalidMemoryParameters
+        raise RamParametersInvalid
     if (memory.hotplugged_size or 0) > (memory.hotplug_size or 0):
-        raise InvalidMemoryParameters
+        raise RamParametersInvalid
     if memory.hotplug_method is HotplugMethod.VIRTIO_MEM and memory.hotplug_size:
         raise NotSupportedYet("Memory hotplug by virtio-mem comes with a later release")
 
@@ -110,7 +110,7 @@ def _check_hotplug(memory: MemoryConfig) -> None:
 def open_ram(ram: Ram) -> int | None:
     """Return a fresh memfd of the size of `ram`, owned by the caller; None where the RAM is private.
 
-    :raises MisalignedMemorySize: the size is not a multiple of the page size in use.
+    :raises RamMisaligned: the size is not a multiple of the page size in use.
     :raises RamNotAvailable: the kernel has no such pages, or not enough.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
@@ -119,7 +119,7 @@ def open_ram(ram: Ram) -> int | None:
         if ram.hugepage_size:
             flags |= (ram.hugepage_size.bit_length() - 1) << os.MFD_HUGE_SHIFT
     elif ram.size % _PAGE_BYTES:
-        raise MisalignedMemorySize
+        raise RamMisaligned
     if ram.mergeable and not ram.hugepages:
         return None
     try:
@@ -129,7 +129,7 @@ def open_ram(ram: Ram) -> int | None:
     try:
         page_bytes = os.fstat(fd).st_blksize
         if ram.size % max(page_bytes, _PAGE_BYTES):
-            raise MisalignedMemorySize
+            raise RamMisaligned
         if ram.hugepages:
             _check_hugepages(ram.size, page_bytes)
         os.ftruncate(fd, ram.size)

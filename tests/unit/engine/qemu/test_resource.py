@@ -13,7 +13,7 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, EngineError, ImageLocked, MachineSpec, SinkKind
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.image import DiskPathMissing
-from cloudvmm.engine.qemu.memory import MisalignedMemorySize
+from cloudvmm.engine.qemu.memory import RamMisaligned
 from cloudvmm.engine.qemu.resource import FdNotUsable, RngSourceError, acquire
 from cloudvmm.host.lock import LockConflict, lock_file
 
@@ -58,7 +58,7 @@ def test_mergeable_ram_is_left_to_qemu(undo):
 
 @pytest.mark.parametrize("size", [MIB + 1, MIB + 4096])
 def test_ram_that_is_not_whole_pages_is_refused(undo, size):
-    with pytest.raises(MisalignedMemorySize):
+    with pytest.raises(RamMisaligned):
         acquire(spec_of({"memory": {"size": size}}), undo)
 
 
