@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
-from cloudvmm.engine.base import MachineGone
-from support.wait import wait_until
+from cloudvmm.engine.base import DriverChanged, MachineGone
+from support.wait import wait_event, wait_until
 
 DISK_COUNTERS = {
     "read_bytes",
@@ -95,3 +95,14 @@ def test_coredump_of_a_paused_guest_is_an_elf_core(machine_running, player, spec
     in_file = sum(struct.unpack_from("<Q", program, 32)[0] for program in loads)
     assert in_file >= spec.vm_config.memory.size
     assert path.stat().st_size >= in_file
+
+
+def test_each_virtio_device_is_reported_once_its_driver_is_up(machine_running, player, spec):
+    player.wait_ready()
+    active = set()
+    while active != set(spec.slots):
+        events = wait_event(machine_running, DriverChanged, timeout_s=GUEST_S)
+        changes = [event for event in events if isinstance(event, DriverChanged)]
+        active |= {change.device_id for change in changes if change.is_active}
+        active -= {change.device_id for change in changes if not change.is_active}
+    assert active == {"__console", "__rng", "_disk0"}

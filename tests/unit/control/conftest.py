@@ -59,11 +59,18 @@ class Caller:
         return wait_until(info, "the BARs in vm.info", timeout_s=DEADLINE_S)
 
     def names(self) -> list[str]:
+        """Return "source/event" of what happened, apart from what the guest's drivers did."""
+        return [name for name in self.all_names() if not name.startswith("virtio-device/")]
+
+    def all_names(self) -> list[str]:
         return [f"{event.source}/{event.event}" for event in self.events]
 
-    def wait_for_event(self, name: str) -> None:
+    def wait_for_event(self, name: str, *, count: int = 1) -> None:
+        """Wait until "source/event" `name` has come `count` times."""
         with self._changed:
-            assert self._changed.wait_for(lambda: name in self.names(), DEADLINE_S), self.names()
+            assert self._changed.wait_for(lambda: self.all_names().count(name) >= count, DEADLINE_S), (
+                self.all_names()
+            )
 
     def _hear(self, event: Event) -> None:
         with self._changed:

@@ -16,7 +16,7 @@ import msgspec
 
 from cloudvmm.engine.base import EngineEvent, GuestPanicked, PoweredOff, ResetRequested
 
-RequestKind = Literal["device", "vcpus", "balloon", "zone"]
+RequestKind = Literal["device", "driver", "vcpus", "balloon", "zone"]
 PanicKind = Literal["panic", "crash_loaded", "unknown_event"]
 
 

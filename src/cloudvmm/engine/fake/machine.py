@@ -15,6 +15,7 @@ from cloudvmm.engine.base import (
     BalloonChanged,
     DeviceError,
     DeviceRemoved,
+    DriverChanged,
     EngineError,
     EngineEvent,
     Exited,
@@ -31,6 +32,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.fake.check import check_payload
 from cloudvmm.engine.fake.console import Console
 from cloudvmm.engine.fake.core import write_core
+from cloudvmm.engine.fake.driver import FakeDrivers, is_virtio, virtio_ids
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
@@ -94,6 +96,8 @@ class FakeMachine:
         self._was_booted = False
         self._is_closed = False
         self._events: list[EngineEvent] = []
+        self._virtio_ids = virtio_ids(spec)
+        self.drivers = FakeDrivers(self._hear)
         self.guest = FakeGuest(self._hear, self._lock, honours_power_button=guest_honours_power_button)
         self._event_fd = EventFd()
         try:
@@ -136,6 +140,8 @@ class FakeMachine:
             self._phase = Phase.RUNNING
             self._console.start()
             self._report(PciChanged())
+            for device_id in self._virtio_ids:
+                self.drivers.bind(device_id)
             self.guest.wake()
             self._ask_configured_ram()
 
@@ -171,6 +177,8 @@ class FakeMachine:
         with self._changing("add_device"):
             self._hardware.plug(device, slot, tick_ms=self.guest.tick)
             self._report(PciChanged())
+            if is_virtio(device) and device.id is not None:
+                self.guest.ask("driver", device.id, partial(self.drivers.bind, device.id))
 
     def remove_device(self, device_id: str) -> None:
         with self._changing("remove_device"):
@@ -326,6 +334,8 @@ class FakeMachine:
             self._report(event)
 
     def _report(self, event: EngineEvent) -> None:
+        if isinstance(event, DeviceRemoved) and self.drivers.forget(event.device_id):
+            self._events.append(DriverChanged(event.device_id, is_active=False))
         self._events.append(event)
         self._event_fd.write()
 

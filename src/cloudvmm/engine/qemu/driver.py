@@ -69,7 +69,8 @@ class DriverWatch:
         self._client = client
         self._changed = threading.Condition()
         self._is_running = False
-        self._is_closing = False
+        self._is_over = False
+        self._is_closed = False
         self._active: set[str] = set()
         self._found: list[DriverChanged] = []
         self._news = EventFd()
@@ -85,7 +86,7 @@ class DriverWatch:
         :raises NoThread: the operating system gives none.
         """
         with self._changed:
-            if self._is_closing:
+            if self._is_over:
                 return
             self._is_running = True
             self._last_change_s = time.monotonic()
@@ -107,7 +108,7 @@ class DriverWatch:
     def take(self) -> list[DriverChanged]:
         """Return what was found since the last call; never blocks."""
         with self._changed:
-            if self._is_closing:
+            if self._is_over:
                 return []
             self._news.read()
             found, self._found = self._found, []
@@ -120,16 +121,22 @@ class DriverWatch:
             self._active.discard(device_id)
             return was_active
 
+    def end(self) -> None:
+        """Look no more, and have nothing to give from now on."""
+        with self._changed:
+            self._is_over = True
+            if not self._is_closed:
+                self._news.read()
+            self._changed.notify()
+
     def close(self) -> None:
         """Blocking. End the thread and release the descriptor. Idempotent."""
-        with self._changed:
-            is_first, self._is_closing = not self._is_closing, True
-            self._changed.notify()
+        self.end()
         if self._thread is not None:
             self._thread.join(_END_TIMEOUT_S)
         with self._changed:
-            if is_first:
-                self._news.close()
+            self._is_closed = True
+            self._news.close()
 
     def _run(self) -> None:
         # Whatever ends the conversation ends the machine too, and is told elsewhere; a QEMU without these
@@ -144,7 +151,7 @@ class DriverWatch:
         """Wait until it is time to look; False when there is nothing more to look at."""
         with self._changed:
             due_s = time.monotonic() + self._pause_s(is_settled)
-            while not self._is_closing:
+            while not self._is_over:
                 left_s = due_s - time.monotonic()
                 if self._is_running and left_s <= 0:
                     return True
@@ -166,7 +173,7 @@ class DriverWatch:
             found = [DriverChanged(name, is_active=False) for name in sorted(gone)]
             found += [DriverChanged(name, is_active=True) for name in paths if name in active - self._active]
             self._active = active
-            if found and not self._is_closing:
+            if found and not self._is_over:
                 self._found += found
                 self._last_change_s = time.monotonic()
                 self._news.write()

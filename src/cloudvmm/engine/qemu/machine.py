@@ -94,7 +94,7 @@ class QemuMachine:
             if isinstance(event, DeviceRemoved) and self._drivers.forget(event.device_id):
                 events.append(DriverChanged(event.device_id, is_active=False))
             if isinstance(event, Exited):
-                self._drivers.rest()
+                self._drivers.end()  # nothing comes behind it
             events.append(event)
         for client in (self._monitors.control, self._monitors.reader):
             # QEMU sends its events there too and would keep what is not fetched.
