@@ -40,6 +40,15 @@ class ParsingRestore(FlagError):
     """Error parsing restore"""
 
 
+class ParsingMaxConnections(FlagError):
+    """Error parsing --max-connections"""
+
+
+class ConnectionsOutOfRange(FlagError):
+    def __init__(self, count: int, most: int) -> None:
+        super().__init__(f"{count} is not in the range from 1 to {most}")
+
+
 class LogFileCreation(FlagError):
     """Error creating log file"""
 

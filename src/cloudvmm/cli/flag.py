@@ -16,16 +16,20 @@ from typing import Any, NamedTuple
 from cloudvmm.cli.error import (
     BareEventMonitor,
     BareGdb,
+    ConnectionsOutOfRange,
     FlagNotAvailable,
     InvalidDescriptor,
     ParsingApiSocket,
     ParsingEventMonitor,
     ParsingGdb,
+    ParsingMaxConnections,
 )
 from cloudvmm.cli.log import DEFAULT_FORMAT
 from cloudvmm.cli.usage import USAGE_STATUS, UsageParser, shape_of
 from cloudvmm.options.error import Conversion, GrammarError
 from cloudvmm.options.grammar import Options, parse_options, read_options
+
+MOST_CONNECTIONS = 4096  # each is a thread
 
 
 class Arity(enum.Enum):
@@ -86,6 +90,7 @@ FLAGS = (
     Flag("landlock-rules", _VM, _MANY, help="What else the process may reach"),
     Flag("log-file", _LOGGING, help="Log file; standard error if not given"),
     Flag("log-format", _LOGGING, default=DEFAULT_FORMAT, help="Log format"),
+    Flag("max-connections", _VMM, default="10", help="HTTP connections at a time; streams do not count"),
     Flag("memory", _VM, default="size=512M", help="Memory"),
     Flag("memory-zone", _VM, _MANY, help="Memory zone"),
     Flag("net", _VM, _MANY, help="Network device"),
@@ -170,6 +175,20 @@ def parse_api_socket(text: str) -> str | int:
         return _descriptor(fd)
     except ValueError:
         raise ParsingApiSocket from InvalidDescriptor()
+
+
+def parse_max_connections(text: str) -> int:
+    """Return the number of HTTP connections that there may be at a time.
+
+    :raises ParsingMaxConnections: when `text` is no number from 1 to `MOST_CONNECTIONS`.
+    """
+    try:
+        count = _descriptor(text)
+    except ValueError:
+        raise ParsingMaxConnections from InvalidDescriptor()
+    if not 1 <= count <= MOST_CONNECTIONS:
+        raise ParsingMaxConnections from ConnectionsOutOfRange(count, MOST_CONNECTIONS)
+    return count
 
 
 def parse_event_monitor(text: str) -> str | int:

@@ -110,7 +110,7 @@ def _version(program: str) -> str:
 
 
 def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) -> None:
-    from cloudvmm.cli.flag import check_available, parse_event_monitor, wants_vm
+    from cloudvmm.cli.flag import check_available, parse_event_monitor, parse_max_connections, wants_vm
     from cloudvmm.cli.serve import Settings, serve
 
     def read_vm_config() -> VmConfig:
@@ -134,6 +134,7 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
             read_restore=read_restore if args.restore is not None else None,
             state_dir=args.state_dir,
             no_shutdown=args.no_shutdown,
+            max_connections=parse_max_connections(args.max_connections),
         )
     )
 

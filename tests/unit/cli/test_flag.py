@@ -8,6 +8,7 @@ from cloudvmm.cli.error import (
     FlagNotAvailable,
     ParsingApiSocket,
     ParsingEventMonitor,
+    ParsingMaxConnections,
 )
 from cloudvmm.cli.flag import (
     FLAGS,
@@ -16,13 +17,14 @@ from cloudvmm.cli.flag import (
     parse_api_socket,
     parse_args,
     parse_event_monitor,
+    parse_max_connections,
     version_text,
     wants_vm,
 )
 from cloudvmm.errors import error_chain
 from cloudvmm.options.table import SCHEMAS, syntax
 
-OURS = {"accel", "engine", "qemu", "state-dir"}
+OURS = {"accel", "engine", "max-connections", "qemu", "state-dir"}
 # cli.md section 2
 REFERENCE = {
     "api-socket",
@@ -296,3 +298,24 @@ def test_version_is_printed_as_clients_parse_it():
     assert text == "cloud-hypervisor v54.0.0\nMigration Protocol Versions: 0\n"
     text = version_text("v54.0.0", program="cloud-hypervisor", features=["io_uring", "kvm"], verbosity=1)
     assert text.endswith('\nEnabled features: ["io_uring", "kvm"]\n')
+
+
+@pytest.mark.parametrize(("text", "count"), [("1", 1), ("10", 10), ("4096", 4096)])
+def test_max_connections_is_a_count(text, count):
+    assert parse_max_connections(text) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("0", "0 is not in the range from 1 to 4096"),
+        ("4097", "4097 is not in the range from 1 to 4096"),
+        ("", "invalid digit found in string"),
+        ("-1", "invalid digit found in string"),
+        ("ten", "invalid digit found in string"),
+    ],
+)
+def test_max_connections_that_is_none_is_refused_with_the_reason(text, why):
+    with pytest.raises(ParsingMaxConnections) as caught:
+        parse_max_connections(text)
+    assert error_chain(caught.value) == ["Error parsing --max-connections", why]
