@@ -6,8 +6,9 @@ import pytest
 
 from cloudvmm import api
 from cloudvmm.config import form
+from cloudvmm.http import start_http_path_thread
 from support.leak import Holdings
-from support.rest import same_file
+from support.rest import RestClient, same_file
 from support.wait import wait_until
 
 BAD_REQUEST = b'["Bad Request"]'
@@ -241,3 +242,30 @@ def test_descriptors_that_could_not_be_handed_over_are_closed(client, vmm, files
     vmm.leave()
     assert client.ask("PUT", "vm.add-net", {}, files).status == 500
     steady.assert_nothing_added()
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("vm.add-net", b'{"fds":[2147483648]}'),
+        ("vm.add-net", b'{"fds":[-2147483649]}'),
+        ("vm.add-device", b'{"fd":2147483648}'),
+        ("vm.create", b'{"net":[{"fds":[3,4294967296]}]}'),
+        ("vm.create", b'{"devices":[{"fd":1e3}]}'),
+    ],
+)
+def test_number_that_no_descriptor_can_have_is_refused_although_it_would_be_dropped(client, vmm, name, body):
+    reply = client.ask("PUT", name, body)
+    assert (reply.status, reply.texts()[0]) == (400, "Failed to deserialize JSON")
+    assert vmm.names() == []
+
+
+def test_numbers_in_json_are_dropped_with_a_warning_in_the_log(vmm, socket_path):
+    logged = []
+    server = start_http_path_thread(
+        socket_path, vmm.event, vmm.sender, log=lambda level, text: logged.append((level, text))
+    )
+    with RestClient(socket_path) as client:
+        assert client.ask("PUT", "vm.add-net", {"id": "n0", "fds": [3]}).status == 200
+    assert server.close(deadline_s=2.0)
+    assert [(level, "FD numbers were present" in text) for level, text in logged] == [("warn", True)]

@@ -6,6 +6,7 @@ differs between four early endpoints and all others; the differences are the ref
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -108,7 +109,7 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
         return _success(route, exchange, exchange.call(route.command, None, []))
     if request.body is None:
         return _no_body(route)
-    data = _decode(route.command.body, request.body, fds)
+    data = _decode(route.command.body, request.body, fds, exchange.log)
     taken = fds if place_descriptors(data, fds) else []
     return _success(route, exchange, exchange.call(route.command, data, taken))
 
@@ -125,12 +126,12 @@ def _no_body(route: Route) -> bytes:
     return route.without_body
 
 
-def _decode(kind: type, body: bytes, fds: list[int]) -> Any:
+def _decode(kind: type, body: bytes, fds: list[int], log: Log) -> Any:
     limit = takes_at_most(kind)
     if limit is not None and len(fds) > limit:
         raise WrongDescriptorCount
     try:
-        return form.decode(body, kind)
+        return form.decode(body, kind, partial(log, "warn"))
     except DecodeError as error:
         raise DeserializeFailed from error
 
