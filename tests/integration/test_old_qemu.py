@@ -40,6 +40,7 @@ def test_old_qemu_runs_a_guest_from_boot_to_power_off(old_qemu: str, tmp_path: P
 
     with booting(folder, config, "--qemu", old_qemu, "--no-shutdown") as vm:
         assert vm.run("cat /sys/block/vda/serial") == "old"
+        vm.events.wait("virtio-device/activated", count=3)
         vm.vmm.put("vm.pause")
         vm.vmm.put("vm.coredump", {"destination_url": f"file://{core}"})
         vm.vmm.put("vm.resume")
