@@ -1,5 +1,8 @@
 """What a restore must replace in the saved configuration."""
 
+import itertools
+import re
+
 import pytest
 
 from cloudvmm.config import restore as rules
@@ -111,6 +114,34 @@ def test_broken_restore_rule_is_refused(wish, saved, kind, text):
 
     assert type(caught.value) is kind
     assert str(caught.value) == text
+
+
+def test_every_error_of_a_restore_has_a_row():
+    own = {kind for kind in ValidationError.__subclasses__() if kind.__module__ == rules.__name__}
+    assert own <= {kind for _, _, kind, _ in RULES}
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"), list(itertools.pairwise(RULES)), ids=lambda row: row[2].__name__
+)
+def test_of_two_neighbours_the_first_is_reported(earlier, later):
+    (wish, saved, kind, text), (later_wish, later_saved, _, _) = earlier, later
+    both = restore(
+        **{
+            name: getattr(wish, name) or getattr(later_wish, name)
+            for name in ("net_fds", "vfio_fds", "zone_updates")
+        },
+        iommufd_fd=(wish if wish.vfio_fds else later_wish).iommufd_fd,
+        prefault=wish.prefault,
+        memory_restore_mode=wish.memory_restore_mode,
+    )
+    saved_both = VmConfig(
+        net=saved.net or later_saved.net,
+        devices=saved.devices or later_saved.devices,
+        platform=saved.platform,
+    )
+    with pytest.raises(kind, match=re.escape(text)):
+        check_restore(both, saved_both)
 
 
 def test_restore_with_every_replacement_is_accepted_and_names_unused_entries():
