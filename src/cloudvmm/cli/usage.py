@@ -12,9 +12,8 @@ from typing import Any, NoReturn
 
 USAGE_STATUS = 2
 
-_SURPLUS_VALUE = re.compile(r"ignored explicit argument (?P<value>.*)", re.DOTALL)
-# A comma between options, not one of a sentence.
-_OPTION_COMMA = re.compile(r",(?=\S)")
+_SURPLUS_VALUE = "ignored explicit argument "
+_OPTION_COMMA = r",(?=\S)"  # not one of a sentence
 
 
 class UsageParser(argparse.ArgumentParser):
@@ -78,7 +77,7 @@ class HelpFormatter(argparse.HelpFormatter):
         super().add_usage(usage, actions, groups, "Usage: " if prefix is None else prefix)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        lines = super()._split_lines(_OPTION_COMMA.sub(",\0 ", text), width)
+        lines = super()._split_lines(re.sub(_OPTION_COMMA, ",\0 ", text), width)
         return [line.replace(",\0 ", ",").replace("\0", "") for line in lines]
 
 
@@ -91,7 +90,7 @@ def shape_of(action: argparse.Action) -> str:
 
 
 def _clap_text(error: argparse.ArgumentError) -> str:
-    if surplus := _SURPLUS_VALUE.fullmatch(error.message):
-        value = surplus["value"].strip("'\"")
+    if error.message.startswith(_SURPLUS_VALUE):
+        value = error.message.removeprefix(_SURPLUS_VALUE).strip("'\"")
         return f"unexpected value '{value}' for '{error.argument_name}' found; no more were expected"
     return error.message

@@ -1,17 +1,18 @@
-"""The VM that the command line describes."""
+"""The VM that the command line describes.
+
+What few VMs have is imported where a flag asks for it: this is on the way to the guest's first instruction.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cloudvmm.cli.error import ParsingConfig, ParsingRestore
 from cloudvmm.config.device import GenericVhostUserConfig, PvmemcontrolConfig
 from cloudvmm.config.error import ValidationError
-from cloudvmm.config.operation import RestoreConfig
 from cloudvmm.config.payload import PayloadConfig
-from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn, unheard
@@ -34,16 +35,16 @@ from cloudvmm.options.device import (
 from cloudvmm.options.disk import parse_disk
 from cloudvmm.options.error import OptionError, ValidationFailed
 from cloudvmm.options.memory import parse_memory
-from cloudvmm.options.net import parse_net
-from cloudvmm.options.operation import parse_restore
-from cloudvmm.options.payload import parse_fw_cfg_config
-from cloudvmm.options.platform import (
-    parse_landlock_rule,
-    parse_numa,
-    parse_pci_segment,
-    parse_platform,
-)
-from cloudvmm.options.rate_limit import parse_rate_limit_group
+
+if TYPE_CHECKING:
+    from cloudvmm.config.landlock import LandlockConfig
+    from cloudvmm.config.net import NetConfig
+    from cloudvmm.config.numa import NumaConfig
+    from cloudvmm.config.operation import RestoreConfig
+    from cloudvmm.config.payload import FwCfgConfig
+    from cloudvmm.config.pci import PciSegmentConfig
+    from cloudvmm.config.platform import PlatformConfig
+    from cloudvmm.config.rate_limit import RateLimiterGroupConfig
 
 T = TypeVar("T")
 
@@ -66,6 +67,8 @@ def read_restore(text: str) -> RestoreConfig:
 
     :raises ParsingRestore: caused by an OptionError.
     """
+    from cloudvmm.options.operation import parse_restore
+
     try:
         return parse_restore(text)
     except OptionError as error:
@@ -84,14 +87,16 @@ def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
         return parse_generic_vhost_user(text, warn)
 
     def platform(text: str) -> PlatformConfig:
+        from cloudvmm.options.platform import parse_platform
+
         return parse_platform(text, warn)
 
     # Arguments are evaluated in this order, which is the reference's: the first fault is reported.
     return VmConfig(
-        rate_limit_groups=_each(parse_rate_limit_group, args.rate_limit_group),
+        rate_limit_groups=_each(_rate_limit_group, args.rate_limit_group),
         disks=_each(parse_disk, args.disk),
         payload=_read_payload(args),
-        net=_each(parse_net, args.net),
+        net=_each(_net, args.net),
         rng=parse_rng(args.rng),
         rtc=_maybe(parse_rtc, args.rtc),
         balloon=_maybe(parse_balloon, args.balloon),
@@ -106,11 +111,11 @@ def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
         user_devices=_each(parse_user_device, args.user_device),
         vdpa=_each(parse_vdpa, args.vdpa),
         vsock=_maybe(parse_vsock, args.vsock),
-        pci_segments=_each(parse_pci_segment, args.pci_segment),
+        pci_segments=_each(_pci_segment, args.pci_segment),
         platform=_maybe(platform, args.platform),
-        numa=_each(parse_numa, args.numa),
+        numa=_each(_numa, args.numa),
         tpm=_maybe(parse_tpm, args.tpm),
-        landlock_rules=_each(parse_landlock_rule, args.landlock_rules),
+        landlock_rules=_each(_landlock_rule, args.landlock_rules),
         ivshmem=_maybe(parse_ivshmem, args.ivshmem),
         cpus=parse_cpus(args.cpus),
         memory=parse_memory(args.memory, args.memory_zone),
@@ -122,7 +127,7 @@ def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
 
 
 def _read_payload(args: argparse.Namespace) -> PayloadConfig | None:
-    fw_cfg_config = _maybe(parse_fw_cfg_config, args.fw_cfg_config)
+    fw_cfg_config = _maybe(_fw_cfg_config, args.fw_cfg_config)
     if args.kernel is None and args.firmware is None and args.igvm is None:
         return None
     return PayloadConfig(
@@ -134,6 +139,42 @@ def _read_payload(args: argparse.Namespace) -> PayloadConfig | None:
         host_data=args.host_data,
         fw_cfg_config=fw_cfg_config,
     )
+
+
+def _rate_limit_group(text: str) -> RateLimiterGroupConfig:
+    from cloudvmm.options.rate_limit import parse_rate_limit_group
+
+    return parse_rate_limit_group(text)
+
+
+def _net(text: str) -> NetConfig:
+    from cloudvmm.options.net import parse_net
+
+    return parse_net(text)
+
+
+def _fw_cfg_config(text: str) -> FwCfgConfig:
+    from cloudvmm.options.payload import parse_fw_cfg_config
+
+    return parse_fw_cfg_config(text)
+
+
+def _landlock_rule(text: str) -> LandlockConfig:
+    from cloudvmm.options.platform import parse_landlock_rule
+
+    return parse_landlock_rule(text)
+
+
+def _numa(text: str) -> NumaConfig:
+    from cloudvmm.options.platform import parse_numa
+
+    return parse_numa(text)
+
+
+def _pci_segment(text: str) -> PciSegmentConfig:
+    from cloudvmm.options.platform import parse_pci_segment
+
+    return parse_pci_segment(text)
 
 
 def _each(parse: Callable[[str], T], texts: Sequence[str] | None) -> list[T] | None:
