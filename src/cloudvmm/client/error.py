@@ -3,9 +3,10 @@
 ClientError                 root; `may_have_run` says whether the command can have been carried out
 ├── ConnectionFailed        the request did not reach a server: it has not run
 ├── NoAnswer                the request was sent and nothing came back: it may or may not have run
-└── BadReply                what came back is not HTTP: the request may or may not have run
-
-What a server answers instead of success is in `failure.py`.
+├── BadReply                what came back is not HTTP: the request may or may not have run
+├── AnswerNotUnderstood     the command has run, its answer is of a form that this release does not know
+├── EventsLost              an event stream cannot go on without a gap
+└── ServerError             the server answers with an error: `failure.py`
 """
 
 from __future__ import annotations
@@ -39,3 +40,23 @@ class NoAnswer(ClientError):
 
 class BadReply(ClientError):
     """The server's bytes are not an HTTP response; the connection is of no further use."""
+
+
+class AnswerNotUnderstood(ClientError):
+    """`body` is what the server said; the cause tells where it is not as expected."""
+
+    def __init__(self, command: str, body: bytes) -> None:
+        super().__init__(f"The answer to {command} is of an unknown form")
+        self.command = command
+        self.body = body
+
+
+class EventsLost(ClientError):
+    """The server no longer has the events from `requested` to `first`; the stream goes on at `first`."""
+
+    may_have_run = False
+
+    def __init__(self, requested: int, first: int) -> None:
+        super().__init__(f"Events from number {requested} on are lost; the next one is {first}")
+        self.requested = requested
+        self.first = first

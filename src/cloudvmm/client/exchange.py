@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Generator
-from typing import Any, Final, Literal
-
-import msgspec
+from typing import Any, Final, Literal, NamedTuple
 
 from cloudvmm.client.error import ClientError, ConnectionFailed, NoAnswer
 from cloudvmm.client.reply import Reply, ReplyParser
@@ -28,7 +26,7 @@ _ROOT: Final = "/api/v1/"
 _STALE: Final = (BrokenPipeError, ConnectionResetError)
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(NamedTuple):
     """`raw` is all its bytes. `fds` travel with the first of them and stay the caller's."""
 
     command: str
@@ -37,7 +35,7 @@ class Request(msgspec.Struct, frozen=True):
     fds: tuple[int, ...] = ()
 
 
-class Step(msgspec.Struct, frozen=True):
+class Step(NamedTuple):
     """What to do next, and what the generator wants back.
 
     connect   a new connected socket
@@ -54,7 +52,7 @@ class Step(msgspec.Struct, frozen=True):
 Steps = Generator[Step, Any, Reply]
 
 
-class StreamStart(msgspec.Struct, frozen=True):
+class StreamStart(NamedTuple):
     """`parser` has the head, and perhaps the first bytes of the body."""
 
     connection: socket.socket

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from cloudvmm.client.error import BadReply
 
 HEAD_LIMIT_BYTES: Final = 64 << 10
@@ -23,12 +21,18 @@ _VERSIONS: Final = (b"HTTP/1.1", b"HTTP/1.0")
 _NO_BODY: Final = (204, 304)
 
 
-class Reply(msgspec.Struct, frozen=True):
+class Reply:
     """`headers` has lower-case names; of a header that came twice it has the last value."""
 
-    status: int
-    headers: dict[str, str]
-    body: bytes = b""
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: dict[str, str], body: bytes = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"Reply({self.status}, {self.body[:80]!r})"
 
     @property
     def is_stream(self) -> bool:

@@ -29,7 +29,7 @@ from cloudvmm.client.reply import Reply
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 
-_RETRY_CONNECT_S: Final = 0.01
+RETRY_CONNECT_S: Final = 0.01
 
 T = TypeVar("T")
 
@@ -168,7 +168,7 @@ def connect(path: str, deadline: Deadline) -> socket.socket:
                 return connection
             except BlockingIOError:  # the server's queue is full, and the kernel offers no way to wait
                 deadline.left_s()
-                time.sleep(_RETRY_CONNECT_S)
+                time.sleep(RETRY_CONNECT_S)
     except BaseException:
         connection.close()
         raise

@@ -1,0 +1,244 @@
+"""The commands as coroutines; what `method.Methods` is for threads."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+from typing import TYPE_CHECKING, TypeVar
+
+from cloudvmm.client import table
+from cloudvmm.client.deadline import Deadline
+from cloudvmm.client.error import ConnectionFailed, NoAnswer
+from cloudvmm.client.failure import NotFound, ServerFull
+from cloudvmm.client.follow import Pause, is_running
+
+if TYPE_CHECKING:
+    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
+    from cloudvmm.client.async_stream import AsyncEventStream
+    from cloudvmm.client.table import Command
+    from cloudvmm.config.device import (
+        DeviceConfig,
+        FsConfig,
+        GenericVhostUserConfig,
+        PmemConfig,
+        UserDeviceConfig,
+        VdpaConfig,
+        VsockConfig,
+    )
+    from cloudvmm.config.disk import DiskConfig
+    from cloudvmm.config.net import NetConfig
+    from cloudvmm.config.operation import (
+        RestoreConfig,
+        VmCoredumpData,
+        VmReceiveMigrationData,
+        VmRemoveDeviceData,
+        VmResizeData,
+        VmResizeDiskData,
+        VmResizeZoneData,
+        VmSendMigrationData,
+        VmSnapshotConfig,
+    )
+    from cloudvmm.config.vm import VmConfig
+    from cloudvmm.events.hub import Event
+
+T = TypeVar("T")
+
+
+class AsyncMethods(abc.ABC):
+    """One method per command, named like the functions of `cloudvmm.api`."""
+
+    @abc.abstractmethod
+    async def call(self, command: Command[T], data: object = None, *, timeout_s: float | None = None) -> T:
+        """Carry out any of `table.COMMANDS`; `timeout_s` replaces the client's own limit.
+
+        A task that is cancelled gives its connection up; the command may or may not have run.
+
+        :raises ServerError: the server refused, or the command failed; its causes say why.
+        :raises ClientError: there is no answer; `may_have_run` tells what that means.
+        :raises ValueError: `data` and its descriptors do not fit together.
+        """
+
+    @abc.abstractmethod
+    async def events(self, from_number: int | None = None) -> AsyncEventStream:
+        """Follow events: from number `from_number` on, or those that come from now on.
+
+        :raises NotSupported: the server has no event stream.
+        :raises ClientError: as for `call`.
+        """
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Return as soon as the server answers.
+
+        :raises TimeoutError: it has not in time; the cause is what was the matter last.
+        """
+        deadline, pause = Deadline(timeout_s), Pause()
+        while True:
+            try:
+                await self.call(table.VMM_PING, timeout_s=deadline.left_s())
+                return
+            except (ConnectionFailed, NoAnswer, ServerFull) as error:
+                if not pause.fits(deadline):
+                    raise TimeoutError(f"The server does not answer after {timeout_s:g} s") from error
+            await asyncio.sleep(pause.next_s(deadline))
+
+    async def wait_until_running(self, timeout_s: float) -> VmInfo:
+        """Return as soon as the VM runs, with what `vm_info` then says.
+
+        Another client may create and boot it. Asks again and again, so that it works with every server.
+
+        :raises TimeoutError: it does not run in time.
+        """
+        deadline, pause = Deadline(timeout_s), Pause()
+        while True:
+            try:
+                info = await self.call(table.VM_INFO, timeout_s=deadline.left_s())
+                if is_running(info):
+                    return info
+            except NotFound:
+                pass  # there is no VM yet
+            if not pause.fits(deadline):
+                raise TimeoutError(f"The VM does not run after {timeout_s:g} s")
+            await asyncio.sleep(pause.next_s(deadline))
+
+    async def wait_for_event(
+        self, source: str, event: str, timeout_s: float, *, from_number: int | None = None
+    ) -> Event:
+        """Return the next event of this source and name: from now on, or from `from_number` on.
+
+        What happens between a command and this call is missed. Open `events` before the command, and let
+        it wait, where that matters.
+
+        :raises TimeoutError: there was none in time.
+        :raises NotSupported: the server has no event stream.
+        """
+        async with await self.events(from_number) as stream:
+            return await stream.wait_for(source, event, timeout_s)
+
+    async def vmm_ping(self) -> VmmPingResponse:
+        """Say who answers: version, process id, features."""
+        return await self.call(table.VMM_PING)
+
+    async def vmm_shutdown(self) -> None:
+        """Delete the VM, if any, and end the server."""
+        await self.call(table.VMM_SHUTDOWN)
+
+    async def vm_info(self) -> VmInfo:
+        """Tell config, state, memory and devices.
+
+        Descriptors in the config are `form.INVALID_FD`, one for each that the server holds.
+        """
+        return await self.call(table.VM_INFO)
+
+    async def vm_counters(self) -> VmCounters:
+        """Tell what each device has moved: device id to counter name to value."""
+        return await self.call(table.VM_COUNTERS)
+
+    async def vm_create(self, vm_config: VmConfig) -> None:
+        """Store a config, unchecked, and open its consoles. It holds no descriptors: see `vm_add_net`."""
+        await self.call(table.VM_CREATE, vm_config)
+
+    async def vm_boot(self) -> None:
+        """Check the config, build the VM, start it."""
+        await self.call(table.VM_BOOT)
+
+    async def vm_delete(self) -> None:
+        """Forget the VM, shut down first; nothing to delete is success."""
+        await self.call(table.VM_DELETE)
+
+    async def vm_pause(self) -> None:
+        """Freeze every vCPU."""
+        await self.call(table.VM_PAUSE)
+
+    async def vm_resume(self) -> None:
+        """Let every vCPU run again."""
+        await self.call(table.VM_RESUME)
+
+    async def vm_shutdown(self) -> None:
+        """Cut the power and keep the config."""
+        await self.call(table.VM_SHUTDOWN)
+
+    async def vm_reboot(self) -> None:
+        """Destroy the VM and build it again from its current config."""
+        await self.call(table.VM_REBOOT)
+
+    async def vm_power_button(self) -> None:
+        """Press the ACPI power button; the guest decides."""
+        await self.call(table.VM_POWER_BUTTON)
+
+    async def vm_nmi(self) -> None:
+        """Inject a non-maskable interrupt into every vCPU."""
+        await self.call(table.VM_NMI)
+
+    async def vm_resize(self, data: VmResizeData) -> None:
+        """Change vCPUs, RAM and balloon, in that order; sizes are bytes."""
+        await self.call(table.VM_RESIZE, data)
+
+    async def vm_resize_disk(self, data: VmResizeDiskData) -> None:
+        """Change the size of a disk image; bytes."""
+        await self.call(table.VM_RESIZE_DISK, data)
+
+    async def vm_resize_zone(self, data: VmResizeZoneData) -> None:
+        """Change the size of a memory zone; bytes."""
+        await self.call(table.VM_RESIZE_ZONE, data)
+
+    async def vm_add_device(self, device_config: DeviceConfig) -> PciDeviceInfo | None:
+        """Add a VFIO device; None before the VM is booted. `device_config.fd` is passed and stays yours."""
+        return await self.call(table.VM_ADD_DEVICE, device_config)
+
+    async def vm_add_user_device(self, user_device_config: UserDeviceConfig) -> PciDeviceInfo | None:
+        """Add a vfio-user device; None before the VM is booted."""
+        return await self.call(table.VM_ADD_USER_DEVICE, user_device_config)
+
+    async def vm_add_disk(self, disk_config: DiskConfig) -> PciDeviceInfo | None:
+        """Add a block device; None before the VM is booted."""
+        return await self.call(table.VM_ADD_DISK, disk_config)
+
+    async def vm_add_fs(self, fs_config: FsConfig) -> PciDeviceInfo | None:
+        """Add a vhost-user file system; None before the VM is booted."""
+        return await self.call(table.VM_ADD_FS, fs_config)
+
+    async def vm_add_generic_vhost_user(
+        self, generic_vhost_user_config: GenericVhostUserConfig
+    ) -> PciDeviceInfo | None:
+        """Add a vhost-user device of any type; None before the VM is booted."""
+        return await self.call(table.VM_ADD_GENERIC_VHOST_USER, generic_vhost_user_config)
+
+    async def vm_add_net(self, net_config: NetConfig) -> PciDeviceInfo | None:
+        """Add a network device; None before the VM is booted. `net_config.fds` are passed and stay yours."""
+        return await self.call(table.VM_ADD_NET, net_config)
+
+    async def vm_add_pmem(self, pmem_config: PmemConfig) -> PciDeviceInfo | None:
+        """Add a persistent memory device; None before the VM is booted."""
+        return await self.call(table.VM_ADD_PMEM, pmem_config)
+
+    async def vm_add_vdpa(self, vdpa_config: VdpaConfig) -> PciDeviceInfo | None:
+        """Add a vDPA device; None before the VM is booted."""
+        return await self.call(table.VM_ADD_VDPA, vdpa_config)
+
+    async def vm_add_vsock(self, vsock_config: VsockConfig) -> PciDeviceInfo | None:
+        """Add the vsock device; None before the VM is booted."""
+        return await self.call(table.VM_ADD_VSOCK, vsock_config)
+
+    async def vm_remove_device(self, data: VmRemoveDeviceData) -> None:
+        """Ask the guest to let go of a device; event `device-removed` tells that it has."""
+        await self.call(table.VM_REMOVE_DEVICE, data)
+
+    async def vm_snapshot(self, data: VmSnapshotConfig) -> None:
+        """Write the whole paused VM to a folder."""
+        await self.call(table.VM_SNAPSHOT, data)
+
+    async def vm_restore(self, data: RestoreConfig) -> None:
+        """Make the VM that a snapshot holds. Descriptors in `data` are passed and stay yours."""
+        await self.call(table.VM_RESTORE, data)
+
+    async def vm_coredump(self, data: VmCoredumpData) -> None:
+        """Write the guest's memory as an ELF core file."""
+        await self.call(table.VM_COREDUMP, data)
+
+    async def vm_receive_migration(self, data: VmReceiveMigrationData) -> None:
+        """Wait for a VM that another VMM sends. Descriptors in `data` are passed and stay yours."""
+        await self.call(table.VM_RECEIVE_MIGRATION, data)
+
+    async def vm_send_migration(self, data: VmSendMigrationData) -> None:
+        """Send the VM to another VMM."""
+        await self.call(table.VM_SEND_MIGRATION, data)
