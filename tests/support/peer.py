@@ -59,12 +59,17 @@ class Peer:
     def __init__(self, path: str, *scripts: Callable[[Talk], object]) -> None:
         self._scripts = scripts
         self._failures: list[BaseException] = []
+        self._played = threading.Semaphore(0)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         self._listener.listen()
         self._listener.settimeout(TIMEOUT_S)
         self._thread = threading.Thread(target=self._run, name="peer")
         self._thread.start()
+
+    def wait_played(self) -> None:
+        """Wait until one more script has ended and its connection is closed."""
+        assert self._played.acquire(timeout=TIMEOUT_S), "No script has ended"
 
     def close(self) -> None:
         """Wait until every script has been played; the socket's file goes."""
@@ -100,6 +105,8 @@ class Peer:
                 script(talk)
         except BaseException as failure:
             self._failures.append(failure)
+        finally:
+            self._played.release()
 
 
 def answering(*replies: bytes) -> Callable[[Talk], None]:

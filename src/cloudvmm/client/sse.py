@@ -55,7 +55,7 @@ class FrameParser:
     def _take_field(self, line: str) -> None:
         field, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        self._size += len(value)
+        self._size += len(line) + 1
         if field == "event":
             self._name = value
         elif field == "data":

@@ -86,8 +86,9 @@ def test_more_descriptors_than_a_message_carries_are_refused(transport):
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_connection_that_the_server_closed_meanwhile_is_replaced(path, transport, method):
-    with Peer(path, answering(PONG), answering(PONG)):
+    with Peer(path, answering(PONG), answering(PONG)) as peer:
         transport.request("GET", "vmm.ping")
+        peer.wait_played()
         assert transport.request(method, "vm.boot").status == 200
 
 

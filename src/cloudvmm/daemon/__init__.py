@@ -1,0 +1,1 @@
+"""VMMs inside other programs."""
