@@ -34,6 +34,13 @@ class Talk:
     def send(self, raw: bytes) -> None:
         self._connection.sendall(raw)
 
+    def keep_answering(self, reply: bytes, *, idle_s: float) -> None:
+        """Answer every request so until the client closes, or asks nothing for `idle_s`."""
+        self._connection.settimeout(idle_s)
+        with contextlib.suppress(TimeoutError):
+            while self.read_request():
+                self.send(reply)
+
     def wait_closed(self) -> bool:
         """Wait for the client to close; False if it sends something instead."""
         return self._connection.recv(1) == b""

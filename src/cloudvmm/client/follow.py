@@ -5,11 +5,12 @@ Shared by `stream.py`, which blocks, and `async_stream.py`.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from cloudvmm.client.deadline import Deadline
-from cloudvmm.client.error import NoAnswer
+from cloudvmm.client.error import ClientError, NoAnswer
+from cloudvmm.client.failure import NotFound, ServerFull
 from cloudvmm.client.sse import Frame, FrameParser
 from cloudvmm.client.table import EVENTS
 
@@ -19,31 +20,42 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE_S: Final = 0.002
 _LONGEST_PAUSE_S: Final = 0.05
+_SHORTEST_QUESTION_S: Final = 0.01
 
 
-class Pause:
-    """Grows from question to question, so that what is soon there is soon seen."""
+class Patience:
+    """Questions asked for `timeout_s` again and again, with pauses that grow, and a complaint at the end."""
 
-    def __init__(self) -> None:
-        self._next_s = _FIRST_PAUSE_S
+    def __init__(self, timeout_s: float, complaint: str) -> None:
+        self._timeout_s = timeout_s
+        self._end = time.monotonic() + timeout_s
+        self._complaint = complaint
+        self._next_pause_s = _FIRST_PAUSE_S
 
-    def fits(self, deadline: Deadline) -> bool:
-        """Whether there is time for another question."""
-        try:
-            deadline.left_s()
-        except TimeoutError:
-            return False
-        return True
+    @property
+    def question_s(self) -> float:
+        """How long one question may take."""
+        return max(self._end - time.monotonic(), _SHORTEST_QUESTION_S)
 
-    def next_s(self, deadline: Deadline) -> float:
-        """:raises TimeoutError: there is no time left."""
-        left_s = deadline.left_s()
-        pause_s, self._next_s = self._next_s, min(self._next_s * 2, _LONGEST_PAUSE_S)
-        return pause_s if left_s is None else min(pause_s, left_s)
+    def pause_s(self, error: ClientError | None = None) -> float:
+        """Return how long to wait before the next question; `error` is what became of the last one.
+
+        :raises TimeoutError: the time is up.
+        """
+        left_s = self._end - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError(f"{self._complaint} after {self._timeout_s:g} s") from error
+        pause_s, self._next_pause_s = self._next_pause_s, min(self._next_pause_s * 2, _LONGEST_PAUSE_S)
+        return min(pause_s, left_s)
 
 
 def is_running(info: VmInfo) -> bool:
     return info.state.value == "Running"
+
+
+def may_be_well_later(error: ClientError) -> bool:
+    """Whether a VM, or the server, may just not be that far: no VM, no room, or no answer in time."""
+    return isinstance(error, NotFound | ServerFull) or isinstance(error.__cause__, TimeoutError)
 
 
 class Follower:

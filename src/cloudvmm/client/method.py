@@ -10,10 +10,9 @@ import time
 from typing import TYPE_CHECKING, TypeVar
 
 from cloudvmm.client import table
-from cloudvmm.client.deadline import Deadline
-from cloudvmm.client.error import ConnectionFailed, NoAnswer
-from cloudvmm.client.failure import NotFound, ServerFull
-from cloudvmm.client.follow import Pause, is_running
+from cloudvmm.client.error import ClientError, ConnectionFailed, NoAnswer
+from cloudvmm.client.failure import ServerFull
+from cloudvmm.client.follow import Patience, is_running, may_be_well_later
 
 if TYPE_CHECKING:
     from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
@@ -72,15 +71,14 @@ class Methods(abc.ABC):
 
         :raises TimeoutError: it has not in time; the cause is what was the matter last.
         """
-        deadline, pause = Deadline(timeout_s), Pause()
+        patience = Patience(timeout_s, "The server does not answer")
         while True:
             try:
-                self.call(table.VMM_PING, timeout_s=deadline.left_s())
+                self.call(table.VMM_PING, timeout_s=patience.question_s)
                 return
             except (ConnectionFailed, NoAnswer, ServerFull) as error:
-                if not pause.fits(deadline):
-                    raise TimeoutError(f"The server does not answer after {timeout_s:g} s") from error
-            time.sleep(pause.next_s(deadline))
+                pause_s = patience.pause_s(error)
+            time.sleep(pause_s)
 
     def wait_until_running(self, timeout_s: float) -> VmInfo:
         """Return as soon as the VM runs, with what `vm_info` then says.
@@ -89,17 +87,18 @@ class Methods(abc.ABC):
 
         :raises TimeoutError: it does not run in time.
         """
-        deadline, pause = Deadline(timeout_s), Pause()
+        patience = Patience(timeout_s, "The VM does not run")
         while True:
             try:
-                info = self.call(table.VM_INFO, timeout_s=deadline.left_s())
+                info = self.call(table.VM_INFO, timeout_s=patience.question_s)
                 if is_running(info):
                     return info
-            except NotFound:
-                pass  # there is no VM yet
-            if not pause.fits(deadline):
-                raise TimeoutError(f"The VM does not run after {timeout_s:g} s")
-            time.sleep(pause.next_s(deadline))
+                pause_s = patience.pause_s()
+            except ClientError as error:
+                if not may_be_well_later(error):
+                    raise
+                pause_s = patience.pause_s(error)
+            time.sleep(pause_s)
 
     def wait_for_event(
         self, source: str, event: str, timeout_s: float, *, from_number: int | None = None
