@@ -51,7 +51,7 @@ class AsyncEventStream:
     async def wait_for(self, source: str, event: str, timeout_s: float) -> Event:
         """Take events until one has this source and name, and return it.
 
-        :raises TimeoutError: there was none in time, or the VMM has ended.
+        :raises TimeoutError: there was none in time, or the stream has ended.
         :raises EventsLost: it may be among the events that are lost.
         :raises ClientError: the server is lost.
         """
@@ -59,7 +59,7 @@ class AsyncEventStream:
         while (found := await self.next(deadline.left_s())) is not None:
             if (found.source, found.event) == (source, event):
                 return found
-        raise TimeoutError(f"The VMM has ended without {source}/{event}")
+        raise TimeoutError(f"The stream has ended without {source}/{event}")
 
     def close(self) -> None:
         """Follow no more."""

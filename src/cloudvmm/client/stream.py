@@ -18,11 +18,14 @@ OpenStream = Callable[[str], Stream]
 
 
 class EventStream(abc.ABC):
-    """An iterator of events in order, without gaps. Belongs to one thread; `close` it, or use `with`."""
+    """An iterator of events in order, without gaps. Belongs to one thread; `close` it, or use `with`.
+
+    Any thread may close it, which ends the iteration.
+    """
 
     @abc.abstractmethod
     def next(self, timeout_s: float | None = None) -> Event | None:
-        """Wait for the next event; None when the VMM has ended and there will be none.
+        """Wait for the next event; None when there will be none: the VMM has ended, or the stream is closed.
 
         :raises TimeoutError: none came in time; the stream is as it was.
         :raises EventsLost: some can no longer be had; the next call goes on behind them.
@@ -36,7 +39,7 @@ class EventStream(abc.ABC):
     def wait_for(self, source: str, event: str, timeout_s: float) -> Event:
         """Take events until one has this source and name, and return it.
 
-        :raises TimeoutError: there was none in time, or the VMM has ended.
+        :raises TimeoutError: there was none in time, or the stream has ended.
         :raises EventsLost: it may be among the events that are lost.
         :raises ClientError: the server is lost.
         """
@@ -44,7 +47,7 @@ class EventStream(abc.ABC):
         while (found := self.next(deadline.left_s())) is not None:
             if (found.source, found.event) == (source, event):
                 return found
-        raise TimeoutError(f"The VMM has ended without {source}/{event}")
+        raise TimeoutError(f"The stream has ended without {source}/{event}")
 
     def __iter__(self) -> EventStream:
         return self
@@ -68,6 +71,7 @@ class RemoteEvents(EventStream):
         """:raises ClientError: there is no stream to be had."""
         self._open = open_stream
         self._follower = Follower(from_number)
+        self._is_closed = False
         self._stream = open_stream(self._follower.target())
 
     def next(self, timeout_s: float | None = None) -> Event | None:
@@ -75,12 +79,18 @@ class RemoteEvents(EventStream):
         while True:
             if (event := self._follower.take()) is not None:
                 return event
-            if self._follower.is_over:
+            if self._follower.is_over or self._is_closed:
                 return None
             self._receive(deadline)
 
     def close(self) -> None:
+        self._is_closed = True
         self._stream.close()
+
+    def _close_if_late(self) -> None:
+        """Close a stream that was opened anew while another thread closed this one."""
+        if self._is_closed:
+            self._stream.close()
 
     def _receive(self, deadline: Deadline) -> None:
         try:
@@ -89,7 +99,8 @@ class RemoteEvents(EventStream):
             piece = b""
         if piece:
             self._follower.feed(piece)
-            return
-        self._follower.lost()
-        self._stream.close()
-        self._stream = self._open(self._follower.target())
+        elif not self._is_closed:
+            self._follower.lost()
+            self._stream.close()
+            self._stream = self._open(self._follower.target())
+            self._close_if_late()

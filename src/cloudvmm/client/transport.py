@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 import time
 from collections.abc import Generator, Sequence
 from typing import Any, Final, TypeVar
@@ -101,6 +102,8 @@ class Stream:
         self._target = target
         self._connection = start.connection
         self._parser = start.parser
+        # Held by who reads: a descriptor that is closed under a reader could be another file by then.
+        self._lock = threading.Lock()
 
     def read(self, *, timeout_s: float | None = None) -> bytes:
         """Wait for bytes; empty when the server has ended the stream.
@@ -108,19 +111,21 @@ class Stream:
         :raises TimeoutError: none came in time; the stream is as it was.
         :raises NoAnswer: the connection is lost.
         """
-        if piece := self._parser.take():
-            return piece
-        try:
-            return _receive(self._connection, Deadline(timeout_s))
-        except TimeoutError:
-            raise
-        except OSError as error:
-            raise NoAnswer(self._target) from error
+        with self._lock:
+            if piece := self._parser.take():
+                return piece
+            try:
+                return _receive(self._connection, Deadline(timeout_s))
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise NoAnswer(self._target) from error
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # the server was faster
             self._connection.shutdown(socket.SHUT_RDWR)
-        self._connection.close()
+        with self._lock:
+            self._connection.close()
 
 
 def _carry_out(steps: Generator[Step, Any, T], path: str, deadline: Deadline) -> T:

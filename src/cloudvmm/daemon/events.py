@@ -28,6 +28,7 @@ class LocalEvents(EventStream):
         self._hub = hub
         self._has_ended = has_ended
         self._on_close = on_close
+        self._is_closed = False
         self._news = threading.Event()
         self._unsubscribe = hub.subscribe(lambda _: self._news.set())
         self._next_number = hub.next_number if from_number is None else from_number
@@ -38,6 +39,8 @@ class LocalEvents(EventStream):
             self._news.clear()
             # Asked before the log is read, so that an end right after the last event hides nothing.
             has_ended = self._has_ended()
+            if self._is_closed:
+                return None
             if (event := self._take()) is not None:
                 return event
             if has_ended:
@@ -50,8 +53,10 @@ class LocalEvents(EventStream):
         self._news.set()
 
     def close(self) -> None:
+        self._is_closed = True
         self._unsubscribe()
         self._on_close(self)
+        self.wake()
 
     def _take(self) -> Event | None:
         requested, newest = self._next_number, self._hub.next_number

@@ -25,6 +25,7 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.daemon.events import LocalEvents
 from cloudvmm.errors import VmmError, error_chain, error_code
 from cloudvmm.events.hub import EventHub
+from cloudvmm.events.monitor import log_text
 from cloudvmm.http.descriptor import close_descriptors, place_descriptors
 from cloudvmm.http.error import DeserializeFailed, HttpError
 from cloudvmm.http.status import api_failure, http_status
@@ -82,6 +83,7 @@ class Vmm(Methods):
         log: Log = _ignore,
     ) -> None:
         hub = EventHub()
+        hub.subscribe(lambda event: log("info", log_text(event)))
         hub.emit("vmm", "starting")
         self._hub = hub
         self._streams: set[LocalEvents] = set()
@@ -97,7 +99,7 @@ class Vmm(Methods):
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             undo.callback(self._end_vmm)
-            self._server = self._serve(api_socket, max_connections)
+            self._server = self._serve(api_socket, max_connections, log)
             if self._server is not None:
                 undo.callback(self._server.close, remove_socket=True)
             self._end_thread = threading.Thread(target=self._watch_end, name="vmm-end", daemon=True)
@@ -157,7 +159,9 @@ class Vmm(Methods):
         if self.failure is not None and kind is None:
             raise VmmFailed from self.failure
 
-    def _serve(self, api_socket: str | os.PathLike[str] | None, max_connections: int) -> HttpServer | None:
+    def _serve(
+        self, api_socket: str | os.PathLike[str] | None, max_connections: int, log: Log
+    ) -> HttpServer | None:
         if api_socket is None:
             return None
         server: HttpServer = api.start_http_path_thread(
@@ -165,6 +169,8 @@ class Vmm(Methods):
             self._vmm.api_evt,
             self._vmm.api_sender,
             max_connections=max_connections,
+            events=self._hub,
+            log=log,
         )
         return server
 
