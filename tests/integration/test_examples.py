@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from support.vm import choose_engine
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
 # demo.py boots a real guest; ./demo.sh runs it.
@@ -24,8 +26,8 @@ def blocks_of_readme(language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def run_example(name):
-    return run(sys.executable, str(ROOT / "examples" / name))
+def run_example(name, *arguments):
+    return run(sys.executable, str(ROOT / "examples" / name), *arguments)
 
 
 def run(*argv, text_in=""):
@@ -56,6 +58,35 @@ def test_internal_api_example_shows_each_state():
         "paused: Paused",
         "resumed: Running",
         "shut down: Created",
+    ]
+
+
+def test_client_example_takes_a_vm_through_its_life():
+    lines = run_example("client.py").stdout.splitlines()
+
+    assert "refused: VmNotCreated, status 404" in lines
+    assert lines[-1] == "event: paused"
+
+
+def test_async_client_example_sees_every_event():
+    lines = run_example("async_client.py").stdout.splitlines()
+
+    numbers = [int(line.split(":")[0]) for line in lines if line.startswith("  ")]
+    assert numbers == list(range(len(numbers)))
+    assert lines[-1].endswith("vmm/shutdown")
+
+
+@pytest.mark.parametrize("engine", ["fake", pytest.param("qemu", marks=pytest.mark.qemu)])
+def test_in_process_example_runs_on_each_engine(engine):
+    choose_engine(engine)
+    ended = run_example("in_process.py", "--engine", engine)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.splitlines() == [
+        "state: Running",
+        "the guest drives: __rng",
+        "booted twice: VmAlreadyCreated",
+        "ended: True",
     ]
 
 
