@@ -76,6 +76,6 @@ def conformance(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure, print and keep: benches/README.md. `nox -s bench -- api_latency` runs one of them."""
-    names = session.posargs or ["api_latency", "footprint", "boot"]
+    names = session.posargs or ["api_latency", "import_time", "footprint", "boot"]
     for name in names:
         session.run(str(BIN / "python"), f"benches/{name}.py", "--json", f"bench-{name}.json", external=True)
