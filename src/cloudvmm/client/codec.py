@@ -217,19 +217,18 @@ def _resource(entry: Any) -> Any:
 
 def _resource_value(kind: str, value: Any) -> Any:
     match value:
-        case {"base": int(), "size": int()} if kind != "PciBar":
-            return msgspec.convert(value, AddressRange)
-        case {"index": _, "base": _, "size": _}:
-            return _bar(value)
+        case {
+            "index": int(index),
+            "base": int(base),
+            "size": int(size),
+            "type_": "Io" | "Mmio32" | "Mmio64" as type_,
+            "prefetchable": bool(prefetchable),
+        } if kind == "PciBar":
+            return PciBarResource(index=index, base=base, size=size, type_=type_, prefetchable=prefetchable)
+        case {"base": int(base), "size": int(size)} if kind != "PciBar":
+            return AddressRange(base=base, size=size)
         case _:
             return value
-
-
-def _bar(value: Any) -> Any:
-    try:
-        return msgspec.convert(value, PciBarResource)
-    except msgspec.ValidationError:
-        return value
 
 
 def _decode_device(body: bytes) -> PciDeviceInfo | None:

@@ -63,6 +63,17 @@ def test_no_server_means_that_nothing_has_run(transport):
     assert caught.value.may_have_run is False
 
 
+def test_server_with_a_full_queue_is_given_up_at_the_deadline(path, transport):
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        with pytest.raises(ConnectionFailed) as caught:
+            transport.request("GET", "vmm.ping", timeout_s=0.05)
+
+    assert isinstance(caught.value.__cause__, TimeoutError)
+
+
 def test_descriptors_travel_with_the_request_and_stay_ours(path, transport, tmp_path):
     fd = os.open(tmp_path / "file", os.O_CREAT | os.O_RDWR)
     same = []
