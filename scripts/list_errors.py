@@ -70,10 +70,13 @@ command line. Words in braces differ each time.
 
 
 def all_errors() -> list[type[VmmError]]:
-    """Import every module of the package and return every error in it, by name."""
+    """Import every module of the package and return every error in it, by name.
+
+    The client's own are none that a server has, and some stand for a status of the same name: docs/client.md.
+    """
     for module in pkgutil.walk_packages(cloudvmm.__path__, "cloudvmm."):
         importlib.import_module(module.name)
-    found = {one for one in _below(VmmError) if one.__module__.startswith("cloudvmm.")}
+    found = {one for one in _below(VmmError) if _is_servers(one.__module__)}
     return sorted(found, key=lambda one: (one.__name__, one.__module__))
 
 
@@ -142,6 +145,10 @@ def _status_inside(error: type[VmmError], *outer: type[VmmError]) -> int:
         cause = link
     assert isinstance(cause, ApiError)
     return http_status(api_failure(cause))
+
+
+def _is_servers(module: str) -> bool:
+    return module.startswith("cloudvmm.") and not module.startswith("cloudvmm.client.")
 
 
 def _below(error: type[VmmError]) -> Iterator[type[VmmError]]:

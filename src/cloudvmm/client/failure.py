@@ -33,8 +33,7 @@ class ServerError(ClientError):
     may_have_run = False
 
     def __init__(self, command: str, status: int, chain: tuple[str, ...] = (), code: str = "") -> None:
-        words = ": ".join(chain[1:] or chain)
-        super().__init__(f"{command} failed with status {status}{': ' if words else ''}{words}")
+        super().__init__(": ".join((f"{command} failed with status {status}", *(chain[1:] or chain))))
         self.command = command
         self.status = status
         self.chain = chain
