@@ -187,6 +187,8 @@ class ControlLoop:
                 vm.note_balloon(actual_bytes)
             case base.PciChanged():
                 self._reader.look_at_bars()
+            case base.MemoryPassSent(number=number):
+                self._events.emit("vm", "migration-memory-iteration", {"id": str(number)})
             case base.ResetRequested():
                 self._from_guest(vm, "guest reset", self._commands.power.reboot)
             case base.PoweredOff() if self._no_shutdown:

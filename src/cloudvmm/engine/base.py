@@ -214,6 +214,12 @@ class VcpusRemoved(msgspec.Struct, frozen=True):
     vcpus: int
 
 
+class MemoryPassSent(msgspec.Struct, frozen=True):
+    """`send` has gone over the guest's memory once more; `number` counts the passes from 0."""
+
+    number: int
+
+
 class ZoneChanged(msgspec.Struct, frozen=True):
     """`plugged_bytes` of the zone's virtio-mem device are in the guest's hands now."""
 
@@ -232,11 +238,16 @@ EngineEvent = (
     | DriverChanged
     | VcpusRemoved
     | ZoneChanged
+    | MemoryPassSent
 )
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`first_slot`..`last_slot` are the PCI device numbers that devices may have."""
+    """`first_slot`..`last_slot` are the PCI device numbers that devices may have.
+
+    `can_migrate` says whether there are means for `Machine.send` and `ReceivedFrom` at all: who has none is
+    not asked, and nobody waits for a VM that could not come.
+    """
 
     name: str
     version: str
@@ -245,6 +256,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     first_slot: int
     last_slot: int
     max_vcpus: int
+    can_migrate: bool = False
 
 
 class Machine(Protocol):

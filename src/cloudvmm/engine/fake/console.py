@@ -116,11 +116,11 @@ class Console:
         elif sink.kind is SinkKind.FILE and sink.path is not None:
             self._ports.append(FilePort(sink.path))
 
-    def start(self) -> None:
-        """Say that the guest is ready and serve the streams from here on."""
-        for port in self._ports:
+    def start(self, *, is_fresh: bool = True) -> None:
+        """Serve the streams from here on; a guest that is fresh is awake and says that it is ready."""
+        for port in self._ports if is_fresh else ():
             port.say(READY_LINE)
-        self._is_awake = True
+        self._is_awake = is_fresh
         if any(isinstance(port, StreamPort) for port in self._ports):
             self._thread = threading.Thread(target=self._serve, name="fake-guest", daemon=True)
             self._thread.start()

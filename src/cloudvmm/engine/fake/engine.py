@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 
 from cloudvmm import __version__
-from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec, NotSupportedYet
+from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec
 from cloudvmm.engine.fake.check import check_devices, check_slots
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
 from cloudvmm.engine.fake.machine import FakeMachine
+from cloudvmm.engine.fake.state import find_state
 
 
 class FakeEngine:
@@ -44,6 +45,7 @@ class FakeEngine:
             first_slot=1,
             last_slot=31,
             max_vcpus=254,
+            can_migrate=True,
         )
 
     @property
@@ -56,10 +58,10 @@ class FakeEngine:
 
         :raises SlotError: two devices want one slot, or a slot is out of range.
         :raises DeviceError: a disk image, a pmem file or a console cannot be opened as wanted.
+        :raises StateError: the state that `spec.origin` gives is not that of such a machine.
+        :raises LinkLost: the other side of a migration is gone.
         :raises MachineGone: `abort_build` was called, or a fault killed the machine.
         """
-        if spec.origin is not None:
-            raise NotSupportedYet("Snapshots and migration come with a later release")
         lifeline = Lifeline()
         with self._lock:
             self._builds.add(lifeline)
@@ -79,10 +81,12 @@ class FakeEngine:
         strike(self.faults.take("build"), lifeline, die=lambda _reason: lifeline.cut())
         check_slots(spec.slots, self.info)
         image_types = check_devices(spec.vm_config)
+        state = find_state(spec, lifeline)
         machine = FakeMachine(
             spec,
             Hardware(spec, self.info, image_types),
             self.faults,
+            state=state,
             latency_s=self._latency_s,
             guest_honours_power_button=self._guest_honours_power_button,
         )

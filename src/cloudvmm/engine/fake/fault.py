@@ -37,6 +37,8 @@ OPERATIONS: Final = frozenset(
         "resize_disk",
         "counters",
         "pci_resources",
+        "save",
+        "send",
         "close",
     }
 )

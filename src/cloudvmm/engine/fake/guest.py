@@ -39,7 +39,7 @@ class FakeGuest:
         self._seen = {"power_button": 0, "nmi": 0}
         self._unseen: list[str] = []
         self._refused: set[RequestKind] = set()
-        self._asked: dict[tuple[RequestKind, str], Callable[[], None]] = {}
+        self._asked: dict[tuple[RequestKind, str], tuple[Callable[[], None], int]] = {}
         self._ran_s = 0.0
         self._woke_at_s: float | None = None
 
@@ -92,6 +92,18 @@ class FakeGuest:
             self._refused.difference_update(kinds)
             self._do_asked()
 
+    def memory(self) -> tuple[int, dict[str, int], list[str]]:
+        """The machine's: how many milliseconds it has run, what it has seen, and what it will see."""
+        with self._lock:
+            return self.tick, dict(self._seen), list(self._unseen)
+
+    def remember(self, tick_ms: int, seen: dict[str, int], unseen: list[str]) -> None:
+        """The machine's: go on, asleep, where another guest's `memory` ends."""
+        with self._lock:
+            self._ran_s = tick_ms / 1000
+            self._seen |= seen
+            self._unseen = list(unseen)
+
     def wake(self) -> None:
         """The machine's: the vCPUs run from here on."""
         with self._lock:
@@ -119,14 +131,23 @@ class FakeGuest:
             if what == "power_button" and self._honours_power_button:
                 self.power_off()
 
-    def ask(self, kind: RequestKind, what: str, act: Callable[[], None]) -> None:
-        """The machine's: the guest is to `act`. A later request about the same replaces one that waits."""
+    def ask(self, kind: RequestKind, what: str, act: Callable[[], None], *, amount: int = 0) -> None:
+        """The machine's: the guest is to `act`. A later request about the same replaces one that waits.
+
+        `amount` is kept for whoever asks another guest the same again.
+        """
         with self._lock:
-            self._asked[kind, what] = act
+            self._asked[kind, what] = act, amount
             self._do_asked()
+
+    def waiting(self) -> list[tuple[RequestKind, str, int]]:
+        """The machine's: what was asked and is not done, with its amount."""
+        with self._lock:
+            return [(kind, what, amount) for (kind, what), (_, amount) in self._asked.items()]
 
     def _do_asked(self) -> None:
         if not self.is_awake:
             return
         for key in [key for key in self._asked if key[0] not in self._refused]:
-            self._asked.pop(key)()
+            act, _ = self._asked.pop(key)
+            act()

@@ -8,12 +8,26 @@ from __future__ import annotations
 import copy
 import os
 
+import msgspec
+
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import HotplugMethod
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import DeviceError, EngineError, EngineInfo, MachineSpec, RemovalPending
 from cloudvmm.engine.fake.check import check_device, check_slots
 from cloudvmm.engine.fake.counter import device_counters
+
+
+class HardwareState(msgspec.Struct, frozen=True, kw_only=True):
+    """What of it is not in the config, for a machine that goes on elsewhere. Sizes are bytes."""
+
+    slots: dict[str, int]
+    ram_bytes: int
+    vcpus: int
+    leaving_to: int | None = None
+    balloon_bytes: int = 0
+    plugged: dict[str, int] = msgspec.field(default_factory=dict)
+    plugged_at_ms: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class Hardware:
@@ -35,6 +49,24 @@ class Hardware:
             device.id: device for devices in lists for device in devices or () if device.id is not None
         }
         self._plugged_at_ms: dict[str, int] = {}
+
+    def state(self) -> HardwareState:
+        return HardwareState(
+            slots=self.slots,
+            ram_bytes=self.ram_bytes,
+            vcpus=self.vcpus,
+            leaving_to=self.leaving_to,
+            balloon_bytes=self.balloon_bytes,
+            plugged=self.plugged,
+            plugged_at_ms=self._plugged_at_ms,
+        )
+
+    def become(self, state: HardwareState) -> None:
+        """Take the sizes of another machine with the same devices."""
+        self.ram_bytes, self.balloon_bytes = state.ram_bytes, state.balloon_bytes
+        self.vcpus, self.leaving_to = state.vcpus, state.leaving_to
+        self.plugged.update(state.plugged)
+        self._plugged_at_ms = dict(state.plugged_at_ms)
 
     def counters(self, tick_ms: int) -> dict[str, dict[str, int]]:
         """Return what each device has counted since it is there."""

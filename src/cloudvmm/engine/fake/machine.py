@@ -21,7 +21,7 @@ from cloudvmm.engine.base import (
     Exited,
     MachineGone,
     MachineSpec,
-    NotSupportedYet,
+    MemoryPassSent,
     PciBar,
     PciChanged,
     PoweredOff,
@@ -37,6 +37,7 @@ from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
+from cloudvmm.engine.fake.state import GuestState, save_state, send_state
 from cloudvmm.host.eventfd import EventFd
 
 BAR_BASE: Final = 0x3800_0000_0000
@@ -56,6 +57,8 @@ ALLOWED: Final = {
     "boot": {Phase.BUILT},
     "pause": {Phase.RUNNING},
     "resume": {Phase.PAUSED},
+    "save": {Phase.PAUSED},
+    "send": {Phase.RUNNING, Phase.PAUSED},
     "coredump": {Phase.PAUSED},
     "power_button": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
     "nmi": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
@@ -82,8 +85,9 @@ class FakeMachine:
         *,
         latency_s: float,
         guest_honours_power_button: bool,
+        state: GuestState | None = None,
     ) -> None:
-        """Open the consoles of `spec`; its files and slots are checked already.
+        """Open the consoles of `spec`; its files and slots are checked already. `state` is where it goes on.
 
         :raises DeviceError: a console cannot be had.
         """
@@ -105,6 +109,8 @@ class FakeMachine:
         except DeviceError:
             self._event_fd.close()
             raise
+        if state is not None:
+            self._go_on_from(state)
 
     @property
     def image_types(self) -> dict[str, ImageType]:
@@ -183,13 +189,13 @@ class FakeMachine:
     def remove_device(self, device_id: str) -> None:
         with self._changing("remove_device"):
             self._hardware.check_known(device_id)
-            self.guest.ask("device", device_id, partial(self._let_go, device_id))
+            self._ask_removal(device_id)
 
     def resize_vcpus(self, vcpus: int) -> None:
         with self._changing("resize_vcpus"):
             self._hardware.want_vcpus(vcpus)
             if self._hardware.leaving_to is not None:
-                self.guest.ask("vcpus", "", partial(self._drop_vcpus, vcpus))
+                self._ask_vcpus(vcpus)
 
     def add_memory(self, size_bytes: int) -> None:
         with self._changing("add_memory"):
@@ -210,10 +216,19 @@ class FakeMachine:
             self._hardware.resize_disk(disk_id, size_bytes)
 
     def save(self, folder: str) -> None:
-        raise NotSupportedYet("Snapshots come with a later release")
+        self._begin("save")
+        save_state(self._state(), folder)
 
     def send(self, link_fd: int) -> None:
-        raise NotSupportedYet("Live migration comes with a later release")
+        self._check("send")
+        try:
+            self._begin("send")
+        finally:
+            with self._lock:
+                if self._phase is Phase.RUNNING:
+                    self._stand_still(Phase.PAUSED)
+        self._report(MemoryPassSent(number=0))
+        send_state(self._state(), link_fd, self._lifeline)
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")
@@ -272,19 +287,25 @@ class FakeMachine:
         self._hardware.drop_vcpus(vcpus)
         self._report(VcpusRemoved(vcpus))
 
+    def _ask_removal(self, device_id: str) -> None:
+        self.guest.ask("device", device_id, partial(self._let_go, device_id))
+
+    def _ask_vcpus(self, vcpus: int) -> None:
+        self.guest.ask("vcpus", "", partial(self._drop_vcpus, vcpus), amount=vcpus)
+
     def _ask_zone(self, zone_id: str, plugged_bytes: int) -> None:
         def follow() -> None:
             self._hardware.plugged[zone_id] = plugged_bytes
             self._report(ZoneChanged(zone_id, plugged_bytes))
 
-        self.guest.ask("zone", zone_id, follow)
+        self.guest.ask("zone", zone_id, follow, amount=plugged_bytes)
 
     def _ask_balloon(self, balloon_bytes: int) -> None:
         def follow() -> None:
             self._hardware.balloon_bytes = min(balloon_bytes, self._hardware.ram_bytes)
             self._report(BalloonChanged(self._hardware.ram_bytes - self._hardware.balloon_bytes))
 
-        self.guest.ask("balloon", "", follow)
+        self.guest.ask("balloon", "", follow, amount=balloon_bytes)
 
     def _ask_configured_ram(self) -> None:
         """A guest that boots follows what its config asks of it."""
@@ -297,6 +318,36 @@ class FakeMachine:
             plugged_bytes = wanted.get(zone_id, memory.hotplugged_size)
             if plugged_bytes:
                 self._ask_zone(zone_id, plugged_bytes)
+
+    def _state(self) -> GuestState:
+        with self._lock:
+            tick_ms, seen, unseen = self.guest.memory()
+            return GuestState(
+                engine="fake",
+                tick_ms=tick_ms,
+                seen=seen,
+                unseen=unseen,
+                asked=self.guest.waiting(),
+                hardware=self._hardware.state(),
+            )
+
+    def _go_on_from(self, state: GuestState) -> None:
+        self._hardware.become(state.hardware)
+        self.guest.remember(state.tick_ms, state.seen, state.unseen)
+        for kind, what, amount in state.asked:
+            match kind:
+                case "device":
+                    self._ask_removal(what)
+                case "vcpus":
+                    self._ask_vcpus(amount)
+                case "zone":
+                    self._ask_zone(what, amount)
+                case "balloon":
+                    self._ask_balloon(amount)
+        self._was_booted = True
+        self._phase = Phase.PAUSED
+        self._console.start(is_fresh=False)
+        self._report(PciChanged())
 
     def _begin(self, operation: str) -> None:
         """Check, take the time that the operation takes, let a fault strike, check again."""

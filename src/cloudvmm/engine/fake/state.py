@@ -1,0 +1,185 @@
+"""The fake guest's state: as a file of a snapshot, and on its way between two machines.
+
+Over a link it is a length (32 bits, big-endian), that many bytes of JSON, and one byte back once it is read.
+Who waits does so in slices, so that a kill ends the waiting soon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import threading
+import time
+from typing import Final
+
+import msgspec
+
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import (
+    EngineError,
+    EngineTimeout,
+    LinkLost,
+    MachineSpec,
+    ReceivedFrom,
+    SavedIn,
+    StateError,
+)
+from cloudvmm.engine.fake.guest import RequestKind
+from cloudvmm.engine.fake.hardware import HardwareState
+from cloudvmm.engine.fake.lifeline import Lifeline
+
+FILE_NAME: Final = "engine-state.json"
+MAX_BYTES: Final = 1 << 20
+SILENCE_S: Final = 30.0
+_SLICE_MS: Final = 20
+_LENGTH: Final = struct.Struct(">I")
+_RECEIVED: Final = b"\x06"
+_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_first_use: Final = threading.Lock()  # msgspec crashes where two threads are the first to use a type
+
+
+class GuestState(msgspec.Struct, frozen=True, kw_only=True):
+    """`tick_ms` is how long the guest ran, `seen` what it noticed, `unseen` what it will when it wakes.
+
+    `asked` is what it was asked for and has not done: of which kind, about what, how much.
+    """
+
+    engine: str
+    tick_ms: int
+    seen: dict[str, int]
+    unseen: list[str]
+    asked: list[tuple[RequestKind, str, int]]
+    hardware: HardwareState
+
+
+def ram_bytes_of(vm_config: VmConfig) -> int:
+    return vm_config.memory.size + sum(zone.size for zone in vm_config.memory.zones or ())
+
+
+def save_state(state: GuestState, folder: str) -> None:
+    """Write the file, which is new, and sync it; on failure it is not there.
+
+    :raises EngineError: it cannot be written.
+    """
+    path = f"{folder}/{FILE_NAME}"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise EngineError("The state cannot be written") from error
+    try:
+        with open(fd, "wb") as file:
+            file.write(msgspec.json.encode(state))
+            file.flush()
+            os.fsync(fd)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise EngineError("The state cannot be written") from error
+
+
+def find_state(spec: MachineSpec, lifeline: Lifeline) -> GuestState | None:
+    """Blocking. Return the state that `spec.origin` gives, None where there is no origin.
+
+    :raises StateError: it is damaged, or that of another machine.
+    :raises LinkLost: the other side is gone before it was whole.
+    """
+    match spec.origin:
+        case None:
+            return None
+        case SavedIn(folder=folder):
+            state = _load(folder)
+        case ReceivedFrom(link_fd=link_fd):
+            state = _receive(link_fd, lifeline)
+    if state.hardware.slots != spec.slots:
+        raise StateError("The state is that of a machine with other devices")
+    # What was taken away while it ran is in the config already, and may still be in the machine.
+    if ram_bytes_of(spec.vm_config) > state.hardware.ram_bytes:
+        raise StateError("The state is that of a machine with less RAM")
+    if spec.vm_config.cpus.boot_vcpus > state.hardware.vcpus:
+        raise StateError("The state is that of a machine with fewer vCPUs")
+    return state
+
+
+def send_state(state: GuestState, link_fd: int, lifeline: Lifeline) -> None:
+    """Blocking. Send `state` and wait until the other side has it.
+
+    :raises LinkLost: it is gone; whether it has the state is not known.
+    """
+    raw = msgspec.json.encode(state)
+    with _link(link_fd) as link:
+        left = memoryview(_LENGTH.pack(len(raw)) + raw)
+        while left:
+            _wait(link, select.POLLOUT, lifeline)
+            try:
+                left = left[link.send(left, _FLAGS) :]
+            except OSError as error:
+                raise LinkLost("The state could not be sent") from error
+        if _read(link, len(_RECEIVED), lifeline) != _RECEIVED:
+            raise LinkLost("The other side did not say that it has the state")
+
+
+def _receive(link_fd: int, lifeline: Lifeline) -> GuestState:
+    with _link(link_fd) as link:
+        (length,) = _LENGTH.unpack(_read(link, _LENGTH.size, lifeline))
+        if length > MAX_BYTES:
+            raise StateError(f"The state has {length} bytes, which is too much")
+        state = _decode(_read(link, length, lifeline))
+        _wait(link, select.POLLOUT, lifeline)
+        with contextlib.suppress(OSError):  # who is gone is missed by whoever speaks with it next
+            link.send(_RECEIVED, _FLAGS)
+        return state
+
+
+def _load(folder: str) -> GuestState:
+    try:
+        with open(f"{folder}/{FILE_NAME}", "rb") as file:
+            return _decode(file.read(MAX_BYTES + 1))
+    except OSError as error:
+        raise StateError("The state cannot be read") from error
+
+
+def _decode(raw: bytes) -> GuestState:
+    try:
+        with _first_use:
+            state = msgspec.json.decode(raw, type=GuestState)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StateError("The state is damaged") from error
+    if state.engine != "fake":
+        raise StateError(f"The state was made by the engine {state.engine}")
+    return state
+
+
+def _link(link_fd: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=os.dup(link_fd))
+    except OSError as error:
+        raise LinkLost("The link is no socket") from error
+
+
+def _read(link: socket.socket, size: int, lifeline: Lifeline) -> bytes:
+    read = b""
+    while len(read) < size:
+        _wait(link, select.POLLIN, lifeline)
+        try:
+            chunk = link.recv(size - len(read), _FLAGS)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise LinkLost("The other side is gone") from error
+        if not chunk:
+            raise LinkLost("The other side is gone")
+        read += chunk
+    return read
+
+
+def _wait(link: socket.socket, events: int, lifeline: Lifeline) -> None:
+    poll = select.poll()
+    poll.register(link, events)
+    deadline_s = time.monotonic() + SILENCE_S
+    while not poll.poll(_SLICE_MS):
+        lifeline.wait(0)
+        if time.monotonic() > deadline_s:
+            raise EngineTimeout(f"The other side did nothing for {SILENCE_S:g} s")

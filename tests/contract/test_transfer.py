@@ -1,0 +1,275 @@
+"""Saving, sending and going on from either: as `engine.base` says, or refused before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import msgspec
+import pytest
+
+from cloudvmm.engine.base import (
+    EngineError,
+    LinkLost,
+    MachineGone,
+    NotSupportedYet,
+    ReceivedFrom,
+    SavedIn,
+    StateError,
+)
+from support.leak import Holdings
+from support.wait import wait_until
+
+WITH_MEANS = {"fake"}
+SOON_S = 10.0
+
+
+@pytest.fixture
+def with_means(engine_name):
+    if engine_name not in WITH_MEANS:
+        pytest.skip(f"The engine {engine_name} has no means for it yet")
+
+
+@pytest.fixture
+def without_means(engine_name):
+    if engine_name in WITH_MEANS:
+        pytest.skip(f"The engine {engine_name} has the means for it")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def link():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+class Beside:
+    """A call in a thread of its own; `result` gives what it returned, or raises what it raised."""
+
+    def __init__(self, call):
+        self._call = call
+        self._value = self._error = None
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        try:
+            self._value = self._call()
+        except EngineError as error:
+            self._error = error
+
+    @property
+    def has_ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def result(self):
+        self._thread.join(SOON_S)
+        assert not self._thread.is_alive(), "the call does not come back"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def from_origin(spec, origin):
+    return msgspec.structs.replace(spec, origin=origin)
+
+
+# Refused
+
+
+def test_save_without_means_leaves_no_file_and_the_guest_paused(without_means, machine_paused, folder):
+    with pytest.raises(NotSupportedYet, match="later release"):
+        machine_paused.save(str(folder))
+
+    assert os.listdir(folder) == []
+    machine_paused.resume()
+
+
+def test_send_without_means_sends_nothing_and_the_guest_runs_on(without_means, engine, machine_running, link):
+    ours, theirs = link
+    with pytest.raises(NotSupportedYet, match="later release"):
+        machine_running.send(ours.fileno())
+
+    ours.shutdown(socket.SHUT_WR)
+    assert theirs.recv(1) == b""
+    assert not engine.info.can_migrate
+    machine_running.pause()
+
+
+def test_origin_without_means_is_refused_and_nothing_is_left(without_means, engine, spec, folder, link):
+    engine.build(spec).close()
+    before = Holdings()
+    for origin in (SavedIn(str(folder)), ReceivedFrom(link[0].fileno())):
+        with pytest.raises(NotSupportedYet, match="later release"):
+            engine.build(from_origin(spec, origin))
+    before.assert_nothing_added()
+
+
+# Saved
+
+
+def test_saved_files_have_names_of_their_own_and_the_guest_stays_paused(with_means, machine_paused, folder):
+    machine_paused.save(str(folder))
+
+    names = os.listdir(folder)
+    assert names
+    assert all(name.startswith("engine-") for name in names)
+    machine_paused.resume()
+
+
+def test_save_of_a_guest_that_runs_is_refused(with_means, machine_running, folder):
+    with pytest.raises(EngineError):
+        machine_running.save(str(folder))
+    assert os.listdir(folder) == []
+
+
+def test_save_over_a_file_that_exists_is_refused(with_means, machine_paused, folder):
+    machine_paused.save(str(folder))
+    with pytest.raises(EngineError):
+        machine_paused.save(str(folder))
+
+
+def test_machine_goes_on_from_what_was_saved(with_means, engine, spec, machine_paused, player, folder):
+    machine_paused.save(str(folder))
+    before = machine_paused.counters()
+    machine_paused.close()
+
+    machine = engine.build(from_origin(spec, SavedIn(str(folder))))
+    assert machine.counters() == before
+    machine.resume()
+    player.ping("again")
+    assert player.hears("again", timeout_s=player.ready_timeout_s)
+    machine.close()
+
+
+def test_one_state_serves_many_times(with_means, engine, spec, machine_paused, folder):
+    machine_paused.save(str(folder))
+    machine_paused.close()
+    for _ in range(2):
+        machine = engine.build(from_origin(spec, SavedIn(str(folder))))
+        machine.resume()
+        machine.close()
+
+
+def test_machine_that_goes_on_is_not_booted(with_means, engine, spec, machine_paused, folder):
+    machine_paused.save(str(folder))
+    machine_paused.close()
+    machine = engine.build(from_origin(spec, SavedIn(str(folder))))
+    with pytest.raises(EngineError):
+        machine.boot()
+    machine.close()
+
+
+@pytest.mark.parametrize("damage", ["nothing", "cut", "other"])
+def test_state_that_is_damaged_is_refused_and_nothing_is_left(
+    with_means, engine, spec, machine_paused, folder, damage
+):
+    machine_paused.save(str(folder))
+    machine_paused.close()
+    for name in os.listdir(folder):
+        raw = (folder / name).read_bytes()
+        contents = {"nothing": b"", "cut": raw[:-1], "other": raw.replace(b"_disk0", b"_disk1")}
+        (folder / name).write_bytes(contents[damage])
+    before = Holdings()
+
+    with pytest.raises(StateError):
+        engine.build(from_origin(spec, SavedIn(str(folder))))
+    before.assert_nothing_added()
+
+
+def test_state_that_is_not_there_is_refused(with_means, engine, spec, folder):
+    with pytest.raises(StateError):
+        engine.build(from_origin(spec, SavedIn(str(folder))))
+
+
+# Sent
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_machine_goes_on_from_what_was_sent(
+    with_means, engine, spec, machine_running, player, link, is_paused
+):
+    ours, theirs = link
+    player.wait_ready()
+    for _ in range(is_paused):
+        machine_running.pause()
+    receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
+
+    machine_running.send(ours.fileno())
+
+    machine = receiver.result()
+    assert machine.counters() == machine_running.counters()
+    machine_running.close()
+    machine.resume()
+    player.ping("there")
+    assert player.hears("there", timeout_s=player.ready_timeout_s)
+    machine.close()
+
+
+def test_link_is_lent_and_nothing_but_the_state_is_read(with_means, engine, spec, machine_running, link):
+    ours, theirs = link
+    receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
+    machine_running.send(ours.fileno())
+    receiver.result().close()
+
+    ours.sendall(b"next")
+    assert theirs.recv(10) == b"next"
+
+
+def test_guest_stands_paused_after_a_send_that_failed(with_means, machine_running, link):
+    ours, theirs = link
+    theirs.close()
+
+    with pytest.raises(LinkLost):
+        machine_running.send(ours.fileno())
+    machine_running.resume()
+
+
+def test_sender_that_is_gone_leaves_nothing(with_means, engine, spec, link):
+    ours, theirs = link
+    ours.sendall(b"\0\0")
+    ours.close()
+    before = Holdings()
+
+    with pytest.raises(LinkLost):
+        engine.build(from_origin(spec, ReceivedFrom(theirs.fileno())))
+    before.assert_nothing_added()
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff\xff", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff"])
+def test_sender_that_sends_something_else_is_refused(with_means, engine, spec, link, raw):
+    ours, theirs = link
+    ours.sendall(raw)
+
+    with pytest.raises(StateError):
+        engine.build(from_origin(spec, ReceivedFrom(theirs.fileno())))
+
+
+def test_kill_ends_a_send_under_way(with_means, machine_running, link):
+    sender = Beside(lambda: machine_running.send(link[0].fileno()))
+    wait_until(lambda: link[1].recv(1, socket.MSG_PEEK), "the state is on its way", timeout_s=SOON_S)
+
+    machine_running.kill()
+
+    with pytest.raises(MachineGone):
+        sender.result()
+
+
+def test_abort_ends_a_build_that_waits_for_its_state(with_means, engine, spec, link):
+    receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(link[1].fileno()))))
+
+    def has_ended() -> bool:
+        engine.abort_build()
+        return receiver.has_ended
+
+    wait_until(has_ended, "the build ends", timeout_s=SOON_S)
+    with pytest.raises(MachineGone):
+        receiver.result()
