@@ -350,3 +350,70 @@ class InvalidTransition(MigratableError):
 
     def __init__(self, before: str, after: str) -> None:
         super().__init__(f"Invalid transition: InvalidStateTransition({before}, {after})")
+
+
+class MigratableRestore(MigratableError):
+    """Failed to restore migratable component"""
+
+
+class MigratableReceive(MigratableError):
+    """Failed to receive migratable component snapshot"""
+
+
+class MigratableSocket(MigratableError):
+    """Socket error"""
+
+
+class CompleteMigration(MigratableError):
+    """Failed to complete migration for migratable component"""
+
+
+class SnapshotOfRunningVm(MigratableError):
+    """Trying to snapshot while VM is running"""
+
+
+class UrlWithoutPath(MigratableError):
+    def __init__(self, url: str) -> None:
+        super().__init__(f"Could not extract path from URL: {url}")
+
+
+class NotASnapshotDirectory(MigratableError):
+    """`path` is printed quoted."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Destination is not a directory: {path}")
+
+
+class AlreadyMigrating(MigratableError):
+    """There is already an ongoing migration"""
+
+
+class ReceiveOverVm(MigratableError):
+    """Can't receive a migration when a VM is already created"""
+
+
+class NoVmToMigrate(MigratableError):
+    """VM is not running"""
+
+
+class NotMigratable(MigratableError):
+    """`state` is a state word."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"VM is not running or paused: {state}")
+
+
+class LocalNeedsSharedMemory(MigratableError):
+    """Local migration requires shared memory or hugepages enabled"""
+
+
+class InvalidSendMigration(MigratableError):
+    """Invalid send migration configuration"""
+
+
+class InvalidReceiveMigration(MigratableError):
+    """Invalid receive migration configuration"""
+
+
+class MigrationAborted(MigratableError):
+    """Migration was aborted"""
