@@ -1,0 +1,111 @@
+"""`state.json`: what a snapshot knows beside the configuration. Pure: bytes to values and back.
+
+The file is one JSON object. `format` says how to read the rest, `checksum` is the CRC-32 of the bytes of
+`state` as they stand in the file. What a later release adds to `state` is ignored; what changes the meaning
+of a member raises the format.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from typing import Any, Final
+
+import msgspec
+
+from cloudvmm.snapshot.error import DamagedSnapshot, ForeignState, NewerFormat
+
+FORMAT: Final = 1
+
+
+class SavedEngine(msgspec.Struct, frozen=True, kw_only=True):
+    """Who wrote the files `engine-*`."""
+
+    name: str
+    version: str
+
+
+class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`crc32` is None for a file too large to be read for it alone."""
+
+    size_bytes: int
+    crc32: int | None = None
+
+
+class SavedNumbering(msgspec.Struct, frozen=True, kw_only=True):
+    """Slot per device id, which of them are virtio, and where the numbering of new ids goes on."""
+
+    slots: dict[str, int]
+    virtio: list[str]
+    counter: int
+
+
+class SavedState(msgspec.Struct, frozen=True, kw_only=True):
+    """`device_tree` is that of `vm.info`, for whoever looks; `files` are the engine's, by name."""
+
+    program: str
+    engine: SavedEngine
+    numbering: SavedNumbering
+    device_tree: dict[str, Any]
+    balloon_actual_bytes: int | None = None
+    files: dict[str, SavedFile]
+
+
+class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+    checksum: int
+    state: msgspec.Raw
+
+
+class _Label(msgspec.Struct, frozen=True, kw_only=True):
+    format: int
+
+
+# msgspec crashes where two threads are the first to use a type at once: first uses are made under the lock.
+_first_use: Final = threading.Lock()
+_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
+
+
+def encode_state(state: SavedState) -> bytes:
+    raw = msgspec.json.encode(state)
+    return msgspec.json.encode(_Envelope(format=FORMAT, checksum=zlib.crc32(raw), state=msgspec.Raw(raw)))
+
+
+def decode_state(raw: bytes) -> SavedState:
+    """Read what `encode_state` wrote.
+
+    :raises ForeignState: another program wrote it.
+    :raises NewerFormat: a later release wrote it.
+    :raises DamagedSnapshot: it is not JSON any more, or not what was written.
+    """
+    _check_label(raw)
+    try:
+        envelope: _Envelope = _decoder(_Envelope).decode(raw)
+        if zlib.crc32(envelope.state) != envelope.checksum:
+            raise DamagedSnapshot("the checksum of state.json does not match")
+        state: SavedState = _decoder(SavedState).decode(envelope.state)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedSnapshot("state.json is not complete") from error
+    return state
+
+
+def _check_label(raw: bytes) -> None:
+    try:
+        msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedSnapshot("state.json is not JSON") from error
+    try:
+        found: int = _decoder(_Label).decode(raw).format
+    except msgspec.ValidationError:
+        raise ForeignState from None
+    if found > FORMAT:
+        raise NewerFormat(found, FORMAT)
+    if found < 1:
+        raise ForeignState
+
+
+def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
+    with _first_use:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
