@@ -1,0 +1,168 @@
+"""What two VMMs say to each other: frames, and the messages inside them. Pure.
+
+Who says what in which order is in docs/migration.md.
+
+A frame is a head of 12 bytes and a body. The head: the 4 bytes "CVMg", the kind of message (16 bits), 16 bits
+that are zero, and the length of the body (32 bits), big-endian. The body is a JSON object; members that the
+reader does not know are ignored. `Hello` and `Refuse` keep their form in every version of the protocol.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from typing import Any, Final, Literal
+
+import msgspec
+
+from cloudvmm.migration.error import ProtocolError
+
+VERSION: Final = 1
+MAGIC: Final = b"CVMg"
+HEAD: Final = struct.Struct(">4sHHI")
+# A config that came as 4 MiB of JSON is larger with all its defaults written out.
+MAX_OFFER_BYTES: Final = 64 << 20
+MAX_BODY_BYTES: Final = 64 << 10
+MAX_REASONS: Final = 32
+MAX_REASON_CHARACTERS: Final = 1000
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """The first message on every connection: who speaks, which versions it knows, what the connection is for.
+
+    `token` is what `Accept` gave; it shows that a connection for the state belongs to the migration.
+    """
+
+    program: str
+    versions: list[int]
+    role: str
+    token: str = ""
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that is spoken from here on."""
+
+    version: int
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM to take over: its config, whose engine runs it, where its devices are, how numbering goes on."""
+
+    config: msgspec.Raw
+    engine: str
+    engine_version: str
+    slots: dict[str, int]
+    virtio: list[str]
+    counter: int
+    balloon_actual_bytes: int | None = None
+    is_local: bool = False
+
+
+class Accept(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM can be taken over. The state is expected on a connection that says `token`."""
+
+    token: str
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The whole state is there; the VM stands paused."""
+
+
+class Complete(msgspec.Struct, frozen=True, kw_only=True):
+    """The VM is yours. It is let run, unless `is_paused`."""
+
+    is_paused: bool
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The VM is ours."""
+
+
+class Refuse(msgspec.Struct, frozen=True, kw_only=True):
+    """It is over, and nothing of the VM remains where this is said. `reasons` is an error chain."""
+
+    reasons: list[str]
+
+
+Message = Hello | Welcome | Offer | Accept | Ready | Complete | Done | Refuse
+Role = Literal["control", "state"]
+
+KINDS: Final[dict[int, type[Message]]] = {
+    1: Hello,
+    2: Welcome,
+    3: Offer,
+    4: Accept,
+    5: Ready,
+    6: Complete,
+    7: Done,
+    8: Refuse,
+}
+# msgspec crashes where two threads are the first to use a type at once: first uses are made under the lock.
+_first_use: Final = threading.Lock()
+_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
+_NUMBERS: Final = {kind: number for number, kind in KINDS.items()}
+
+
+def encode_message(message: Message) -> bytes:
+    """Return the frame of `message`.
+
+    :raises ProtocolError: it is too large to be sent.
+    """
+    body = msgspec.json.encode(message)
+    kind = type(message)
+    if len(body) > max_body_bytes(kind):
+        raise ProtocolError(f"The message {kind.__name__} is too large to be sent: {len(body)} bytes")
+    return HEAD.pack(MAGIC, _NUMBERS[kind], 0, len(body)) + body
+
+
+def decode_head(head: bytes) -> tuple[type[Message], int]:
+    """Return which message follows and the length of its body.
+
+    :raises ProtocolError: it is no head, or what it announces is not known or too large.
+    """
+    magic, number, zero, length = HEAD.unpack(head)
+    if magic != MAGIC or zero != 0:
+        raise ProtocolError("The other side does not speak the migration protocol of cloudvmm")
+    kind = KINDS.get(number)
+    if kind is None:
+        raise ProtocolError(f"The other VMM sent an unknown message: {number}")
+    if length > max_body_bytes(kind):
+        raise ProtocolError(f"The other VMM's message {kind.__name__} is too large: {length} bytes")
+    return kind, length
+
+
+def decode_body(kind: type[Message], body: bytes) -> Message:
+    """:raises ProtocolError: `body` is not that of a `kind`."""
+    try:
+        message: Message = _decoder(kind).decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"The other VMM's message {kind.__name__} is malformed") from error
+    return message
+
+
+def _decoder(kind: type[Message]) -> msgspec.json.Decoder[Any]:
+    with _first_use:
+        if kind not in _decoders:
+            _decoders[kind] = msgspec.json.Decoder(kind)
+        return _decoders[kind]
+
+
+def max_body_bytes(kind: type[Message]) -> int:
+    return MAX_OFFER_BYTES if kind is Offer else MAX_BODY_BYTES
+
+
+def choose_version(hello: Hello) -> int:
+    """:raises ProtocolError: there is no version that both know."""
+    if VERSION not in hello.versions:
+        known = ", ".join(str(version) for version in hello.versions[:8])
+        raise ProtocolError(
+            f"The other VMM ({hello.program[:80]}) speaks version {known} of the migration protocol, this "
+            f"release speaks {VERSION}"
+        )
+    return VERSION
+
+
+def refusal(reasons: list[str]) -> Refuse:
+    """Return a `Refuse` with as much of `reasons` as may be sent."""
+    texts = [reason.encode(errors="replace").decode() for reason in reasons[:MAX_REASONS]]
+    return Refuse(reasons=[text[:MAX_REASON_CHARACTERS] for text in texts])
