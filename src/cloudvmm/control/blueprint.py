@@ -13,7 +13,9 @@ from cloudvmm.api.error import (
     KernelLoad,
     LockingError,
     MemoryManager,
+    MigratableRestore,
     VmError,
+    VmRestoreFailed,
 )
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import ValidationError
@@ -21,17 +23,23 @@ from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.condition import check_devices, check_memory, check_numa, check_vcpus
 from cloudvmm.control.console import Consoles
-from cloudvmm.control.error import DeviceRefused, RamRefused, VcpusRefused
-from cloudvmm.control.numbering import Numbering, number_devices
+from cloudvmm.control.error import BadSlots, DeviceRefused, RamRefused, UnknownDevices, VcpusRefused
+from cloudvmm.control.numbering import Numbering, device_ids, number_devices
 from cloudvmm.engine.base import (
     Engine,
     EngineError,
+    EngineInfo,
     ImageLocked,
+    LinkLost,
     Machine,
     MachineSpec,
     PayloadError,
     RamError,
+    ReceivedFrom,
+    SavedIn,
+    StateError,
 )
+from cloudvmm.errors import VmmError
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -42,13 +50,31 @@ class Built(msgspec.Struct, frozen=True):
     machine: Machine
 
 
-def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: str | None) -> Built:
+class Origin(msgspec.Struct, frozen=True):
+    """A machine's state to go on from, and how its devices were numbered."""
+
+    numbering: Numbering
+    source: SavedIn | ReceivedFrom
+
+
+def build_vm(
+    engine: Engine,
+    stored: VmConfig,
+    consoles: Consoles,
+    state_dir: str | None,
+    *,
+    origin: Origin | None = None,
+) -> Built:
     """Blocking. Leave `stored` as it is; on failure nothing is left behind.
+
+    With `origin` the machine goes on, paused, where that one stood; devices keep ids and slots.
 
     :raises VmError: as `check_config`.
     :raises CpuManager: the engine cannot give so many vCPUs.
     :raises MemoryManager: the host cannot give the memory.
     :raises DeviceManager: a device could not be made, or the machine not be built.
+    :raises VmRestoreFailed: what `origin` gives is not the state of such a machine.
+    :raises LockingError: another process holds an image of a machine that goes on.
     """
     vm_config = copy.deepcopy(stored)
     used_ids = check_config(vm_config)
@@ -61,9 +87,18 @@ def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: st
     except VcpusRefused as error:
         raise CpuManager from error
     try:
-        numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
+        if origin is None:
+            numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
+        else:
+            numbering = origin.numbering
+            check_numbering(numbering, device_ids(vm_config, used_ids), info)
         check_devices(vm_config)
-        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir)
+        source = origin.source if origin is not None else None
+        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir, source=source)
+    except (StateError, LinkLost, UnknownDevices, BadSlots) as error:
+        raise VmRestoreFailed from _chained(MigratableRestore(), error)
+    except ImageLocked as error:
+        raise (DeviceManager if origin is None else LockingError) from error
     except RamError as error:
         raise MemoryManager from error
     except (DeviceRefused, EngineError) as error:
@@ -71,6 +106,26 @@ def build_vm(engine: Engine, stored: VmConfig, consoles: Consoles, state_dir: st
     for disk in vm_config.disks or []:
         write_image_type(disk, machine)
     return Built(vm_config, numbering, machine)
+
+
+def check_numbering(numbering: Numbering, ids: list[str], info: EngineInfo) -> None:
+    """Look whether devices called `ids` can go on under `numbering`, which comes from outside.
+
+    :raises UnknownDevices: one has no place in it.
+    :raises BadSlots: a place is none that the engine has, or is given twice.
+    """
+    unknown = sorted(set(ids) - set(numbering.slots))
+    if unknown:
+        raise UnknownDevices(unknown)
+    taken = list(numbering.slots.values())
+    are_possible = all(info.first_slot <= slot <= info.last_slot for slot in taken)
+    if not are_possible or len(set(taken)) != len(taken):
+        raise BadSlots
+
+
+def _chained(error: VmmError, cause: VmmError) -> VmmError:
+    error.__cause__ = cause
+    return error
 
 
 def check_config(vm_config: VmConfig) -> set[str]:
@@ -95,7 +150,13 @@ def check_config(vm_config: VmConfig) -> set[str]:
 
 
 def _build_machine(
-    engine: Engine, vm_config: VmConfig, numbering: Numbering, consoles: Consoles, state_dir: str | None
+    engine: Engine,
+    vm_config: VmConfig,
+    numbering: Numbering,
+    consoles: Consoles,
+    state_dir: str | None,
+    *,
+    source: SavedIn | ReceivedFrom | None,
 ) -> Machine:
     serial, console, debug_console = consoles.sinks()
     return engine.build(
@@ -106,6 +167,7 @@ def _build_machine(
             console=console,
             debug_console=debug_console,
             state_dir=state_dir,
+            origin=source,
         )
     )
 

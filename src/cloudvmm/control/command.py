@@ -6,7 +6,8 @@ raised. State is committed between the steps, never inside a job. What a command
 it raises becomes the cause of the command's own error. A command without any job is a plain method.
 
 Here is which command is which steps, and what becomes of the config as a whole. The way between the VM's
-states is in `power.py`, devices in `hotplug.py`, sizes in `resize.py`.
+states is in `power.py`, devices in `hotplug.py`, sizes in `resize.py`, the way out of this VMM and into it in
+`snapshot.py`, `restore.py`, `send.py` and `receive.py`.
 
 Reference: lifecycle.md section 3, rest.md section 8.
 """
@@ -20,14 +21,20 @@ from typing import Any
 
 from cloudvmm.api import action
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import ApiResponsePayload, Empty, VmState
+from cloudvmm.api.data import Empty
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.hotplug import Hotplug
+from cloudvmm.control.lane import Lane
+from cloudvmm.control.lent import unless_lent
 from cloudvmm.control.power import Power
+from cloudvmm.control.receive import Receive
 from cloudvmm.control.resize import Resize
+from cloudvmm.control.restore import Restore
+from cloudvmm.control.send import Send
+from cloudvmm.control.snapshot import Snapshot
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Engine
 from cloudvmm.events.hub import EventHub
@@ -39,13 +46,24 @@ class Commands:
     """The steps of every command that changes something; `holding` is the state they work on."""
 
     def __init__(
-        self, engine: Engine, events: EventHub, holding: Holding, *, state_dir: str | None = None
+        self,
+        engine: Engine,
+        events: EventHub,
+        holding: Holding,
+        *,
+        lane: Lane,
+        log: Callable[[str, str], None],
+        state_dir: str | None = None,
     ) -> None:
         self._events = events
         self._holding = holding
         self.power = power = Power(engine, events, holding, state_dir=state_dir)
         hotplug = Hotplug(holding)
         resize = Resize(events, holding)
+        snapshot = Snapshot(engine, events, holding)
+        restore = Restore(engine, events, holding, power, delete=self.delete, state_dir=state_dir, log=log)
+        send = Send(engine, events, holding, power, lane=lane, log=log)
+        receive = Receive(engine, events, holding, power, restore, log=log)
         self._stepwise: dict[type[action.ApiRequest], Callable[[Any], Steps]] = {
             action.VmCreate: self.create,
             action.VmBoot: lambda _: power.boot(),
@@ -61,12 +79,10 @@ class Commands:
             action.VmResize: resize.resize,
             action.VmResizeZone: resize.resize_zone,
             action.VmResizeDisk: resize.resize_disk,
-        }
-        self._at_once: dict[type[action.ApiRequest], Callable[[Any], ApiResponsePayload]] = {
-            action.VmSnapshot: lambda _: self.snapshot(),
-            action.VmSendMigration: lambda _: self.needs_vm_and_means(),
-            action.VmRestore: lambda _: self.needs_nothing_and_means(),
-            action.VmReceiveMigration: lambda _: self.needs_no_vm_and_means(),
+            action.VmSnapshot: lambda data: snapshot.snapshot(data.destination_url),
+            action.VmRestore: restore.restore,
+            action.VmReceiveMigration: receive.receive,
+            action.VmSendMigration: send.send,
         }
         for command in action.COMMANDS:
             if command.body is not None and issubclass(command.body, PciDevice):
@@ -74,10 +90,8 @@ class Commands:
 
     def steps(self, request: action.ApiRequest) -> Steps:
         """Return the steps of `request`, not yet begun."""
-        stepwise = self._stepwise.get(type(request))
-        if stepwise is not None:
-            return stepwise(request.data)
-        return _no_steps(partial(self._at_once[type(request)], request.data))
+        steps = self._stepwise[type(request)](request.data)
+        return unless_lent(self._holding, self._events, request, steps)
 
     def create(self, vm_config: VmConfig) -> Steps:
         if self._holding.vm_config is not None:
@@ -106,33 +120,3 @@ class Commands:
         yield from self.delete()
         self._events.emit("vmm", "shutdown")
         return DONE
-
-    def snapshot(self) -> ApiResponsePayload:
-        if self._holding.running_vm().state is not VmState.PAUSED:
-            raise api_error.VmSnapshotFailed from _snapshot_of_running()
-        raise api_error.NotImplementedYet
-
-    def needs_vm_and_means(self) -> ApiResponsePayload:
-        self._holding.running_vm()
-        raise api_error.NotImplementedYet
-
-    def needs_nothing_and_means(self) -> ApiResponsePayload:
-        if self._holding.vm_config is not None:
-            raise api_error.VmAlreadyCreated
-        raise api_error.NotImplementedYet
-
-    def needs_no_vm_and_means(self) -> ApiResponsePayload:
-        if self._holding.vm is not None:
-            raise api_error.VmAlreadyCreated
-        raise api_error.NotImplementedYet
-
-
-def _snapshot_of_running() -> api_error.MigratableSnapshot:
-    error = api_error.MigratableSnapshot()
-    error.__cause__ = api_error.MigratableError("Trying to snapshot while VM is running")
-    return error
-
-
-def _no_steps(call: Callable[[], ApiResponsePayload]) -> Steps:
-    yield from ()
-    return call()

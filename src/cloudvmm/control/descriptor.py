@@ -44,6 +44,15 @@ def close_descriptors(fds: set[int]) -> None:
             os.close(fd)
 
 
+def forget(data: RestoreConfig | VmReceiveMigrationData, fds: set[int]) -> None:
+    """Take `fds` out of `data`: they belong to a stored config now, which closes them in its time."""
+    for net in data.net_fds or () if isinstance(data, RestoreConfig) else ():
+        net.fds = [fd for fd in net.fds or () if fd not in fds]
+    for vfio in data.vfio_fds or ():
+        vfio.fd = None if vfio.fd in fds else vfio.fd
+    data.iommufd_fd = None if data.iommufd_fd in fds else data.iommufd_fd
+
+
 def release(data: Any, kept_by: VmConfig | None) -> None:
     """Close the descriptors of `data` that `kept_by` does not hold."""
     if fds := descriptors_of(data):

@@ -4,7 +4,8 @@ VmError (api.error)
 ├── RamRefused       the cause of a `MemoryManager`
 ├── InvalidNumaNodes
 ├── VcpusRefused     the cause of a `CpuManager`, beside `VcpuRemovalPending`
-└── DeviceRefused    the cause of a `DeviceManager`, beside `UnknownDeviceId`
+├── DeviceRefused    the cause of a `DeviceManager`, beside `UnknownDeviceId`
+└── StateRefused     the cause of a failed restore or migration
 
 Texts are Cloud Hypervisor's (reference: rest.md section 9, config.md section 13).
 """
@@ -207,3 +208,20 @@ class DiskResize(DeviceRefused):
 
 class DiskSizeNotAligned(DeviceRefused):
     """Disk image size is not a multiple of 512"""
+
+
+class StateRefused(VmError):
+    """Root of what is wrong with a VM that was saved or is received."""
+
+
+class BadSlots(StateRefused):
+    """The saved state gives devices PCI slots that they cannot have"""
+
+
+class UnknownDevices(StateRefused):
+    def __init__(self, ids: list[str]) -> None:
+        super().__init__(f"The configuration has devices that the saved state lacks: {', '.join(ids)}")
+
+
+class BadRecord(StateRefused):
+    """What the VMM knew about the VM is not complete"""

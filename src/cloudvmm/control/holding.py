@@ -9,16 +9,33 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 
+import msgspec
+
 from cloudvmm.api.data import VmInfo, VmState
 from cloudvmm.api.error import VmNotCreated, VmNotRunning
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.vm import Vm, configured_ram_bytes
+from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Machine
+from cloudvmm.migration.cut import Cut
+
+
+class Lent(msgspec.Struct):
+    """The VM is in the hands of an outgoing migration; `info` is what was true when it was lent.
+
+    `postponed` is what the guest asked for meanwhile: it is done once the VM is back.
+    """
+
+    info: VmInfo
+    postponed: list[tuple[str, Callable[[], Steps]]] = msgspec.field(default_factory=list)
 
 
 class Holding:
-    """`on_machine` and `on_machine_gone` tell the loop which machine to watch."""
+    """`on_machine` and `on_machine_gone` tell the loop which machine to watch.
+
+    `cut` ends the migration that is under way, whichever way it goes.
+    """
 
     def __init__(
         self, on_machine: Callable[[Machine], None], on_machine_gone: Callable[[Machine], None]
@@ -26,6 +43,8 @@ class Holding:
         self.vm_config: VmConfig | None = None
         self.consoles: Consoles | None = None
         self.vm: Vm | None = None
+        self.lent: Lent | None = None
+        self.cut: Cut | None = None
         self._info: VmInfo | None = None
         self._info_of: tuple[object, ...] = ()
         self._on_machine = on_machine
@@ -57,6 +76,8 @@ class Holding:
 
         :raises VmNotCreated: there is nothing.
         """
+        if self.lent is not None:
+            return self.lent.info
         if self.vm_config is None:
             raise VmNotCreated
         vm = self.vm

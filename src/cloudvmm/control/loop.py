@@ -20,6 +20,7 @@ from cloudvmm.api.error import VmError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
+from cloudvmm.control.lane import Lane
 from cloudvmm.control.ram import Vcpus
 from cloudvmm.control.reader import Reader
 from cloudvmm.control.runner import Log, Runner, failed
@@ -65,13 +66,22 @@ class ControlLoop:
         self._log = log
         self._no_shutdown = no_shutdown
         self._holding = Holding(self._watch, self._unwatch)
+        self._watched: base.Machine | None = None
+        self._lane = Lane(self._watch_lane, self._unregister, log)
         state_dir = journal.state_dir if journal is not None else None
-        self._commands = Commands(engine, events, self._holding, state_dir=state_dir)
+        self._commands = Commands(
+            engine, events, self._holding, lane=self._lane, log=log, state_dir=state_dir
+        )
         with contextlib.ExitStack() as undo:
             self._epoll = select.epoll()
             undo.callback(self._epoll.close)
             self._runner = Runner(
-                commands=self._commands, holding=self._holding, engine=engine, journal=journal, log=log
+                commands=self._commands,
+                holding=self._holding,
+                engine=engine,
+                journal=journal,
+                log=log,
+                lane=self._lane,
             )
             undo.callback(self._runner.end)
             self._reader = Reader(self._holding)
@@ -165,12 +175,12 @@ class ControlLoop:
     # Events of the machine
 
     def _watch(self, machine: base.Machine) -> None:
+        self._watched = machine
         self._register(machine.fileno(), partial(self._on_machine_event, machine))
 
     def _unwatch(self, machine: base.Machine) -> None:
-        fd = machine.fileno()
-        if self._on_readable.pop(fd, None) is not None:
-            self._epoll.unregister(fd)
+        self._watched = None
+        self._unregister(machine.fileno())
 
     def _on_machine_event(self, machine: base.Machine) -> None:
         for event in machine.take_events():
@@ -225,10 +235,15 @@ class ControlLoop:
 
     def _from_guest(self, vm: Vm, name: str, steps: Callable[[], Steps]) -> None:
         """Queue what the guest asked for; it is void if another command ends that VM first."""
-        self._runner.add(name, self._while_current(vm, steps))
+        self._runner.add(name, self._while_current(vm, name, steps))
 
-    def _while_current(self, vm: Vm, steps: Callable[[], Steps]) -> Steps:
+    def _while_current(self, vm: Vm, name: str, steps: Callable[[], Steps]) -> Steps:
         if vm is not self._holding.vm:
+            return Empty()
+        if self._holding.lent is not None and self._holding.cut is not None:
+            # What the guest wants ends the migration; it is done once the VM is back.
+            self._holding.lent.postponed.append((name, partial(self._while_current, vm, name, steps)))
+            self._holding.cut.now()
             return Empty()
         return (yield from steps())
 
@@ -246,3 +261,15 @@ class ControlLoop:
     def _register(self, fd: int, handler: Callable[[], None]) -> None:
         self._on_readable[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _unregister(self, fd: int) -> None:
+        if self._on_readable.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _watch_lane(self, fd: int, handler: Callable[[], None]) -> None:
+        self._register(fd, partial(self._on_lane, handler))
+
+    def _on_lane(self, handler: Callable[[], None]) -> None:
+        if self._watched is not None:
+            self._on_machine_event(self._watched)  # what the machine said before comes before
+        handler()

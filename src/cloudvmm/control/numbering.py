@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Collection, Iterator
 from typing import Final
@@ -190,6 +191,11 @@ def number_devices(vm_config: VmConfig, used_ids: set[str], first_slot: int, las
         first_slot=first_slot,
         last_slot=last_slot,
     )
+
+
+def device_ids(vm_config: VmConfig, used_ids: set[str]) -> list[str]:
+    """Return the ids of all PCI devices in creation order; those without one get one in a copy only."""
+    return [device.device_id for device in _created(copy.deepcopy(vm_config), Names(set(used_ids)))]
 
 
 def kind_of(device: PciDevice) -> str:

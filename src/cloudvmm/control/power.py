@@ -89,6 +89,13 @@ class Power:
         self._events.emit("vm", "rebooted")
         return DONE
 
+    def pause_lent(self, vm: Vm) -> Steps:
+        """Pause a VM that is lent, for whom it is lent to."""
+        self._events.emit("vm", "pausing")
+        yield from self._stop_vcpus(vm)
+        self._events.emit("vm", "paused")
+        return DONE
+
     def power_button(self) -> Steps:
         vm = self._holding.running_vm()
         try:

@@ -13,7 +13,7 @@ import msgspec
 
 from cloudvmm.api import action
 from cloudvmm.api.data import VmActionPayload, VmState
-from cloudvmm.api.error import VmmShuttingDown, VmNotRunning
+from cloudvmm.api.error import VmMigrating, VmmShuttingDown, VmNotRunning
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.runner import failed
 from cloudvmm.control.vm import Vm
@@ -35,6 +35,9 @@ class Reader:
 
     def answer_counters(self, request: action.ApiRequest) -> None:
         """Answer `vm.counters`, now or when the engine has."""
+        if self._holding.lent is not None:
+            request.reply.send(failed(request.error, VmMigrating()))
+            return
         if self._holding.vm is None:
             request.reply.send(failed(request.error, VmNotRunning()))
             return
@@ -43,7 +46,7 @@ class Reader:
     def look_at_bars(self) -> None:
         """Find out where the guest has put its BARs; `vm.info` tells it from then on."""
         vm = self._holding.vm
-        if vm is None or vm.state is VmState.CREATED:
+        if vm is None or vm.state is VmState.CREATED or self._holding.lent is not None:
             return
         if self._is_looking:
             self._must_look_again = True

@@ -17,11 +17,12 @@ import msgspec
 
 from cloudvmm.api import action
 from cloudvmm.api.data import ApiResponsePayload, Empty
-from cloudvmm.api.error import ApiError, VmmShutdownError, VmmShuttingDown
+from cloudvmm.api.error import ApiError, VmMigrating, VmmShutdownError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.descriptor import release
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.journal import Journal
+from cloudvmm.control.lane import Lane, LaneEnd
 from cloudvmm.control.worker import Cleanup, Job, Outcome, Steps, Worker
 from cloudvmm.engine.base import Engine
 from cloudvmm.errors import VmmError, error_chain
@@ -54,7 +55,14 @@ class Runner:
     """Used by the control loop's thread alone."""
 
     def __init__(
-        self, *, commands: Commands, holding: Holding, engine: Engine, journal: Journal | None, log: Log
+        self,
+        *,
+        commands: Commands,
+        holding: Holding,
+        engine: Engine,
+        journal: Journal | None,
+        log: Log,
+        lane: Lane,
     ) -> None:
         self.worker = Worker("vm-worker")
         self.is_leaving = False
@@ -65,6 +73,8 @@ class Runner:
         self._engine = engine
         self._journal = journal
         self._log = log
+        self._lane = lane
+        lane.on_end = self._lane_ended
         self._waiting: deque[Task] = deque()
         self._running: Task | None = None
         self._shutdown_requests: list[action.ApiRequest] = []
@@ -88,7 +98,11 @@ class Runner:
         if self.has_left:
             self._answer_shutdown(request)
             return
-        self._shutdown_requests.append(request)
+        if self._holding.lent is not None and not self.is_leaving:
+            # The reference refuses and ends all the same; here it ends in order.
+            request.reply.send(failed(request.error, VmMigrating()))
+        else:
+            self._shutdown_requests.append(request)
         self.leave()
 
     def leave(self, failure: Exception | None = None) -> None:
@@ -101,7 +115,8 @@ class Runner:
         self._leave_until_s = time.monotonic() + LEAVE_S
         while self._waiting:
             self._drop(self._waiting.popleft())
-        if self._running is None:
+        self._lane.is_leaving = True
+        if self._is_idle():
             self._add_final()
         else:
             self.abort()
@@ -111,8 +126,10 @@ class Runner:
         if time.monotonic() > self._leave_until_s:
             self._give_up()
             return
-        if self._running is None or self._running.is_final:
+        if self._is_idle() or (self._running is not None and self._running.is_final):
             return
+        if self._holding.cut is not None:
+            self._holding.cut.now()
         if self._holding.vm is not None:
             self._holding.vm.machine.kill()
         else:
@@ -129,6 +146,8 @@ class Runner:
     def end(self) -> None:
         """The loop is over, however it came to that: answer everybody, leave no guest behind."""
         self.has_left = self.is_leaving = True
+        if self._holding.cut is not None:
+            self._holding.cut.now()
         if self._running is not None:
             self._drop(self._running)
         while self._waiting:
@@ -142,6 +161,20 @@ class Runner:
         if self._holding.consoles is not None:
             self.worker.submit(self._holding.consoles.close)
         self.worker.stop(WORKER_END_S)
+        self._lane.end()
+
+    def _is_idle(self) -> bool:
+        return self._running is None and not self._lane.is_busy
+
+    def _lane_ended(self, end: LaneEnd) -> None:
+        """The VM is back, or gone for good: then the VMM is to leave."""
+        if self.is_leaving:
+            if self._is_idle():
+                self._add_final()
+        elif end.is_to_leave:
+            self.leave()
+        for name, steps in end.postponed:
+            self.add(name, steps())
 
     def _add(self, task: Task) -> None:
         self._waiting.append(task)
@@ -189,7 +222,8 @@ class Runner:
         if task.is_final:
             self._leave_for_good(error)
         elif self.is_leaving:
-            self._add_final()
+            if self._is_idle():
+                self._add_final()
         elif error is not None and task.request is None:
             self.leave(error)
 

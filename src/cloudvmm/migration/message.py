@@ -46,15 +46,15 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """The VM to take over: its config, whose engine runs it, where its devices are, how numbering goes on."""
+    """The VM to take over: its config, what else its VMM knows about it, and whose engine runs it.
+
+    `config` is the form of `vm.info`; `vm` is that of the control room.
+    """
 
     config: msgspec.Raw
+    vm: msgspec.Raw
     engine: str
     engine_version: str
-    slots: dict[str, int]
-    virtio: list[str]
-    counter: int
-    balloon_actual_bytes: int | None = None
     is_local: bool = False
 
 

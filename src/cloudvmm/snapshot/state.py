@@ -32,22 +32,16 @@ class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
     crc32: int | None = None
 
 
-class SavedNumbering(msgspec.Struct, frozen=True, kw_only=True):
-    """Slot per device id, which of them are virtio, and where the numbering of new ids goes on."""
-
-    slots: dict[str, int]
-    virtio: list[str]
-    counter: int
-
-
 class SavedState(msgspec.Struct, frozen=True, kw_only=True):
-    """`device_tree` is that of `vm.info`, for whoever looks; `files` are the engine's, by name."""
+    """`vm` is what the control room knows, in a form of its own; `files` are the engine's, by name.
+
+    `device_tree` is that of `vm.info`, for whoever looks.
+    """
 
     program: str
     engine: SavedEngine
-    numbering: SavedNumbering
+    vm: msgspec.Raw
     device_tree: dict[str, Any]
-    balloon_actual_bytes: int | None = None
     files: dict[str, SavedFile]
 
 

@@ -371,31 +371,6 @@ def test_landlock_is_refused_and_the_config_stays(caller, vm_config):
     assert caller(api.vm_info).state is api.VmState.CREATED
 
 
-@pytest.mark.parametrize(
-    ("function", "data"),
-    [
-        (api.vm_send_migration, api.VmSendMigrationData(destination_url="unix:/x")),
-    ],
-)
-def test_what_has_no_means_yet_says_so(booted, function, data):
-    text = booted.refusal(function, data)[-1]
-
-    assert "later release" in text or "no means" in text
-
-
-def test_snapshot_of_a_running_vm_names_the_state(booted):
-    snapshot = api.VmSnapshotConfig(destination_url="file:///tmp")
-
-    assert booted.refusal(api.vm_snapshot, snapshot) == [
-        "The VM could not be snapshotted",
-        "Cannot snapshot VM",
-        "Failed to snapshot migratable component",
-        "Trying to snapshot while VM is running",
-    ]
-    booted(api.vm_pause)
-    assert "no means" in booted.refusal(api.vm_snapshot, snapshot)[-1]
-
-
 def test_vm_action_carries_out_any_action(engine):
     caller = Caller(engine)
 

@@ -31,12 +31,9 @@ from cloudvmm.migration.message import (
 
 OFFER = Offer(
     config=msgspec.Raw(b'{"cpus":{}}'),
+    vm=msgspec.Raw(b'{"counter":1}'),
     engine="fake",
     engine_version="1",
-    slots={"_disk0": 1},
-    virtio=["_disk0"],
-    counter=1,
-    balloon_actual_bytes=5,
     is_local=True,
 )
 MESSAGES = [

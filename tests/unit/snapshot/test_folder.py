@@ -5,19 +5,20 @@ from __future__ import annotations
 import errno
 import os
 
+import msgspec
 import pytest
 
 from cloudvmm.snapshot import folder as folder_module
 from cloudvmm.snapshot.error import DamagedSnapshot, SnapshotFileError
 from cloudvmm.snapshot.folder import Draft, check_files, read_file, rust_quoted
-from cloudvmm.snapshot.state import SavedEngine, SavedFile, SavedNumbering, SavedState, decode_state
+from cloudvmm.snapshot.state import SavedEngine, SavedFile, SavedState, decode_state
 
 
 def describe(files):
     return SavedState(
         program="p",
         engine=SavedEngine(name="e", version="1"),
-        numbering=SavedNumbering(slots={}, virtio=[], counter=0),
+        vm=msgspec.Raw(b"{}"),
         device_tree={},
         files=files,
     )

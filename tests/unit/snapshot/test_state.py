@@ -12,7 +12,6 @@ from cloudvmm.snapshot.error import DamagedSnapshot, ForeignState, NewerFormat
 from cloudvmm.snapshot.state import (
     SavedEngine,
     SavedFile,
-    SavedNumbering,
     SavedState,
     decode_state,
     encode_state,
@@ -21,9 +20,8 @@ from cloudvmm.snapshot.state import (
 STATE = SavedState(
     program="cloudvmm 1",
     engine=SavedEngine(name="fake", version="1"),
-    numbering=SavedNumbering(slots={"_disk0": 1}, virtio=["_disk0"], counter=1),
+    vm=msgspec.Raw(b'{"counter":1}'),
     device_tree={"_disk0": DeviceNode(id="_disk0", resources=[], children=[])},
-    balloon_actual_bytes=7,
     files={"engine-a": SavedFile(size_bytes=3, crc32=9), "engine-ram": SavedFile(size_bytes=1 << 40)},
 )
 

@@ -1,0 +1,219 @@
+"""`vm.receive-migration`: a VM from another VMM (reference: lifecycle.md section 15).
+
+It is an ordinary command, so what changes the VM waits behind it, while whoever only reads is answered. No
+vCPU runs here before the other VMM has said `Complete`. Whatever fails once somebody has connected, in the
+end nothing is held, and only then the other VMM is told: it may let its guest go on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Final
+
+from cloudvmm.api import error as api_error
+from cloudvmm.api.data import Empty
+from cloudvmm.config import form
+from cloudvmm.config.error import DecodeError
+from cloudvmm.config.operation import MigrationMemoryMode, VmReceiveMigrationData
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
+from cloudvmm.control.blueprint import check_config, check_numbering
+from cloudvmm.control.descriptor import close_descriptors, descriptors_of, forget
+from cloudvmm.control.holding import Holding
+from cloudvmm.control.numbering import device_ids
+from cloudvmm.control.power import Power
+from cloudvmm.control.record import VmRecord, decode_record
+from cloudvmm.control.replacement import replace_vfio_fds
+from cloudvmm.control.restore import Restore
+from cloudvmm.control.worker import Cleanup, Job, Steps
+from cloudvmm.engine.base import Engine, EngineError, NotSupportedYet, ReceivedFrom
+from cloudvmm.errors import VmmError, error_chain
+from cloudvmm.events.hub import EventHub
+from cloudvmm.migration.address import parse_address
+from cloudvmm.migration.cut import Cut
+from cloudvmm.migration.error import LinkDown, LinkTimeout, MigrationError, PeerRefused, ProtocolError
+from cloudvmm.migration.link import Link
+from cloudvmm.migration.listener import Listener, greet
+from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, refusal
+from cloudvmm.migration.rule import check_receive, check_received
+
+COMPLETE_S: Final = 60.0
+GOODBYE_S: Final = 2.0
+
+
+class OtherEngineRuns(MigrationError):
+    def __init__(self, sender: str, receiver: str) -> None:
+        super().__init__(f"A VM of the engine {sender} cannot be received by {receiver}")
+
+
+class Receive:
+    """`holding` is the state that the steps work on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        events: EventHub,
+        holding: Holding,
+        power: Power,
+        restore: Restore,
+        *,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._holding = holding
+        self._power = power
+        self._restore = restore
+        self._log = log
+
+    def receive(self, data: VmReceiveMigrationData) -> Steps:
+        if self._holding.vm is not None:
+            raise api_error.MigratableReceive from api_error.ReceiveOverVm()
+        yield partial(_check, self._engine, data)
+        self._holding.cut = cut = Cut()
+        try:
+            listener: Listener = yield partial(_listen, data.receiver_url, cut)
+            try:
+                yield from self._serve(data, listener)
+            finally:
+                yield Cleanup(listener.close)
+        finally:
+            self._holding.cut = None
+            cut.close()
+        self._events.emit("vm", "migration-receive-finished")
+        return Empty()
+
+    def _serve(self, data: VmReceiveMigrationData, listener: Listener) -> Steps:
+        if self._holding.vm_config is not None:
+            self._log("warn", "The existing VM config will be overwritten")
+        self._events.emit("vm", "migration-receive-ready")
+        try:
+            control: Link = yield listener.accept_sender
+        except MigrationError as error:
+            raise api_error.MigratableSocket from error
+        self._events.emit("vm", "migration-receive-started")
+        try:
+            yield from self._take_over(data, listener, control)
+        except Exception as error:
+            yield from self._clear()
+            self._events.emit("vm", "migration-receive-failed")
+            if not isinstance(error, PeerRefused):
+                yield Cleanup(partial(_say_goodbye, control, error))
+            raise _aborted(error)  # noqa: B904  its causes are set
+        finally:
+            yield Cleanup(control.close)
+        return Empty()
+
+    def _take_over(self, data: VmReceiveMigrationData, listener: Listener, control: Link) -> Steps:
+        yield partial(greet, control)
+        offer: Offer = yield partial(control.receive, Offer)
+        vm_config: VmConfig
+        vm_config, record = yield partial(_examine, self._engine, data, offer)
+        yield from self._clear()
+        self._holding.vm_config = vm_config
+        forget(data, descriptors_of(vm_config))
+        yield from self._power.open_consoles()
+        token = os.urandom(16).hex()
+        yield partial(control.send, Accept(token=token))
+        state: Link = yield partial(listener.accept_state, token, control)
+        try:
+            source = ReceivedFrom(state.fileno())
+            yield from self._restore.go_on(record, source)
+        finally:
+            yield Cleanup(state.close)
+        yield partial(control.send, Ready())
+        complete: Complete = yield partial(control.receive, Complete, timeout_s=COMPLETE_S)
+        if not complete.is_paused:
+            yield from self._power.resume()
+        try:
+            yield Cleanup(partial(control.send, Done()))
+        except MigrationError as error:
+            # The VM is here and runs; the other VMM keeps its own paused, as it cannot know.
+            self._log("warn", f"The sender was not told of the end: {': '.join(error_chain(error))}")
+        return Empty()
+
+    def _clear(self) -> Generator[Job, Any, None]:
+        """Hold nothing."""
+        try:
+            if self._holding.vm is not None:
+                yield from self._power.drop_vm(self._holding.vm)
+        except VmmError as error:
+            self._log("error", f"The received VM ended badly: {': '.join(error_chain(error))}")
+        yield from self._power.close_consoles()
+        if self._holding.vm_config is not None:
+            close_descriptors(descriptors_of(self._holding.vm_config))
+            self._holding.vm_config = None
+
+
+def _check(engine: Engine, data: VmReceiveMigrationData) -> None:
+    """Blocking. Refuse what does not go, and what there are no means for, before anybody is waited for."""
+    try:
+        check_receive(data)
+    except MigrationError as error:
+        raise api_error.MigratableReceive from _caused(api_error.InvalidReceiveMigration(), error)
+    try:
+        if not engine.info.can_migrate:
+            raise NotSupportedYet("Live migration comes with a later release")
+        if data.tls_dir is not None:
+            raise NotSupportedYet("Migration over TLS comes with a later release; receive without tls_dir")
+        if data.memory_mode is MigrationMemoryMode.POSTCOPY:
+            raise NotSupportedYet("Postcopy comes with a later release; receive with memory_mode Precopy")
+    except EngineError as error:
+        raise api_error.MigratableReceive from error
+
+
+def _listen(receiver_url: str, cut: Cut) -> Listener:
+    address = parse_address(receiver_url)
+    assert address is not None
+    try:
+        return Listener(address, cut)
+    except MigrationError as error:
+        raise api_error.MigratableReceive from error
+
+
+def _examine(engine: Engine, data: VmReceiveMigrationData, offer: Offer) -> tuple[VmConfig, VmRecord]:
+    """Blocking. Return what is offered, with what this host gives it, or refuse it: its guest runs yet."""
+    info = engine.info
+    if offer.engine != info.name:
+        raise OtherEngineRuns(offer.engine, info.name)
+    try:
+        vm_config = form.decode_saved(bytes(offer.config), VmConfig)
+    except DecodeError as error:
+        raise ProtocolError("The other VMM's configuration is malformed") from error
+    check_received(data, vm_config)
+    replace_vfio_fds(vm_config, data.vfio_fds, data.iommufd_fd)
+    try:
+        update_zones(vm_config, data.zone_updates)
+    except ZoneUpdateError as error:
+        raise api_error.ApplyMemoryZoneUpdate from error
+    used_ids = check_config(copy.deepcopy(vm_config))
+    if vm_config.landlock_enable:
+        raise api_error.ApplyLandlock from api_error.NotImplementedYet(
+            "Landlock confinement comes with a later release"
+        )
+    record = decode_record(offer.vm)
+    check_numbering(record.numbering(info), device_ids(vm_config, used_ids), info)
+    return vm_config, record
+
+
+def _say_goodbye(control: Link, error: Exception) -> None:
+    with contextlib.suppress(MigrationError):
+        control.send(refusal(error_chain(error)), timeout_s=GOODBYE_S)
+
+
+def _aborted(error: Exception) -> Exception:
+    """Name the failure of an incoming migration as the reference does, with its reason behind."""
+    if isinstance(error, api_error.VmmShuttingDown):
+        return error
+    if isinstance(error, LinkDown | LinkTimeout):
+        return _caused(api_error.MigratableSocket(), error)
+    return _caused(api_error.CompleteMigration(), _caused(api_error.MigrationAborted(), error))
+
+
+def _caused(error: VmmError, cause: Exception) -> VmmError:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,76 @@
+"""What is known about a VM beside its config, in the form that a snapshot keeps and a migration carries.
+
+The engine's own state is not here: this is names, places and sizes. A change of the form raises `FORMAT` of
+`snapshot/state.py` and `VERSION` of `migration/message.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+import msgspec
+
+from cloudvmm.control.error import BadRecord
+from cloudvmm.control.numbering import Numbering
+from cloudvmm.control.ram import GuestRam, Ram, Vcpus
+from cloudvmm.control.vm import Vm
+from cloudvmm.engine.base import EngineInfo
+
+_first_use: Final = threading.Lock()  # msgspec crashes where two threads are the first to use a type
+
+
+class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """`slots` to `counter` are the numbering's, `vcpus` to `guest_ram` the VM's, under the same names."""
+
+    slots: dict[str, int]
+    virtio: list[str]
+    kinds: dict[str, str]
+    trapped: list[str]
+    given_ids: list[str]
+    counter: int
+    vcpus: Vcpus
+    ram: Ram
+    guest_ram: GuestRam
+
+    def numbering(self, info: EngineInfo) -> Numbering:
+        """Return the numbering to go on with, on an engine with the slots of `info`."""
+        return Numbering(
+            slots=dict(self.slots),
+            virtio=list(self.virtio),
+            kinds=dict(self.kinds),
+            trapped=set(self.trapped),
+            given_ids=set(self.given_ids),
+            counter=self.counter,
+            first_slot=info.first_slot,
+            last_slot=info.last_slot,
+        )
+
+    def give_sizes(self, vm: Vm) -> None:
+        """Have `vm` know what its machine was told before."""
+        vm.vcpus, vm.ram, vm.guest_ram = self.vcpus, self.ram, self.guest_ram
+
+
+def encode_record(vm: Vm) -> msgspec.Raw:
+    numbering = vm.numbering
+    record = VmRecord(
+        slots=numbering.slots,
+        virtio=numbering.virtio,
+        kinds=numbering.kinds,
+        trapped=sorted(numbering.trapped),
+        given_ids=sorted(numbering.given_ids),
+        counter=numbering.counter,
+        vcpus=vm.vcpus,
+        ram=vm.ram,
+        guest_ram=vm.guest_ram,
+    )
+    return msgspec.Raw(msgspec.json.encode(record))
+
+
+def decode_record(raw: msgspec.Raw) -> VmRecord:
+    """:raises BadRecord: it is none."""
+    try:
+        with _first_use:
+            return msgspec.json.decode(raw, type=VmRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRecord from error

@@ -1,0 +1,267 @@
+"""`vm.send-migration`: the VM to another VMM (reference: lifecycle.md section 15).
+
+The command checks what was asked for and lends the VM; the rest happens beside the queue (`lane.py`), and
+what comes of it is told by events and in the log. The VM runs on one side at most, whatever fails:
+
+* Until `Complete` is sent the other VMM lets no vCPU run, so whatever goes wrong the VM is ours and goes on.
+* From then on it is ours again only if the other VMM says that it has nothing of it left.
+* Where its answer is lost nobody can know. The VM stays paused here, and the log says what to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+
+from cloudvmm.api import error as api_error
+from cloudvmm.api.data import Empty, VmState
+from cloudvmm.config import form
+from cloudvmm.config.operation import MigrationMemoryMode, TimeoutStrategy, VmSendMigrationData
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.holding import Holding, Lent
+from cloudvmm.control.lane import Lane, LaneEnd, LaneSteps
+from cloudvmm.control.power import Power
+from cloudvmm.control.record import encode_record
+from cloudvmm.control.vm import Vm
+from cloudvmm.control.worker import Cleanup, Job, Steps
+from cloudvmm.engine.base import Engine, EngineError, LinkLost, Machine, NotSupportedYet
+from cloudvmm.errors import VmmError, error_chain
+from cloudvmm.events.hub import EventHub
+from cloudvmm.migration.address import Address, parse_address
+from cloudvmm.migration.cut import Cut
+from cloudvmm.migration.error import MigrationError, OutcomeUnknown, PeerRefused
+from cloudvmm.migration.link import Link, connect
+from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, refusal
+from cloudvmm.migration.rule import check_send
+
+# The other VMM opens consoles before it accepts, and lets the guest run before it is done.
+ANSWER_S: Final = 60.0
+GOODBYE_S: Final = 2.0
+
+Part = Generator[Job, Any, None]
+
+
+class TookTooLong(MigrationError):
+    def __init__(self, timeout_s: int) -> None:
+        super().__init__(f"The migration did not come to its end within {timeout_s} s")
+
+
+class Send:
+    """`holding` is the state that the steps work on."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        events: EventHub,
+        holding: Holding,
+        power: Power,
+        *,
+        lane: Lane,
+        log: Callable[[str, str], None],
+    ) -> None:
+        self._engine = engine
+        self._events = events
+        self._holding = holding
+        self._power = power
+        self._lane = lane
+        self._log = log
+
+    def send(self, data: VmSendMigrationData) -> Steps:
+        """Steps of the command: after the last one the VM is lent."""
+        vm = self._holding.vm
+        if vm is None:
+            raise api_error.MigratableSend from api_error.NoVmToMigrate()
+        try:
+            yield partial(check_send, data)
+        except MigrationError as error:
+            raise api_error.MigratableSend from _caused(api_error.InvalidSendMigration(), error)
+        vm_config = self._holding.created_config()
+        if data.local and not _is_memory_shared(vm_config):
+            raise api_error.MigratableSend from api_error.LocalNeedsSharedMemory()
+        if vm.state not in (VmState.RUNNING, VmState.PAUSED):
+            raise api_error.MigratableSend from api_error.NotMigratable(vm.state.value)
+        try:
+            offer: Offer = yield partial(self._offer, encode_record(vm), vm_config, data)
+        except EngineError as error:
+            raise api_error.MigratableSend from error
+        self._holding.lent = Lent(self._holding.info())
+        self._holding.cut = Cut()
+        self._lane.start(self._migrate(vm, data, offer, self._holding.cut))
+        return Empty()
+
+    def _offer(self, record: msgspec.Raw, vm_config: VmConfig, data: VmSendMigrationData) -> Offer:
+        """Blocking. Look whether there are means, and describe the VM."""
+        info = self._engine.info
+        if not info.can_migrate:
+            raise NotSupportedYet("Live migration comes with a later release")
+        _check_means(data)
+        return Offer(
+            config=msgspec.Raw(form.encode(vm_config)),
+            vm=record,
+            engine=info.name,
+            engine_version=info.version,
+            is_local=data.local,
+        )
+
+    def _migrate(self, vm: Vm, data: VmSendMigrationData, offer: Offer, cut: Cut) -> LaneSteps:
+        """What the lane carries out. With its VM elsewhere the VMM is to end."""
+        was_running = vm.state is VmState.RUNNING
+        lent = self._holding.lent
+        assert lent is not None
+        self._events.emit("vm", "migration-started")
+        try:
+            yield from self._hand_over(vm, data, offer, cut)
+        except Exception as error:
+            self._events.emit("vm", "migration-failed")
+            self._log("error", f"The migration failed: {': '.join(error_chain(error))}")
+            if was_running and not isinstance(error, OutcomeUnknown):
+                yield from self._let_go_on(vm, lent)
+            return LaneEnd(postponed=lent.postponed)
+        else:
+            self._events.emit("vm", "migration-finished")
+            if data.preserve_source:
+                return LaneEnd(postponed=lent.postponed)
+            try:
+                yield from self._power.drop_vm(vm)
+            except VmmError as error:
+                self._log("error", f"The VM that has left ended badly: {': '.join(error_chain(error))}")
+            return LaneEnd(is_to_leave=True)
+        finally:
+            self._holding.lent = None
+            self._holding.cut = None
+            cut.close()
+
+    def _hand_over(self, vm: Vm, data: VmSendMigrationData, offer: Offer, cut: Cut) -> Part:
+        address = parse_address(data.destination_url)
+        assert address is not None
+        control: Link
+        control, token = yield partial(_propose, address, offer, cut)
+        try:
+            try:
+                was_running = vm.state is VmState.RUNNING
+                if data.local and was_running:
+                    yield from self._power.pause_lent(vm)
+                yield from self._send_state(vm, data, address, control, token, cut)
+                yield partial(control.receive, Ready, timeout_s=ANSWER_S)
+            except PeerRefused:
+                raise
+            except Exception as error:
+                yield Cleanup(partial(_say_goodbye, control, error))
+                raise
+            yield from _complete(control, is_paused=not was_running)
+        finally:
+            yield Cleanup(control.close)
+
+    def _send_state(
+        self, vm: Vm, data: VmSendMigrationData, address: Address, control: Link, token: str, cut: Cut
+    ) -> Part:
+        state: Link = yield partial(connect, address, "state", cut, token=token)
+        was_running = vm.state is VmState.RUNNING
+        limit_s = data.timeout_s if data.timeout_strategy is TimeoutStrategy.CANCEL else None
+        try:
+            yield partial(_send_within, vm.machine, state, cut, limit_s)
+        except NotSupportedYet:
+            raise
+        except EngineError as error:
+            vm.state = VmState.PAUSED  # the seam's promise, whatever happened
+            if isinstance(error, LinkLost):  # the other VMM can say why
+                refused: PeerRefused | None = yield partial(control.pending_refusal, timeout_s=GOODBYE_S)
+                if refused is not None:
+                    raise refused from error
+            raise
+        except MigrationError:
+            vm.state = VmState.PAUSED
+            raise
+        finally:
+            yield Cleanup(state.close)
+        if was_running:
+            self._events.emit("vm", "pausing")
+            vm.state = VmState.PAUSED
+            self._events.emit("vm", "paused")
+        self._events.emit("vm", "snapshotting")
+        self._events.emit("vm", "snapshotted")
+
+    def _let_go_on(self, vm: Vm, lent: Lent) -> Part:
+        """Resume a guest that was stopped for a migration which came to nothing."""
+        if vm.state is not VmState.PAUSED or vm.exit_reason is not None or lent.postponed:
+            return
+        self._events.emit("vm", "resuming")
+        try:
+            yield vm.machine.resume
+        except EngineError as error:
+            # The reference ends here, and the VM with it.
+            self._log("error", f"The VM stays paused: {': '.join(error_chain(error))}; call vm.resume")
+            return
+        vm.state = VmState.RUNNING
+        self._events.emit("vm", "resumed")
+
+
+def _propose(address: Address, offer: Offer, cut: Cut) -> tuple[Link, str]:
+    """Connect and offer the VM; return the link and the token of the one that takes it."""
+    control = connect(address, "control", cut)
+    try:
+        control.receive(Welcome)
+        control.send(offer)
+        return control, control.receive(Accept, timeout_s=ANSWER_S).token
+    except BaseException:
+        control.close()
+        raise
+
+
+def _send_within(machine: Machine, state: Link, cut: Cut, limit_s: int | None) -> None:
+    """Have the engine send; cut everything if it is not done within `limit_s` seconds."""
+    timer: threading.Timer | None = None
+    if limit_s is not None:
+        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), cut.now)
+        timer.daemon = True
+        timer.start()
+    try:
+        machine.send(state.fileno())
+    except EngineError as error:
+        if timer is not None and timer.finished.is_set():
+            raise TookTooLong(limit_s or 0) from error
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _complete(control: Link, *, is_paused: bool) -> Part:
+    try:
+        yield partial(control.send, Complete(is_paused=is_paused))
+        yield partial(control.receive, Done, timeout_s=ANSWER_S)
+    except PeerRefused:
+        raise
+    except MigrationError as error:
+        raise OutcomeUnknown from error
+
+
+def _say_goodbye(control: Link, error: Exception) -> None:
+    with contextlib.suppress(MigrationError):
+        control.send(refusal(error_chain(error)), timeout_s=GOODBYE_S)
+
+
+def _check_means(data: VmSendMigrationData) -> None:
+    if data.tls_dir is not None:
+        raise NotSupportedYet("Migration over TLS comes with a later release; migrate without tls_dir")
+    if data.memory_mode is MigrationMemoryMode.POSTCOPY:
+        raise NotSupportedYet("Postcopy comes with a later release; migrate with memory_mode Precopy")
+    if data.connections > 1:
+        raise NotSupportedYet("Several connections come with a later release; migrate with connections 1")
+
+
+def _is_memory_shared(vm_config: VmConfig) -> bool:
+    memory = vm_config.memory
+    if memory.shared or memory.hugepages:
+        return True
+    return memory.size == 0 and all(zone.shared or zone.hugepages for zone in memory.zones or ())
+
+
+def _caused(error: VmmError, cause: VmmError) -> VmmError:
+    error.__cause__ = cause
+    return error

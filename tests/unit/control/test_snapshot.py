@@ -1,0 +1,474 @@
+"""vm.snapshot and vm.restore on the fake engine: what is kept, what is refused, what is left."""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import pytest
+
+from cloudvmm import api
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.operation import MemoryRestoreMode, MemoryZoneUpdate, RestoredNetConfig
+from cloudvmm.engine.base import EngineError, ImageLocked, StateError
+from cloudvmm.engine.fake import Fail, FakeEngine
+
+from .conftest import Caller
+
+FILES = ["config.json", "engine-state.json", "state.json"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def paused(caller, vm_config, tmp_path):
+    image = tmp_path / "disk"
+    image.write_bytes(bytes(512))
+    vm_config.disks = [DiskConfig(path=str(image))]
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    caller(api.vm_pause)
+    return caller
+
+
+@pytest.fixture
+def saved(paused, folder):
+    paused(api.vm_snapshot, to(folder))
+    return folder
+
+
+@pytest.fixture
+def other():
+    caller = Caller(FakeEngine())
+    yield caller
+    caller.close()
+
+
+def to(folder) -> api.VmSnapshotConfig:
+    return api.VmSnapshotConfig(destination_url=f"file://{folder}")
+
+
+def source(folder, **options) -> api.RestoreConfig:
+    return api.RestoreConfig(source_url=f"file://{folder}", **options)
+
+
+def change_config(folder, change) -> None:
+    path = folder / "config.json"
+    config = msgspec.json.decode(path.read_bytes())
+    change(config)
+    path.write_bytes(msgspec.json.encode(config))
+
+
+def test_snapshot_writes_config_state_and_the_engines_files(paused, folder):
+    before = paused(api.vm_info)
+
+    paused(api.vm_snapshot, to(folder))
+
+    assert sorted(os.listdir(folder)) == FILES
+    config = msgspec.json.decode((folder / "config.json").read_bytes())
+    assert (config["disks"][0]["id"], "device_tree" in config) == ("_disk0", False)
+    assert paused(api.vm_info) == before
+    assert paused.names()[-2:] == ["vm/snapshotting", "vm/snapshotted"]
+
+
+def test_snapshot_of_a_running_vm_names_the_state(booted, folder):
+    assert booted.refusal(api.vm_snapshot, to(folder)) == [
+        "The VM could not be snapshotted",
+        "Cannot snapshot VM",
+        "Failed to snapshot migratable component",
+        "Trying to snapshot while VM is running",
+    ]
+    assert booted.names()[-1] == "vm/snapshotting"
+    assert os.listdir(folder) == []
+
+
+def test_snapshot_needs_a_vm(caller, folder):
+    assert caller.refusal(api.vm_snapshot, to(folder)) == [
+        "The VM could not be snapshotted",
+        "VM is not running",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("file:///nope", 'Destination is not a directory: "/nope"'),
+        ("file://", 'Destination is not a directory: ""'),
+        ('file:///a"b', 'Destination is not a directory: "/a\\"b"'),
+        ("/tmp", "Could not extract path from URL: /tmp"),
+        ("http://x", "Could not extract path from URL: http://x"),
+    ],
+)
+def test_snapshot_to_what_is_no_folder_is_refused(paused, url, text):
+    assert paused.refusal(api.vm_snapshot, api.VmSnapshotConfig(destination_url=url)) == [
+        "The VM could not be snapshotted",
+        "Cannot send VM snapshot",
+        "Failed to send migratable component snapshot",
+        text,
+    ]
+    assert paused(api.vm_info).state is api.VmState.PAUSED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "Error creating VM config snapshot file"),
+        ("state.json", "Error creating VM state snapshot file"),
+        ("engine-state.json", "Error creating the engine's snapshot file engine-state.json"),
+    ],
+)
+def test_snapshot_touches_no_file_that_exists(paused, folder, name, text):
+    (folder / name).write_text("mine")
+
+    assert paused.refusal(api.vm_snapshot, to(folder))[1:] == [
+        "Cannot send VM snapshot",
+        "Failed to send migratable component snapshot",
+        text,
+        "File exists (os error 17)",
+    ]
+    assert (os.listdir(folder), (folder / name).read_text()) == ([name], "mine")
+
+
+def test_snapshot_that_the_engine_cannot_write_leaves_no_file_and_the_vm_paused(paused, folder, engine):
+    engine.faults.set("save", Fail(EngineError, "The disk is full"))
+
+    assert paused.refusal(api.vm_snapshot, to(folder))[1:] == [
+        "Cannot snapshot VM",
+        "Failed to snapshot migratable component",
+        "The disk is full",
+    ]
+    assert os.listdir(folder) == []
+    assert paused(api.vm_info).state is api.VmState.PAUSED
+    engine.faults.clear()
+    paused(api.vm_snapshot, to(folder))
+    paused(api.vm_resume)
+
+
+def test_restore_gives_the_same_vm_paused(paused, other, folder, engine):
+    paused(api.vm_snapshot, to(folder))
+    before = paused(api.vm_info)
+    tick = engine.last_machine.guest.tick
+
+    other(api.vm_restore, source(folder))
+
+    info = other(api.vm_info)
+    assert (info.state, info.config, info.device_tree.keys()) == (
+        api.VmState.PAUSED,
+        before.config,
+        before.device_tree.keys(),
+    )
+    assert info.device_tree["_virtio-pci-_disk0"].pci_bdf == before.device_tree["_virtio-pci-_disk0"].pci_bdf
+    assert other.engine.last_machine.guest.tick == tick
+    assert other.names() == ["vm/restoring", "vm/restored"]
+
+
+def test_restore_with_resume_ends_running(saved, other):
+    other(api.vm_restore, source(saved, resume=True))
+
+    assert other(api.vm_info).state is api.VmState.RUNNING
+    assert other.engine.last_machine.guest.is_awake
+    assert other.names() == ["vm/restoring", "vm/restored", "vm/resuming", "vm/resumed"]
+
+
+def test_one_snapshot_is_restored_many_times(saved, other):
+    for _ in range(3):
+        other(api.vm_restore, source(saved))
+        other(api.vm_delete)
+    assert sorted(os.listdir(saved)) == FILES
+
+
+def test_numbering_goes_on_after_a_restore(saved, other, tmp_path):
+    other(api.vm_restore, source(saved))
+    again = tmp_path / "again"
+    again.mkdir()
+
+    other(api.vm_snapshot, to(again))
+
+    state = msgspec.json.decode((again / "state.json").read_bytes())["state"]
+    assert state["vm"]["counter"] == 1
+    assert state["vm"]["slots"]["_disk0"] == 1
+
+
+@pytest.mark.parametrize("command", [api.vm_boot, api.vm_reboot])
+def test_restored_vm_is_a_vm_like_any_other(saved, other, command):
+    other(api.vm_restore, source(saved, resume=True))
+    if command is api.vm_boot:
+        other(api.vm_shutdown)
+
+    other(command)
+
+    assert other(api.vm_info).config.disks[0].id == "_disk0"
+    assert other(api.vm_info).state is api.VmState.RUNNING
+
+
+def test_restore_needs_nothing_held(paused, saved, caller):
+    assert caller.refusal(api.vm_restore, source(saved)) == [
+        "The VM could not be restored",
+        "VM is already created",
+    ]
+
+
+def test_config_edited_by_hand_is_restored(saved, other, tmp_path):
+    moved = tmp_path / "moved"
+    (tmp_path / "disk").rename(moved)
+    change_config(saved, lambda config: config["disks"][0].update(path=str(moved)))
+
+    other(api.vm_restore, source(saved))
+
+    assert other(api.vm_info).config.disks[0].path == str(moved)
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("file:///nope", 'Destination is not a directory: "/nope"'),
+        ("/nope", "Could not extract path from URL: /nope"),
+    ],
+)
+def test_restore_from_what_is_no_folder_is_refused(other, url, text):
+    assert other.refusal(api.vm_restore, api.RestoreConfig(source_url=url)) == [
+        "The VM could not be restored",
+        "Cannot restore VM",
+        "Failed to send migratable component snapshot",
+        text,
+    ]
+
+
+@pytest.mark.parametrize(("name", "what"), [("config.json", "config"), ("state.json", "state")])
+def test_restore_without_a_file_names_it(saved, other, name, what):
+    (saved / name).unlink()
+
+    assert other.refusal(api.vm_restore, source(saved)) == [
+        "The VM could not be restored",
+        "Cannot restore VM",
+        "Failed to receive migratable component snapshot",
+        f'Error opening VM {what} snapshot file "{saved}/{name}"',
+        "No such file or directory (os error 2)",
+    ]
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+    assert other.names() == []
+
+
+def test_restore_of_a_config_that_is_none_says_so(saved, other):
+    (saved / "config.json").write_text("{")
+
+    assert other.refusal(api.vm_restore, source(saved))[1:4] == [
+        "Cannot restore VM",
+        "Failed to receive migratable component snapshot",
+        "Error deserialising VM config snapshot",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b'{"format":1', "The snapshot is damaged: state.json is not JSON"),
+        (b'{"format":1,"checksum":1,"state":{}}', "the checksum of state.json does not match"),
+        (b'{"format":2}', "has format 2, this release reads 1"),
+        (b'{"snapshots":{},"snapshot_data":null}', "was not written by cloudvmm"),
+        (b"[]", "was not written by cloudvmm"),
+    ],
+)
+def test_restore_of_a_state_that_does_not_fit_says_why(saved, other, content, text):
+    (saved / "state.json").write_bytes(content)
+
+    chain = other.refusal(api.vm_restore, source(saved))
+
+    assert chain[2:4] == [
+        "Failed to receive migratable component snapshot",
+        "Error deserialising VM state snapshot",
+    ]
+    assert text in chain[4]
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter", "changed"])
+def test_restore_of_damaged_engine_files_is_refused(saved, other, damage):
+    path = saved / "engine-state.json"
+    raw = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(raw[:-1] if damage == "shorter" else b"x" + raw[1:])
+
+    assert "The snapshot is damaged: " in other.refusal(api.vm_restore, source(saved))[3]
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+
+
+def test_restore_of_another_engines_snapshot_is_refused(saved, other, monkeypatch):
+    info = msgspec.structs.replace(other.engine.info, name="other")
+    monkeypatch.setattr(FakeEngine, "info", property(lambda _: info))
+
+    text = "The snapshot was taken with the engine fake and cannot be restored by other"
+    assert other.refusal(api.vm_restore, source(saved))[-1] == text
+
+
+def test_rule_that_is_broken_is_a_validation_error_and_nothing_is_held(saved, other):
+    data = source(saved, prefault=True, memory_restore_mode=MemoryRestoreMode.ON_DEMAND)
+
+    assert other.refusal(api.vm_restore, data)[1:] == [
+        "Failed to validate config",
+        "'prefault' cannot be combined with 'memory_restore_mode=ondemand'",
+    ]
+    assert other.names() == []
+
+
+def test_config_that_breaks_a_rule_is_refused_and_nothing_is_held(saved, other):
+    change_config(saved, lambda config: config.update(payload={}))
+
+    assert other.refusal(api.vm_restore, source(saved))[1] == "Failed to validate config"
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+    assert other.names()[-1] == "vm/deleted"
+
+
+def test_device_that_the_state_lacks_is_refused(saved, other, tmp_path):
+    (tmp_path / "more").write_bytes(bytes(512))
+    change_config(saved, lambda c: c["disks"].append({"path": str(tmp_path / "more"), "id": "mine"}))
+
+    assert other.refusal(api.vm_restore, source(saved))[1:] == [
+        "Cannot restore VM",
+        "Failed to restore migratable component",
+        "The configuration has devices that the saved state lacks: mine",
+    ]
+
+
+def test_state_of_another_machine_is_refused(saved, other):
+    change_config(saved, lambda config: config["memory"].update(size=1 << 30))
+
+    assert other.refusal(api.vm_restore, source(saved))[1:] == [
+        "Cannot restore VM",
+        "Failed to restore migratable component",
+        "The state is that of a machine with less RAM",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault", "text"),
+    [
+        ("build", Fail(StateError, "No"), "Cannot restore VM"),
+        ("build", Fail(ImageLocked), "Error locking disk images: Another instance likely holds a lock"),
+        ("build", Fail(EngineError, "No"), "Error from device manager"),
+        ("resume", Fail(EngineError, "No"), "Cannot resume VM"),
+    ],
+)
+def test_restore_that_fails_late_ends_with_nothing(saved, other, operation, fault, text):
+    other.engine.faults.set(operation, fault)
+
+    assert other.refusal(api.vm_restore, source(saved, resume=True))[1] == text
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+    assert other.names()[-1] == "vm/deleted"
+    other.engine.faults.clear()
+    other(api.vm_restore, source(saved))
+
+
+def test_missing_disk_is_refused_and_nothing_is_held(saved, other, tmp_path):
+    (tmp_path / "disk").unlink()
+
+    assert other.refusal(api.vm_restore, source(saved))[1] == "Error from device manager"
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+
+
+ZONE = MemoryZoneUpdate(id="z0", host_numa_node=1)
+
+
+@pytest.mark.parametrize(
+    ("zones", "text"),
+    [
+        (None, "No zones specified in original config"),
+        ([{"id": "z1", "size": 1 << 20}], 'Zone ID "z0" wasn\'t contained in original config'),
+        (
+            [{"id": "z0", "size": 1 << 20, "shared": True, "file": "/f"}],
+            'Zone with ID "z0" is a shared zone backed by a regular file and thus cannot be bound to a node',
+        ),
+    ],
+)
+def test_zone_update_that_does_not_fit_is_refused_before_anything_is_held(saved, other, zones, text):
+    change_config(saved, lambda config: config["memory"].update(zones=zones))
+
+    assert other.refusal(api.vm_restore, source(saved, zone_updates=[ZONE]))[1:] == [
+        "Error applying memory zone updates",
+        text,
+    ]
+    assert other.names() == []
+
+
+def test_zone_update_binds_the_zone_to_its_node(caller, vm_config, folder, other):
+    vm_config.memory = MemoryConfig(size=0, zones=[MemoryZoneConfig(id="z0", size=1 << 28)])
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    caller(api.vm_pause)
+    caller(api.vm_snapshot, to(folder))
+
+    other(api.vm_restore, source(folder, zone_updates=[ZONE]))
+
+    assert other(api.vm_info).config.memory.zones[0].host_numa_node == 1
+
+
+@pytest.fixture
+def saved_with_fds(caller, vm_config, folder):
+    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(2)]
+    vm_config.cpus.boot_vcpus = vm_config.cpus.max_vcpus = 2
+    vm_config.net = [NetConfig(id="n0", fds=fds, num_queues=4)]
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    caller(api.vm_pause)
+    caller(api.vm_snapshot, to(folder))
+    return folder
+
+
+def net_fds(count: int) -> list[RestoredNetConfig]:
+    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(count)]
+    return [RestoredNetConfig(id="n0", num_fds=count, fds=fds)]
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_restore_takes_new_descriptors(saved_with_fds, other):
+    nets = net_fds(2)
+    fds = list(nets[0].fds)
+
+    other(api.vm_restore, source(saved_with_fds, net_fds=nets))
+
+    assert other(api.vm_info).config.net[0].fds == fds
+    assert all(map(is_open, fds))
+    other(api.vm_delete)
+    assert not any(map(is_open, fds))
+
+
+def test_restore_that_fails_closes_its_descriptors_once(saved_with_fds, other):
+    nets = net_fds(2)
+    fds = list(nets[0].fds)
+    other.engine.faults.set("build", Fail(EngineError, "No"))
+
+    other.refusal(api.vm_restore, source(saved_with_fds, net_fds=nets))
+
+    assert not any(map(is_open, fds))
+
+
+def test_restore_without_the_descriptors_is_refused(saved_with_fds, other):
+    assert other.refusal(api.vm_restore, source(saved_with_fds))[1:] == [
+        "Failed to validate config",
+        "Net id n0 is associated with FDs and is required",
+    ]
+
+
+def test_restore_with_descriptors_that_nothing_needs_warns_and_closes_them(saved, other):
+    nets = net_fds(1)
+    fds = list(nets[0].fds)
+
+    other(api.vm_restore, source(saved, net_fds=nets))
+
+    assert other.logged[0] == "warn: No device of the snapshot needs the descriptors given for n0"
+    assert not any(map(is_open, fds))
