@@ -1,4 +1,7 @@
-"""Saving, sending and going on from either: as `engine.base` says, or refused before anything is touched."""
+"""Saving, sending and going on from either: as `engine.base` says, or refused before anything is touched.
+
+An engine is in `ABLE` once it has the means. One in `UNABLE` says so, and stays as it was.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,11 @@ from cloudvmm.engine.base import (
 from support.leak import Holdings
 from support.wait import wait_until
 
-WITH_MEANS = {"fake"}
+ABLE = pytest.mark.parametrize("engine_name", ["fake"], scope="module")
+UNABLE = pytest.mark.parametrize(
+    "engine_name", [pytest.param("qemu", marks=pytest.mark.qemu)], scope="module"
+)
 SOON_S = 10.0
-
-
-@pytest.fixture
-def with_means(engine_name):
-    if engine_name not in WITH_MEANS:
-        pytest.skip(f"The engine {engine_name} has no means for it yet")
-
-
-@pytest.fixture
-def without_means(engine_name):
-    if engine_name in WITH_MEANS:
-        pytest.skip(f"The engine {engine_name} has the means for it")
 
 
 @pytest.fixture
@@ -85,7 +79,8 @@ def from_origin(spec, origin):
 # Refused
 
 
-def test_save_without_means_leaves_no_file_and_the_guest_paused(without_means, machine_paused, folder):
+@UNABLE
+def test_save_without_means_leaves_no_file_and_the_guest_paused(machine_paused, folder):
     with pytest.raises(NotSupportedYet, match="later release"):
         machine_paused.save(str(folder))
 
@@ -93,7 +88,8 @@ def test_save_without_means_leaves_no_file_and_the_guest_paused(without_means, m
     machine_paused.resume()
 
 
-def test_send_without_means_sends_nothing_and_the_guest_runs_on(without_means, engine, machine_running, link):
+@UNABLE
+def test_send_without_means_sends_nothing_and_the_guest_runs_on(engine, machine_running, link):
     ours, theirs = link
     with pytest.raises(NotSupportedYet, match="later release"):
         machine_running.send(ours.fileno())
@@ -104,7 +100,8 @@ def test_send_without_means_sends_nothing_and_the_guest_runs_on(without_means, e
     machine_running.pause()
 
 
-def test_origin_without_means_is_refused_and_nothing_is_left(without_means, engine, spec, folder, link):
+@UNABLE
+def test_origin_without_means_is_refused_and_nothing_is_left(engine, spec, folder, link):
     engine.build(spec).close()
     before = Holdings()
     for origin in (SavedIn(str(folder)), ReceivedFrom(link[0].fileno())):
@@ -116,7 +113,8 @@ def test_origin_without_means_is_refused_and_nothing_is_left(without_means, engi
 # Saved
 
 
-def test_saved_files_have_names_of_their_own_and_the_guest_stays_paused(with_means, machine_paused, folder):
+@ABLE
+def test_saved_files_have_names_of_their_own_and_the_guest_stays_paused(machine_paused, folder):
     machine_paused.save(str(folder))
 
     names = os.listdir(folder)
@@ -125,19 +123,22 @@ def test_saved_files_have_names_of_their_own_and_the_guest_stays_paused(with_mea
     machine_paused.resume()
 
 
-def test_save_of_a_guest_that_runs_is_refused(with_means, machine_running, folder):
+@ABLE
+def test_save_of_a_guest_that_runs_is_refused(machine_running, folder):
     with pytest.raises(EngineError):
         machine_running.save(str(folder))
     assert os.listdir(folder) == []
 
 
-def test_save_over_a_file_that_exists_is_refused(with_means, machine_paused, folder):
+@ABLE
+def test_save_over_a_file_that_exists_is_refused(machine_paused, folder):
     machine_paused.save(str(folder))
     with pytest.raises(EngineError):
         machine_paused.save(str(folder))
 
 
-def test_machine_goes_on_from_what_was_saved(with_means, engine, spec, machine_paused, player, folder):
+@ABLE
+def test_machine_goes_on_from_what_was_saved(engine, spec, machine_paused, player, folder):
     machine_paused.save(str(folder))
     before = machine_paused.counters()
     machine_paused.close()
@@ -150,7 +151,8 @@ def test_machine_goes_on_from_what_was_saved(with_means, engine, spec, machine_p
     machine.close()
 
 
-def test_one_state_serves_many_times(with_means, engine, spec, machine_paused, folder):
+@ABLE
+def test_one_state_serves_many_times(engine, spec, machine_paused, folder):
     machine_paused.save(str(folder))
     machine_paused.close()
     for _ in range(2):
@@ -159,7 +161,8 @@ def test_one_state_serves_many_times(with_means, engine, spec, machine_paused, f
         machine.close()
 
 
-def test_machine_that_goes_on_is_not_booted(with_means, engine, spec, machine_paused, folder):
+@ABLE
+def test_machine_that_goes_on_is_not_booted(engine, spec, machine_paused, folder):
     machine_paused.save(str(folder))
     machine_paused.close()
     machine = engine.build(from_origin(spec, SavedIn(str(folder))))
@@ -168,10 +171,9 @@ def test_machine_that_goes_on_is_not_booted(with_means, engine, spec, machine_pa
     machine.close()
 
 
+@ABLE
 @pytest.mark.parametrize("damage", ["nothing", "cut", "other"])
-def test_state_that_is_damaged_is_refused_and_nothing_is_left(
-    with_means, engine, spec, machine_paused, folder, damage
-):
+def test_state_that_is_damaged_is_refused_and_nothing_is_left(engine, spec, machine_paused, folder, damage):
     machine_paused.save(str(folder))
     machine_paused.close()
     for name in os.listdir(folder):
@@ -185,7 +187,8 @@ def test_state_that_is_damaged_is_refused_and_nothing_is_left(
     before.assert_nothing_added()
 
 
-def test_state_that_is_not_there_is_refused(with_means, engine, spec, folder):
+@ABLE
+def test_state_that_is_not_there_is_refused(engine, spec, folder):
     with pytest.raises(StateError):
         engine.build(from_origin(spec, SavedIn(str(folder))))
 
@@ -193,10 +196,9 @@ def test_state_that_is_not_there_is_refused(with_means, engine, spec, folder):
 # Sent
 
 
+@ABLE
 @pytest.mark.parametrize("is_paused", [False, True])
-def test_machine_goes_on_from_what_was_sent(
-    with_means, engine, spec, machine_running, player, link, is_paused
-):
+def test_machine_goes_on_from_what_was_sent(engine, spec, machine_running, player, link, is_paused):
     ours, theirs = link
     player.wait_ready()
     for _ in range(is_paused):
@@ -214,7 +216,8 @@ def test_machine_goes_on_from_what_was_sent(
     machine.close()
 
 
-def test_link_is_lent_and_nothing_but_the_state_is_read(with_means, engine, spec, machine_running, link):
+@ABLE
+def test_link_is_lent_and_nothing_but_the_state_is_read(engine, spec, machine_running, link):
     ours, theirs = link
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
     machine_running.send(ours.fileno())
@@ -224,7 +227,8 @@ def test_link_is_lent_and_nothing_but_the_state_is_read(with_means, engine, spec
     assert theirs.recv(10) == b"next"
 
 
-def test_guest_stands_paused_after_a_send_that_failed(with_means, machine_running, link):
+@ABLE
+def test_guest_stands_paused_after_a_send_that_failed(machine_running, link):
     ours, theirs = link
     theirs.close()
 
@@ -233,7 +237,8 @@ def test_guest_stands_paused_after_a_send_that_failed(with_means, machine_runnin
     machine_running.resume()
 
 
-def test_sender_that_is_gone_leaves_nothing(with_means, engine, spec, link):
+@ABLE
+def test_sender_that_is_gone_leaves_nothing(engine, spec, link):
     ours, theirs = link
     ours.sendall(b"\0\0")
     ours.close()
@@ -244,8 +249,9 @@ def test_sender_that_is_gone_leaves_nothing(with_means, engine, spec, link):
     before.assert_nothing_added()
 
 
+@ABLE
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff\xff", b"\0\0\0\x02{}", b"\0\0\0\x03\xff\xff\xff"])
-def test_sender_that_sends_something_else_is_refused(with_means, engine, spec, link, raw):
+def test_sender_that_sends_something_else_is_refused(engine, spec, link, raw):
     ours, theirs = link
     ours.sendall(raw)
 
@@ -253,7 +259,8 @@ def test_sender_that_sends_something_else_is_refused(with_means, engine, spec, l
         engine.build(from_origin(spec, ReceivedFrom(theirs.fileno())))
 
 
-def test_kill_ends_a_send_under_way(with_means, machine_running, link):
+@ABLE
+def test_kill_ends_a_send_under_way(machine_running, link):
     sender = Beside(lambda: machine_running.send(link[0].fileno()))
     wait_until(lambda: link[1].recv(1, socket.MSG_PEEK), "the state is on its way", timeout_s=SOON_S)
 
@@ -263,7 +270,8 @@ def test_kill_ends_a_send_under_way(with_means, machine_running, link):
         sender.result()
 
 
-def test_abort_ends_a_build_that_waits_for_its_state(with_means, engine, spec, link):
+@ABLE
+def test_abort_ends_a_build_that_waits_for_its_state(engine, spec, link):
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(link[1].fileno()))))
 
     def has_ended() -> bool:

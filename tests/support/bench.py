@@ -7,17 +7,25 @@ whose final boot step failed. What a row calls is in `CALLS`; its first word is 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from cloudvmm import api
+from cloudvmm.config.form import decode
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.vmm import VmmThread
+from cloudvmm.engine.fake import FakeEngine
 from support.rest import Reply
 from support.server import Server
 from support.vm import MIB, EngineChoice
 from support.vmm import error_words
+from support.wait import wait_until
 
+END_S: Final = 10.0
 RAM_BYTES: Final = 256 * MIB
 STATE_WORDS: Final = {"C": "Created", "R": "Running", "P": "Paused", "F": "Created"}
 
@@ -33,6 +41,7 @@ class Bench:
         self.vmm = self.server.vmm
         self.files = itertools.count()
         self._state: str | None = "N"
+        self._saved: str | None = None
         for name, size in (("image", MIB), ("other", MIB), ("pmem", 2 * MIB)):
             (folder / name).write_bytes(bytes(size))
 
@@ -86,6 +95,13 @@ class Bench:
         reply = self.vmm.exchange(method, command, body)
         if reply.status < 300 and method != "GET":
             self.forget_state()
+        if reply.status < 300 and command == "vm.send-migration":
+            # Nobody is there to receive it: the VM is back soon.
+            wait_until(
+                lambda: self.vmm.exchange("GET", "vm.counters").status == 200,
+                "the VM is back",
+                timeout_s=END_S,
+            )
         return reply
 
     def forget_state(self) -> None:
@@ -105,6 +121,28 @@ class Bench:
 
     def new_path(self, kind: str) -> str:
         return str(self.folder / f"{kind}{next(self.files)}")
+
+    def new_folder(self, kind: str) -> str:
+        path = self.new_path(kind)
+        os.mkdir(path)
+        return path
+
+    def saved(self) -> str:
+        """Return a folder with a snapshot of the fake engine, made by a VMM in this process."""
+        if self._saved is None:
+            folder = self.new_folder("saved")
+            vmm = VmmThread(FakeEngine())
+            vm_config = decode(msgspec.json.encode(self.config()), VmConfig)
+            ends = vmm.api_evt, vmm.api_sender
+            api.vm_create(*ends, vm_config)
+            api.vm_boot(*ends)
+            api.vm_pause(*ends)
+            api.vm_snapshot(*ends, api.VmSnapshotConfig(destination_url=f"file://{folder}"))
+            api.vmm_shutdown(*ends)
+            assert vmm.join(END_S)
+            vmm.close()
+            self._saved = folder
+        return self._saved
 
     def close(self) -> None:
         self.server.check_end()
@@ -141,8 +179,12 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
         )
     },
     "vm.create": ("PUT", "vm.create", Bench.config),
-    "vm.snapshot": ("PUT", "vm.snapshot", lambda bench: {"destination_url": f"file://{bench.folder}"}),
-    "vm.restore": ("PUT", "vm.restore", lambda bench: {"source_url": f"file://{bench.folder}"}),
+    "vm.snapshot": (
+        "PUT",
+        "vm.snapshot",
+        lambda bench: {"destination_url": f"file://{bench.new_folder('snapshot')}"},
+    ),
+    "vm.restore": ("PUT", "vm.restore", lambda bench: {"source_url": f"file://{bench.saved()}"}),
     "vm.coredump": (
         "PUT",
         "vm.coredump",
@@ -153,11 +195,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
         "vm.send-migration",
         lambda bench: {"destination_url": f"unix:{bench.folder}/nobody"},
     ),
-    "vm.receive-migration": (
-        "PUT",
-        "vm.receive-migration",
-        lambda bench: {"receiver_url": f"unix:{bench.new_path('receiver')}"},
-    ),
+    "vm.receive-migration": ("PUT", "vm.receive-migration", _is({"receiver_url": "nowhere:/x"})),
     "vm.resize": ("PUT", "vm.resize", _is({"desired_vcpus": 2})),
     "vm.resize-zone": ("PUT", "vm.resize-zone", _is({"id": "z", "desired_ram": RAM_BYTES + 2 * MIB})),
     "vm.resize-zone unknown": ("PUT", "vm.resize-zone", _is({"id": "x", "desired_ram": RAM_BYTES})),

@@ -74,5 +74,5 @@ def test_other_commands_that_fail_close_them(caller, fds, kind):
         caller.refusal(api.vm_add_net, net(fds[:1]))
         caller.refusal(
             api.vm_receive_migration,
-            api.VmReceiveMigrationData(receiver_url="unix:/x", vfio_fds=vfio, iommufd_fd=fds[2]),
+            api.VmReceiveMigrationData(receiver_url="nowhere:/x", vfio_fds=vfio, iommufd_fd=fds[2]),
         )

@@ -7,7 +7,9 @@ import os
 import msgspec
 import pytest
 
+import support.wait
 from cloudvmm import api
+from cloudvmm.config.device import BalloonConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
@@ -15,7 +17,7 @@ from cloudvmm.config.operation import MemoryRestoreMode, MemoryZoneUpdate, Resto
 from cloudvmm.engine.base import EngineError, ImageLocked, StateError
 from cloudvmm.engine.fake import Fail, FakeEngine
 
-from .conftest import Caller
+from .conftest import DEADLINE_S, Caller
 
 FILES = ["config.json", "engine-state.json", "state.json"]
 
@@ -55,7 +57,7 @@ def to(folder) -> api.VmSnapshotConfig:
     return api.VmSnapshotConfig(destination_url=f"file://{folder}")
 
 
-def source(folder, **options) -> api.RestoreConfig:
+def saved_in(folder, **options) -> api.RestoreConfig:
     return api.RestoreConfig(source_url=f"file://{folder}", **options)
 
 
@@ -156,7 +158,7 @@ def test_restore_gives_the_same_vm_paused(paused, other, folder, engine):
     before = paused(api.vm_info)
     tick = engine.last_machine.guest.tick
 
-    other(api.vm_restore, source(folder))
+    other(api.vm_restore, saved_in(folder))
 
     info = other(api.vm_info)
     assert (info.state, info.config, info.device_tree.keys()) == (
@@ -170,7 +172,7 @@ def test_restore_gives_the_same_vm_paused(paused, other, folder, engine):
 
 
 def test_restore_with_resume_ends_running(saved, other):
-    other(api.vm_restore, source(saved, resume=True))
+    other(api.vm_restore, saved_in(saved, resume=True))
 
     assert other(api.vm_info).state is api.VmState.RUNNING
     assert other.engine.last_machine.guest.is_awake
@@ -179,13 +181,13 @@ def test_restore_with_resume_ends_running(saved, other):
 
 def test_one_snapshot_is_restored_many_times(saved, other):
     for _ in range(3):
-        other(api.vm_restore, source(saved))
+        other(api.vm_restore, saved_in(saved))
         other(api.vm_delete)
     assert sorted(os.listdir(saved)) == FILES
 
 
 def test_numbering_goes_on_after_a_restore(saved, other, tmp_path):
-    other(api.vm_restore, source(saved))
+    other(api.vm_restore, saved_in(saved))
     again = tmp_path / "again"
     again.mkdir()
 
@@ -198,7 +200,7 @@ def test_numbering_goes_on_after_a_restore(saved, other, tmp_path):
 
 @pytest.mark.parametrize("command", [api.vm_boot, api.vm_reboot])
 def test_restored_vm_is_a_vm_like_any_other(saved, other, command):
-    other(api.vm_restore, source(saved, resume=True))
+    other(api.vm_restore, saved_in(saved, resume=True))
     if command is api.vm_boot:
         other(api.vm_shutdown)
 
@@ -209,7 +211,7 @@ def test_restored_vm_is_a_vm_like_any_other(saved, other, command):
 
 
 def test_restore_needs_nothing_held(paused, saved, caller):
-    assert caller.refusal(api.vm_restore, source(saved)) == [
+    assert caller.refusal(api.vm_restore, saved_in(saved)) == [
         "The VM could not be restored",
         "VM is already created",
     ]
@@ -220,7 +222,7 @@ def test_config_edited_by_hand_is_restored(saved, other, tmp_path):
     (tmp_path / "disk").rename(moved)
     change_config(saved, lambda config: config["disks"][0].update(path=str(moved)))
 
-    other(api.vm_restore, source(saved))
+    other(api.vm_restore, saved_in(saved))
 
     assert other(api.vm_info).config.disks[0].path == str(moved)
 
@@ -245,7 +247,7 @@ def test_restore_from_what_is_no_folder_is_refused(other, url, text):
 def test_restore_without_a_file_names_it(saved, other, name, what):
     (saved / name).unlink()
 
-    assert other.refusal(api.vm_restore, source(saved)) == [
+    assert other.refusal(api.vm_restore, saved_in(saved)) == [
         "The VM could not be restored",
         "Cannot restore VM",
         "Failed to receive migratable component snapshot",
@@ -259,7 +261,7 @@ def test_restore_without_a_file_names_it(saved, other, name, what):
 def test_restore_of_a_config_that_is_none_says_so(saved, other):
     (saved / "config.json").write_text("{")
 
-    assert other.refusal(api.vm_restore, source(saved))[1:4] == [
+    assert other.refusal(api.vm_restore, saved_in(saved))[1:4] == [
         "Cannot restore VM",
         "Failed to receive migratable component snapshot",
         "Error deserialising VM config snapshot",
@@ -279,7 +281,7 @@ def test_restore_of_a_config_that_is_none_says_so(saved, other):
 def test_restore_of_a_state_that_does_not_fit_says_why(saved, other, content, text):
     (saved / "state.json").write_bytes(content)
 
-    chain = other.refusal(api.vm_restore, source(saved))
+    chain = other.refusal(api.vm_restore, saved_in(saved))
 
     assert chain[2:4] == [
         "Failed to receive migratable component snapshot",
@@ -297,7 +299,7 @@ def test_restore_of_damaged_engine_files_is_refused(saved, other, damage):
     if damage != "missing":
         path.write_bytes(raw[:-1] if damage == "shorter" else b"x" + raw[1:])
 
-    assert "The snapshot is damaged: " in other.refusal(api.vm_restore, source(saved))[3]
+    assert "The snapshot is damaged: " in other.refusal(api.vm_restore, saved_in(saved))[3]
     assert other.refusal(api.vm_info)[-1] == "VM is not created"
 
 
@@ -306,11 +308,11 @@ def test_restore_of_another_engines_snapshot_is_refused(saved, other, monkeypatc
     monkeypatch.setattr(FakeEngine, "info", property(lambda _: info))
 
     text = "The snapshot was taken with the engine fake and cannot be restored by other"
-    assert other.refusal(api.vm_restore, source(saved))[-1] == text
+    assert other.refusal(api.vm_restore, saved_in(saved))[-1] == text
 
 
 def test_rule_that_is_broken_is_a_validation_error_and_nothing_is_held(saved, other):
-    data = source(saved, prefault=True, memory_restore_mode=MemoryRestoreMode.ON_DEMAND)
+    data = saved_in(saved, prefault=True, memory_restore_mode=MemoryRestoreMode.ON_DEMAND)
 
     assert other.refusal(api.vm_restore, data)[1:] == [
         "Failed to validate config",
@@ -322,7 +324,7 @@ def test_rule_that_is_broken_is_a_validation_error_and_nothing_is_held(saved, ot
 def test_config_that_breaks_a_rule_is_refused_and_nothing_is_held(saved, other):
     change_config(saved, lambda config: config.update(payload={}))
 
-    assert other.refusal(api.vm_restore, source(saved))[1] == "Failed to validate config"
+    assert other.refusal(api.vm_restore, saved_in(saved))[1] == "Failed to validate config"
     assert other.refusal(api.vm_info)[-1] == "VM is not created"
     assert other.names()[-1] == "vm/deleted"
 
@@ -331,7 +333,7 @@ def test_device_that_the_state_lacks_is_refused(saved, other, tmp_path):
     (tmp_path / "more").write_bytes(bytes(512))
     change_config(saved, lambda c: c["disks"].append({"path": str(tmp_path / "more"), "id": "mine"}))
 
-    assert other.refusal(api.vm_restore, source(saved))[1:] == [
+    assert other.refusal(api.vm_restore, saved_in(saved))[1:] == [
         "Cannot restore VM",
         "Failed to restore migratable component",
         "The configuration has devices that the saved state lacks: mine",
@@ -341,7 +343,7 @@ def test_device_that_the_state_lacks_is_refused(saved, other, tmp_path):
 def test_state_of_another_machine_is_refused(saved, other):
     change_config(saved, lambda config: config["memory"].update(size=1 << 30))
 
-    assert other.refusal(api.vm_restore, source(saved))[1:] == [
+    assert other.refusal(api.vm_restore, saved_in(saved))[1:] == [
         "Cannot restore VM",
         "Failed to restore migratable component",
         "The state is that of a machine with less RAM",
@@ -360,17 +362,17 @@ def test_state_of_another_machine_is_refused(saved, other):
 def test_restore_that_fails_late_ends_with_nothing(saved, other, operation, fault, text):
     other.engine.faults.set(operation, fault)
 
-    assert other.refusal(api.vm_restore, source(saved, resume=True))[1] == text
+    assert other.refusal(api.vm_restore, saved_in(saved, resume=True))[1] == text
     assert other.refusal(api.vm_info)[-1] == "VM is not created"
     assert other.names()[-1] == "vm/deleted"
     other.engine.faults.clear()
-    other(api.vm_restore, source(saved))
+    other(api.vm_restore, saved_in(saved))
 
 
 def test_missing_disk_is_refused_and_nothing_is_held(saved, other, tmp_path):
     (tmp_path / "disk").unlink()
 
-    assert other.refusal(api.vm_restore, source(saved))[1] == "Error from device manager"
+    assert other.refusal(api.vm_restore, saved_in(saved))[1] == "Error from device manager"
     assert other.refusal(api.vm_info)[-1] == "VM is not created"
 
 
@@ -391,7 +393,7 @@ ZONE = MemoryZoneUpdate(id="z0", host_numa_node=1)
 def test_zone_update_that_does_not_fit_is_refused_before_anything_is_held(saved, other, zones, text):
     change_config(saved, lambda config: config["memory"].update(zones=zones))
 
-    assert other.refusal(api.vm_restore, source(saved, zone_updates=[ZONE]))[1:] == [
+    assert other.refusal(api.vm_restore, saved_in(saved, zone_updates=[ZONE]))[1:] == [
         "Error applying memory zone updates",
         text,
     ]
@@ -405,7 +407,7 @@ def test_zone_update_binds_the_zone_to_its_node(caller, vm_config, folder, other
     caller(api.vm_pause)
     caller(api.vm_snapshot, to(folder))
 
-    other(api.vm_restore, source(folder, zone_updates=[ZONE]))
+    other(api.vm_restore, saved_in(folder, zone_updates=[ZONE]))
 
     assert other(api.vm_info).config.memory.zones[0].host_numa_node == 1
 
@@ -439,7 +441,7 @@ def test_restore_takes_new_descriptors(saved_with_fds, other):
     nets = net_fds(2)
     fds = list(nets[0].fds)
 
-    other(api.vm_restore, source(saved_with_fds, net_fds=nets))
+    other(api.vm_restore, saved_in(saved_with_fds, net_fds=nets))
 
     assert other(api.vm_info).config.net[0].fds == fds
     assert all(map(is_open, fds))
@@ -452,13 +454,13 @@ def test_restore_that_fails_closes_its_descriptors_once(saved_with_fds, other):
     fds = list(nets[0].fds)
     other.engine.faults.set("build", Fail(EngineError, "No"))
 
-    other.refusal(api.vm_restore, source(saved_with_fds, net_fds=nets))
+    other.refusal(api.vm_restore, saved_in(saved_with_fds, net_fds=nets))
 
     assert not any(map(is_open, fds))
 
 
 def test_restore_without_the_descriptors_is_refused(saved_with_fds, other):
-    assert other.refusal(api.vm_restore, source(saved_with_fds))[1:] == [
+    assert other.refusal(api.vm_restore, saved_in(saved_with_fds))[1:] == [
         "Failed to validate config",
         "Net id n0 is associated with FDs and is required",
     ]
@@ -468,7 +470,104 @@ def test_restore_with_descriptors_that_nothing_needs_warns_and_closes_them(saved
     nets = net_fds(1)
     fds = list(nets[0].fds)
 
-    other(api.vm_restore, source(saved, net_fds=nets))
+    other(api.vm_restore, saved_in(saved, net_fds=nets))
 
     assert other.logged[0] == "warn: No device of the snapshot needs the descriptors given for n0"
     assert not any(map(is_open, fds))
+
+
+# What changed while the VM ran
+
+
+@pytest.fixture
+def roomy(caller, vm_config, tmp_path):
+    """A running VM with a disk, a balloon, and room for vCPUs, RAM and disks."""
+    for name in ("disk", "second", "third"):
+        (tmp_path / name).write_bytes(bytes(512))
+    vm_config.disks = [DiskConfig(path=str(tmp_path / "disk"))]
+    vm_config.cpus.boot_vcpus, vm_config.cpus.max_vcpus = 2, 4
+    vm_config.memory.hotplug_size = 1 << 30
+    vm_config.balloon = BalloonConfig(size=0)
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    return caller
+
+
+def move(source: Caller, destination: Caller, folder, **options) -> None:
+    source(api.vm_pause)
+    source(api.vm_snapshot, to(folder))
+    destination(api.vm_restore, saved_in(folder, **options))
+
+
+def test_device_added_before_is_there_and_the_next_has_the_next_number(roomy, other, folder, tmp_path):
+    roomy(api.vm_add_disk, DiskConfig(path=str(tmp_path / "second")))
+
+    move(roomy, other, folder)
+
+    assert [disk.id for disk in other(api.vm_info).config.disks] == ["_disk0", "_disk1"]
+    added = msgspec.json.decode(other(api.vm_add_disk, DiskConfig(path=str(tmp_path / "third"))))
+    assert added["id"] == "_disk2"
+    assert other(api.vm_info).device_tree["_virtio-pci-_disk2"].pci_bdf == added["bdf"]
+    assert "_disk1" in msgspec.json.decode(other(api.vm_counters))
+
+
+def test_device_that_the_guest_holds_on_to_stays_until_it_lets_go(roomy, other, folder):
+    roomy.engine.last_machine.guest.refuse("device")
+    roomy(api.vm_remove_device, api.VmRemoveDeviceData(id="_disk0"))
+
+    move(roomy, other, folder)
+
+    assert not other(api.vm_info).config.disks
+    assert "_disk0" in other(api.vm_info).device_tree
+    other(api.vm_resume)
+    other.wait_for_event("vm/device-removed")
+    assert "_disk0" not in other(api.vm_info).device_tree
+
+
+def test_removed_device_s_number_is_not_given_again(roomy, other, folder, tmp_path):
+    roomy(api.vm_add_disk, DiskConfig(path=str(tmp_path / "second")))
+    roomy(api.vm_remove_device, api.VmRemoveDeviceData(id="_disk1"))
+    roomy.wait_for_event("vm/device-removed")
+
+    move(roomy, other, folder)
+
+    added = msgspec.json.decode(other(api.vm_add_disk, DiskConfig(path=str(tmp_path / "third"))))
+    assert added["id"] == "_disk2"
+
+
+def test_sizes_go_on_where_they_were(roomy, other, folder):
+    roomy(api.vm_resize, api.VmResizeData(desired_vcpus=3, desired_ram=(512 + 128) << 20))
+    roomy(api.vm_resize, api.VmResizeData(desired_balloon=64 << 20))
+
+    move(roomy, other, folder)
+
+    info = other(api.vm_info)
+    assert (info.config.cpus.boot_vcpus, info.config.memory.size) == (3, 640 << 20)
+    assert info.memory_actual_size == roomy(api.vm_info).memory_actual_size
+    other(api.vm_resize, api.VmResizeData(desired_vcpus=4, desired_ram=(512 + 256) << 20))
+    too_much = other.refusal(api.vm_resize, api.VmResizeData(desired_ram=4 << 30))
+    assert too_much[-1] == "Not enough space in the hotplug RAM region"
+
+
+def test_vcpu_that_the_guest_holds_on_to_is_still_pending(roomy, other, folder):
+    roomy.engine.last_machine.guest.refuse("vcpus")
+    roomy(api.vm_resize, api.VmResizeData(desired_vcpus=1))
+
+    move(roomy, other, folder)
+
+    assert other.refusal(api.vm_resize, api.VmResizeData(desired_vcpus=3))[-2:] == [
+        "Error from CPU manager",
+        "Still pending removed vCPU",
+    ]
+    other(api.vm_resume)
+    support.wait.wait_until(
+        lambda: can_resize(other, 3), "the guest has let go of its vCPU", timeout_s=DEADLINE_S
+    )
+
+
+def can_resize(caller: Caller, vcpus: int) -> bool:
+    try:
+        caller(api.vm_resize, api.VmResizeData(desired_vcpus=vcpus))
+    except api.ApiError:
+        return False
+    return True

@@ -29,6 +29,8 @@ CALLS = {
     "resize_disk": lambda machine: machine.resize_disk("_disk0", 8192),
     "counters": lambda machine: machine.counters(),
     "pci_resources": lambda machine: machine.pci_resources(),
+    "save": lambda machine: machine.save("/nonexistent"),
+    "send": lambda machine: machine.send(-1),
     "close": lambda machine: machine.close(),
 }
 CHANGES = {
@@ -45,6 +47,8 @@ BEFORE = {
     "pause": ["boot"],
     "resume": ["boot", "pause"],
     "coredump": ["boot", "pause"],
+    "save": ["boot", "pause"],
+    "send": ["boot", "pause"],
     **{change: ["boot"] for change in CHANGES},
 }
 
