@@ -28,6 +28,7 @@ from cloudvmm.api.error import (
 )
 from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.payload import PayloadConfigError
+from cloudvmm.config.zone_update import ZoneUpdateError
 from cloudvmm.engine.base import EngineError
 from cloudvmm.errors import VmmError
 from cloudvmm.http.error import HttpError
@@ -130,7 +131,11 @@ def status_of(error: type[VmmError]) -> int | None:
     if issubclass(error, MigratableError | EngineError) or error.__module__.split(".")[1] in (
         "control",
         "host",
+        "migration",
+        "snapshot",
     ):
+        return 500
+    if issubclass(error, ZoneUpdateError):
         return 500
     return None
 

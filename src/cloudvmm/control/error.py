@@ -220,7 +220,8 @@ class BadSlots(StateRefused):
 
 class UnknownDevices(StateRefused):
     def __init__(self, ids: list[str]) -> None:
-        super().__init__(f"The configuration has devices that the saved state lacks: {', '.join(ids)}")
+        names = ", ".join(ids)
+        super().__init__(f"The configuration has devices that the saved state lacks: {names}")
 
 
 class BadRecord(StateRefused):

@@ -49,7 +49,8 @@ class PeerRefused(MigrationError):
     """`reasons` is the other VMM's error chain, outermost first."""
 
     def __init__(self, reasons: list[str]) -> None:
-        super().__init__(f"The other VMM refused: {': '.join(reasons) or 'no reason given'}")
+        words = ": ".join(reasons) or "no reason given"
+        super().__init__(f"The other VMM refused: {words}")
         self.reasons = reasons
 
 

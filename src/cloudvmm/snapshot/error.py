@@ -2,7 +2,7 @@
 
 SnapshotError
 ├── SnapshotFileError    a file cannot be made, opened or read; the cause tells why
-├── FormatError          `state.json` is not of this form
+├── StateFormatError     `state.json` is not of this form
 │   ├── ForeignState     another program wrote it
 │   └── NewerFormat      a later release wrote it
 ├── DamagedSnapshot      what was written is not what is there
@@ -22,11 +22,11 @@ class SnapshotFileError(SnapshotError):
     """The text says what was tried with which file."""
 
 
-class FormatError(SnapshotError):
+class StateFormatError(SnapshotError):
     """Root of a `state.json` of another form."""
 
 
-class ForeignState(FormatError):
+class ForeignState(StateFormatError):
     def __init__(self) -> None:
         super().__init__(
             "The snapshot's state.json was not written by cloudvmm; snapshots of other programs cannot be "
@@ -34,7 +34,7 @@ class ForeignState(FormatError):
         )
 
 
-class NewerFormat(FormatError):
+class NewerFormat(StateFormatError):
     def __init__(self, found: int, known: int) -> None:
         super().__init__(
             f"The snapshot's state.json has format {found}, this release reads {known}; restore it with the "
