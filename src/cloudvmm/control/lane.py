@@ -21,9 +21,10 @@ Postponed = list[tuple[str, Callable[[], Steps]]]
 
 
 class LaneEnd(msgspec.Struct, frozen=True):
-    """What is to follow: whether the VMM ends, and what waited for the VM to be back."""
+    """What is to follow: whether the VMM ends, and what waited for the VM to be back; and what went wrong."""
 
     is_to_leave: bool = False
+    error: Exception | None = None
     postponed: Postponed = msgspec.field(default_factory=list)
 
 
@@ -40,6 +41,7 @@ class Lane:
         log: Callable[[str, str], None],
     ) -> None:
         self.is_leaving = False
+        self.on_begin: Callable[[], None] = lambda: None
         self.on_end: Callable[[LaneEnd], None] = lambda _: None
         self._watch = watch
         self._unwatch = unwatch
@@ -56,6 +58,7 @@ class Lane:
         self._steps = steps
         self._worker = Worker("vm-migration")
         self._watch(self._worker.done.fileno(), self._take_outcomes)
+        self.on_begin()
         self._advance(Outcome())
 
     def end(self) -> None:
@@ -86,7 +89,7 @@ class Lane:
             self._finish(end.value)
         except Exception as error:
             self._log("error", f"The migration ended badly: {': '.join(error_chain(error))}")
-            self._finish(LaneEnd())
+            self._finish(LaneEnd(error=error))
         else:
             self._worker.submit(job)
 

@@ -29,6 +29,8 @@ from cloudvmm.errors import VmmError, error_chain
 
 LEAVE_S = 30.0
 WORKER_END_S = 10.0
+# What the journal calls that which goes on after vm.send-migration was answered.
+MIGRATION = "outgoing migration"
 
 Log = Callable[[str, str], None]
 
@@ -74,6 +76,7 @@ class Runner:
         self._journal = journal
         self._log = log
         self._lane = lane
+        lane.on_begin = partial(self._note, partial(Journal.begin, command=MIGRATION))
         lane.on_end = self._lane_ended
         self._waiting: deque[Task] = deque()
         self._running: Task | None = None
@@ -168,6 +171,7 @@ class Runner:
 
     def _lane_ended(self, end: LaneEnd) -> None:
         """The VM is back, or gone for good: then the VMM is to leave."""
+        self._note(partial(Journal.end, command=MIGRATION, error=end.error))
         if self.is_leaving:
             if self._is_idle():
                 self._add_final()

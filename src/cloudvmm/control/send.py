@@ -121,7 +121,7 @@ class Send:
             self._log("error", f"The migration failed: {': '.join(error_chain(error))}")
             if was_running and not isinstance(error, OutcomeUnknown):
                 yield from self._let_go_on(vm, lent)
-            return LaneEnd(postponed=lent.postponed)
+            return LaneEnd(postponed=lent.postponed, error=error)
         else:
             self._events.emit("vm", "migration-finished")
             if data.preserve_source:
@@ -215,20 +215,26 @@ def _propose(address: Address, offer: Offer, cut: Cut) -> tuple[Link, str]:
 
 def _send_within(machine: Machine, state: Link, cut: Cut, limit_s: int | None) -> None:
     """Have the engine send; cut everything if it is not done within `limit_s` seconds."""
-    timer: threading.Timer | None = None
-    if limit_s is not None:
-        timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), cut.now)
-        timer.daemon = True
-        timer.start()
+    if limit_s is None:
+        machine.send(state.fileno())
+        return
+    is_late = threading.Event()
+
+    def end() -> None:
+        is_late.set()
+        cut.now()
+
+    timer = threading.Timer(min(limit_s, threading.TIMEOUT_MAX), end)
+    timer.daemon = True
+    timer.start()
     try:
         machine.send(state.fileno())
     except EngineError as error:
-        if timer is not None and timer.finished.is_set():
-            raise TookTooLong(limit_s or 0) from error
+        if is_late.is_set():
+            raise TookTooLong(limit_s) from error
         raise
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
 
 
 def _complete(control: Link, *, is_paused: bool) -> Part:

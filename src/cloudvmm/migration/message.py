@@ -21,7 +21,7 @@ VERSION: Final = 1
 MAGIC: Final = b"CVMg"
 HEAD: Final = struct.Struct(">4sHHI")
 # A config that came as 4 MiB of JSON is larger with all its defaults written out.
-MAX_OFFER_BYTES: Final = 64 << 20
+MAX_OFFER_BYTES: Final = 16 << 20
 MAX_BODY_BYTES: Final = 64 << 10
 MAX_REASONS: Final = 32
 MAX_REASON_CHARACTERS: Final = 1000

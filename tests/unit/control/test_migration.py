@@ -944,3 +944,19 @@ def test_nothing_is_left_of_a_migration_and_its_vmms(vm_config, url, fault):
     source.close()
     destination.close()
     holdings.assert_nothing_added()
+
+
+def test_journal_knows_that_a_migration_is_under_way_and_how_it_ended(vm_config, url, tmp_path):
+    caller = Caller(FakeEngine(), state_dir=str(tmp_path / "state"))
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+
+    caller(api.vm_send_migration, send(url))
+
+    caller.wait_for_event("vm/migration-failed")
+    caller.close()
+    lines = (tmp_path / "state" / "journal").read_bytes().splitlines()
+    entries = [msgspec.json.decode(line) for line in lines]
+    ours = [entry for entry in entries if entry["command"] == "outgoing migration"]
+    assert [entry["phase"] for entry in ours] == ["begin", "failed"]
+    assert ours[1]["errors"][0] == "Error connecting to UNIX socket"
