@@ -41,6 +41,15 @@ class FakeDrivers:
         self._tell(DriverChanged(device_id, is_active=False))
         self._active.discard(device_id)
 
+    @property
+    def active(self) -> list[str]:
+        """The devices that are in use, by name."""
+        return sorted(self._active)
+
+    def keep(self, device_ids: list[str]) -> None:
+        """The machine's: the guest goes on from a state in which these were in use."""
+        self._active.update(device_ids)
+
     def forget(self, device_id: str) -> bool:
         """The machine's: the device is gone; return whether a driver had it."""
         was_active = device_id in self._active

@@ -328,14 +328,18 @@ class FakeMachine:
                 seen=seen,
                 unseen=unseen,
                 asked=self.guest.waiting(),
+                active=self.drivers.active,
                 hardware=self._hardware.state(),
             )
 
     def _go_on_from(self, state: GuestState) -> None:
         self._hardware.become(state.hardware)
         self.guest.remember(state.tick_ms, state.seen, state.unseen)
+        self.drivers.keep(state.active)
         for kind, what, amount in state.asked:
             match kind:
+                case "driver":
+                    self.guest.ask("driver", what, partial(self.drivers.bind, what))
                 case "device":
                     self._ask_removal(what)
                 case "vcpus":
@@ -348,6 +352,8 @@ class FakeMachine:
         self._phase = Phase.PAUSED
         self._console.start(is_fresh=False)
         self._report(PciChanged())
+        for device_id in state.active:  # as a device that is restored in use is activated
+            self._report(DriverChanged(device_id, is_active=True))
 
     def _begin(self, operation: str) -> None:
         """Check, take the time that the operation takes, let a fault strike, check again."""

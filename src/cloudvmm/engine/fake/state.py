@@ -44,7 +44,8 @@ _first_use: Final = threading.Lock()  # msgspec crashes where two threads are th
 class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     """`tick_ms` is how long the guest ran, `seen` what it noticed, `unseen` what it will when it wakes.
 
-    `asked` is what it was asked for and has not done: of which kind, about what, how much.
+    `asked` is what it was asked for and has not done: of which kind, about what, how much. `active` are the
+    devices that its drivers have.
     """
 
     engine: str
@@ -52,6 +53,7 @@ class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     seen: dict[str, int]
     unseen: list[str]
     asked: list[tuple[RequestKind, str, int]]
+    active: list[str]
     hardware: HardwareState
 
 
