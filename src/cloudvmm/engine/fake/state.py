@@ -53,8 +53,8 @@ class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     seen: dict[str, int]
     unseen: list[str]
     asked: list[tuple[RequestKind, str, int]]
-    active: list[str]
     hardware: HardwareState
+    active: list[str] = []
 
 
 def ram_bytes_of(vm_config: VmConfig) -> int:
