@@ -15,7 +15,7 @@ from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import MemoryRestoreMode, MemoryZoneUpdate, RestoredNetConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, StateError
-from cloudvmm.engine.fake import Fail, FakeEngine
+from cloudvmm.engine.fake import Die, Fail, FakeEngine, Hang
 
 from .conftest import DEADLINE_S, Caller
 
@@ -571,3 +571,40 @@ def can_resize(caller: Caller, vcpus: int) -> bool:
     except api.ApiError:
         return False
     return True
+
+
+# Overtaken by the end
+
+
+def test_end_of_the_vmm_during_a_snapshot_leaves_no_file(paused, folder, engine):
+    engine.faults.set("save", Hang())
+    answer = paused.beside(api.vm_snapshot, to(folder))
+    paused.wait_for_event("vm/snapshotting")
+
+    paused(api.vmm_shutdown)
+
+    assert isinstance(answer.result(), api.VmSnapshotError)
+    assert paused.vmm.join(DEADLINE_S)
+    assert (paused.vmm.failure, os.listdir(folder)) == (None, [])
+
+
+@pytest.mark.parametrize("operation", ["build", "resume"])
+def test_end_of_the_vmm_during_a_restore_leaves_nothing(saved, other, operation):
+    other.engine.faults.set(operation, Hang())
+    answer = other.beside(api.vm_restore, saved_in(saved, resume=True))
+    other.wait_for_event("vm/restoring" if operation == "build" else "vm/resuming")
+
+    other(api.vmm_shutdown)
+
+    assert isinstance(answer.result(), api.VmRestoreError)
+    assert other.vmm.join(DEADLINE_S)
+    assert other.vmm.failure is None
+    assert sorted(os.listdir(saved)) == FILES
+
+
+def test_machine_that_dies_during_a_snapshot_leaves_no_file(paused, folder, engine):
+    engine.faults.set("save", Die("struck down"))
+
+    assert paused.refusal(api.vm_snapshot, to(folder))[-1] == "The machine is gone"
+    assert paused.vmm.join(DEADLINE_S)
+    assert os.listdir(folder) == []

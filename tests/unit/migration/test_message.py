@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import msgspec
 import pytest
 
@@ -120,3 +123,14 @@ def test_long_chains_of_reasons_are_cut_and_can_be_sent():
 
     assert (len(message.reasons), len(message.reasons[0])) == (32, 1000)
     assert decode(encode_message(message)) == message
+
+
+def test_noise_is_refused_and_nothing_else_happens():
+    noise = random.Random(7)
+    for _ in range(3000):
+        frame = bytearray(encode_message(noise.choice(MESSAGES)))
+        for _ in range(noise.randrange(1, 4)):
+            frame[noise.randrange(len(frame))] = noise.randrange(256)
+        with contextlib.suppress(ProtocolError):
+            kind, _ = decode_head(bytes(frame[: HEAD.size]))
+            assert isinstance(decode_body(kind, bytes(frame[HEAD.size :])), kind)
