@@ -21,6 +21,7 @@ from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.control.condition import check_devices, check_memory, check_numa, check_vcpus
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.error import BadSlots, DeviceRefused, RamRefused, UnknownDevices, VcpusRefused
@@ -64,6 +65,7 @@ def build_vm(
     state_dir: str | None,
     *,
     origin: Origin | None = None,
+    warn: Warn = unheard,
 ) -> Built:
     """Blocking. Leave `stored` as it is; on failure nothing is left behind.
 
@@ -77,7 +79,7 @@ def build_vm(
     :raises LockingError: another process holds an image of a machine that goes on.
     """
     vm_config = copy.deepcopy(stored)
-    used_ids = check_config(vm_config)
+    used_ids = check_config(vm_config, warn)
     try:
         info = engine.info
     except EngineError as error:
@@ -128,7 +130,7 @@ def _chained(error: VmmError, cause: VmmError) -> VmmError:
     return error
 
 
-def check_config(vm_config: VmConfig) -> set[str]:
+def check_config(vm_config: VmConfig, warn: Warn = unheard) -> set[str]:
     """Check what is asked for before anything is made, in the reference's order; return the ids given.
 
     Completes `vm_config` as `config.rule.validate` does.
@@ -142,7 +144,7 @@ def check_config(vm_config: VmConfig) -> set[str]:
     except RamRefused as error:
         raise MemoryManager from error
     try:
-        used_ids = validate(vm_config)
+        used_ids = validate(vm_config, warn)
     except ValidationError as error:
         raise ConfigValidation from error
     check_numa(vm_config)

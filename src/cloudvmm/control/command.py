@@ -57,8 +57,9 @@ class Commands:
     ) -> None:
         self._events = events
         self._holding = holding
-        self.power = power = Power(engine, events, holding, state_dir=state_dir)
-        hotplug = Hotplug(holding)
+        warn = partial(log, "warn")
+        self.power = power = Power(engine, events, holding, state_dir=state_dir, warn=warn)
+        hotplug = Hotplug(holding, warn)
         resize = Resize(events, holding)
         snapshot = Snapshot(engine, events, holding)
         restore = Restore(engine, events, holding, power, delete=self.delete, state_dir=state_dir, log=log)

@@ -30,6 +30,7 @@ from cloudvmm.config.operation import VmResizeData, VmResizeZoneData
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 
 LISTS: Final[dict[type[PciDevice], str]] = {
     DiskConfig: "disks",
@@ -43,7 +44,7 @@ LISTS: Final[dict[type[PciDevice], str]] = {
 }
 
 
-def with_device(vm_config: VmConfig, device: PciDevice) -> tuple[VmConfig, PciDevice]:
+def with_device(vm_config: VmConfig, device: PciDevice, warn: Warn = unheard) -> tuple[VmConfig, PciDevice]:
     """Return `vm_config` plus a copy of `device`, and that copy, which the caller may still complete.
 
     :raises ConfigValidation: the two together break a rule.
@@ -58,7 +59,7 @@ def with_device(vm_config: VmConfig, device: PciDevice) -> tuple[VmConfig, PciDe
         name = LISTS[type(device)]
         setattr(changed, name, [*(getattr(changed, name) or []), device])
     try:
-        validate(copy.deepcopy(changed))
+        validate(copy.deepcopy(changed), warn)
     except ValidationError as error:
         raise ConfigValidation from error
     return changed, device

@@ -19,6 +19,7 @@ from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn
 from cloudvmm.control import edit
 from cloudvmm.control.blueprint import write_image_type
 from cloudvmm.control.condition import check_device
@@ -46,13 +47,14 @@ REMOVABLE: Final = frozenset({"net", "block", "pmem", "fs", "vsock", "vdpa", "vf
 class Hotplug:
     """`holding` is the state that the steps work on."""
 
-    def __init__(self, holding: Holding) -> None:
+    def __init__(self, holding: Holding, warn: Warn) -> None:
         self._holding = holding
+        self._warn = warn
 
     def add_device(self, device: PciDevice) -> Steps:
         before = self._holding.created_config()
         # A rule that is broken wins over whatever else is wrong.
-        changed, device = yield partial(edit.with_device, before, device)
+        changed, device = yield partial(edit.with_device, before, device, self._warn)
         vm = self._holding.vm
         if vm is None:
             self._holding.vm_config = changed

@@ -12,6 +12,7 @@ from functools import partial
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
 from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
 from cloudvmm.control.coredump import dump_guest
@@ -29,8 +30,15 @@ class Power:
     """`holding` is the state that the steps work on."""
 
     def __init__(
-        self, engine: Engine, events: EventHub, holding: Holding, *, state_dir: str | None = None
+        self,
+        engine: Engine,
+        events: EventHub,
+        holding: Holding,
+        *,
+        warn: Warn,
+        state_dir: str | None = None,
     ) -> None:
+        self._warn = warn
         self._engine = engine
         self._events = events
         self._holding = holding
@@ -156,7 +164,9 @@ class Power:
         yield from self.renew_consoles()
         stored, consoles = self._holding.vm_config, self._holding.consoles
         assert consoles is not None
-        built: Built = yield partial(build_vm, self._engine, stored, consoles, self._state_dir)
+        built: Built = yield partial(
+            build_vm, self._engine, stored, consoles, self._state_dir, warn=self._warn
+        )
         self._holding.vm_config = built.vm_config
         vm = Vm(built.machine, built.numbering, built.vm_config)
         self._holding.take_vm(vm)

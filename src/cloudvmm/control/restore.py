@@ -15,6 +15,7 @@ from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.operation import RestoreConfig
 from cloudvmm.config.restore import check_restore
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn
 from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
 from cloudvmm.control.blueprint import Built, Origin, build_vm
 from cloudvmm.control.console import Consoles
@@ -93,7 +94,16 @@ class Restore:
                 "Landlock confinement comes with a later release; restore without landlock_enable"
             )
         self._events.emit("vm", "restoring")
-        built: Built = yield partial(_build, self._engine, stored, consoles, self._state_dir, record, source)
+        built: Built = yield partial(
+            _build,
+            self._engine,
+            stored,
+            consoles,
+            self._state_dir,
+            record,
+            source,
+            partial(self._log, "warn"),
+        )
         self._holding.vm_config = built.vm_config
         vm = Vm(built.machine, built.numbering, built.vm_config)
         record.give_sizes(vm)
@@ -112,12 +122,13 @@ def _build(
     state_dir: str | None,
     record: VmRecord,
     source: SavedIn | ReceivedFrom,
+    warn: Warn,
 ) -> Built:
     try:
         origin = Origin(record.numbering(engine.info), source)
     except EngineError as error:
         raise api_error.DeviceManager from error
-    return build_vm(engine, stored, consoles, state_dir, origin=origin)
+    return build_vm(engine, stored, consoles, state_dir, origin=origin, warn=warn)
 
 
 def _load_config(data: RestoreConfig) -> tuple[str, VmConfig, list[str]]:

@@ -8,6 +8,7 @@ import pytest
 from cloudvmm import api
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, RamError
 from cloudvmm.engine.fake import Fail, FakeEngine
@@ -386,3 +387,15 @@ def test_two_vmms_in_one_process_do_not_know_each_other(caller, vm_config):
 
     assert other.refusal(api.vm_info)[-1] == "VM is not created"
     other.close()
+
+
+def test_boot_logs_what_the_configuration_is_warned_of(caller, vm_config):
+    vm_config.payload = PayloadConfig(firmware=vm_config.payload.kernel, cmdline="quiet")
+    caller(api.vm_create, vm_config)
+    warning = "warn: Ignoring cmdline parameter as firmware is provided as the payload"
+    assert caller.logged.count(warning) == 0
+
+    caller(api.vm_boot)
+
+    assert caller.logged.count(warning) == 1
+    assert caller(api.vm_info).config.payload.cmdline is None
