@@ -31,10 +31,9 @@ def start_http_fd_thread(fd: int, api_evt: EventFd, api_sender: ApiSender, **opt
 def start_dbus_thread(
     service_name: str, object_path: str, api_evt: EventFd, api_sender: ApiSender, **options: Any
 ) -> Any:
-    """Serve D-Bus; not part of this release (docs/compatibility.md).
+    """Serve `org.cloudhypervisor.DBusApi1` on a message bus; return the running `cloudvmm.dbus.DbusServer`.
 
-    :raises NotImplementedYet: always, until the D-Bus front end is there.
+    :raises cloudvmm.dbus.StartingSession: there is no bus, or it does not give us the name.
     """
-    from cloudvmm.api.error import NotImplementedYet
-
-    raise NotImplementedYet(f"The D-Bus service {service_name} at {object_path} cannot be served yet")
+    dbus = importlib.import_module("cloudvmm.dbus")
+    return dbus.start_dbus_thread(service_name, object_path, api_evt, api_sender, **options)
