@@ -49,6 +49,14 @@ class ConnectionsOutOfRange(FlagError):
         super().__init__(f"{count} is not in the range from 1 to {most}")
 
 
+class MissingDbusObjectPath(FlagError):
+    """`--dbus-object-path` option isn't provided"""
+
+
+class MissingDbusServiceName(FlagError):
+    """`--dbus-service-name` option isn't provided"""
+
+
 class LogFileCreation(FlagError):
     """Error creating log file"""
 

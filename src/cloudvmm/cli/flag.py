@@ -19,6 +19,8 @@ from cloudvmm.cli.error import (
     ConnectionsOutOfRange,
     FlagNotAvailable,
     InvalidDescriptor,
+    MissingDbusObjectPath,
+    MissingDbusServiceName,
     ParsingApiSocket,
     ParsingEventMonitor,
     ParsingGdb,
@@ -116,12 +118,6 @@ FLAGS = (
     Flag("watchdog", _VM, _SWITCH, help="Add a watchdog"),
 )
 
-_NOT_AVAILABLE = (
-    "dbus-object-path",
-    "dbus-service-name",
-    "dbus-system-bus",
-)
-
 
 def parse_args(argv: Sequence[str], *, program: str = "cloudvmm") -> argparse.Namespace:
     """Read the command line without its first word.
@@ -153,9 +149,8 @@ def check_available(args: argparse.Namespace) -> None:
     if args.gdb is not None:
         _check_gdb(args.gdb)
         raise FlagNotAvailable("gdb")
-    for name in (*_NOT_AVAILABLE, *(() if wants_vm(args) else ("landlock",))):
-        if name in args.given:
-            raise FlagNotAvailable(name)
+    if args.landlock and not wants_vm(args):
+        raise FlagNotAvailable("landlock")
 
 
 def parse_api_socket(text: str) -> str | int:
@@ -217,6 +212,18 @@ def _check_gdb(text: str) -> None:
         raise ParsingGdb from error
     if options.get("path") is None:
         raise BareGdb
+
+
+def check_dbus(args: argparse.Namespace) -> bool:
+    """Return whether D-Bus is to be served.
+
+    :raises FlagError: one of the two names is there without the other.
+    """
+    if args.dbus_service_name is not None and args.dbus_object_path is None:
+        raise MissingDbusObjectPath
+    if args.dbus_service_name is None and args.dbus_object_path is not None:
+        raise MissingDbusServiceName
+    return args.dbus_service_name is not None
 
 
 def version_text(build_version: str, *, program: str, features: Sequence[str], verbosity: int) -> str:

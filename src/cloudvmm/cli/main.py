@@ -110,8 +110,14 @@ def _version(program: str) -> str:
 
 
 def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) -> None:
-    from cloudvmm.cli.flag import check_available, parse_event_monitor, parse_max_connections, wants_vm
-    from cloudvmm.cli.serve import Settings, serve
+    from cloudvmm.cli.flag import (
+        check_available,
+        check_dbus,
+        parse_event_monitor,
+        parse_max_connections,
+        wants_vm,
+    )
+    from cloudvmm.cli.serve import DbusSettings, Settings, serve
 
     def read_vm_config() -> VmConfig:
         from cloudvmm.cli.vm_flag import build_vm_config
@@ -132,6 +138,9 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
             event_monitor=None if args.event_monitor is None else parse_event_monitor(args.event_monitor),
             read_vm_config=read_vm_config if wants_vm(args) else None,
             read_restore=read_restore if args.restore is not None else None,
+            dbus=DbusSettings(args.dbus_service_name, args.dbus_object_path, system_bus=args.dbus_system_bus)
+            if check_dbus(args)
+            else None,
             state_dir=args.state_dir,
             no_shutdown=args.no_shutdown,
             max_connections=parse_max_connections(args.max_connections),

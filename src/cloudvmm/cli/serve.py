@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -27,6 +28,10 @@ from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.server import HttpServer
 from cloudvmm.options.error import hint_of
 
+if TYPE_CHECKING:
+    from cloudvmm.dbus import DbusServer
+
+DBUS_END_S = 1.0
 HTTP_END_S = 1.0
 
 
@@ -54,6 +59,14 @@ class EventMonitorIo(StartError):
     """Error doing event monitor I/O"""
 
 
+class DbusSettings(msgspec.Struct):
+    """Where D-Bus is served."""
+
+    service_name: str
+    object_path: str
+    system_bus: bool = False
+
+
 class Settings(msgspec.Struct, kw_only=True):
     """What the flags ask for. File descriptors inside belong to the server from here on.
 
@@ -67,6 +80,7 @@ class Settings(msgspec.Struct, kw_only=True):
     event_monitor: str | int | None = None
     read_vm_config: Callable[[], VmConfig] | None = None
     read_restore: Callable[[], RestoreConfig] | None = None
+    dbus: DbusSettings | None = None
     state_dir: str | None = None
     no_shutdown: bool = False
     max_connections: int = 10
@@ -121,9 +135,11 @@ def serve(settings: Settings) -> None:
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
     signals = _listen_for_signals(settings, vmm)
+    dbus: DbusServer | None = None
     server: HttpServer | None = None
     failure: VmmError | None = None
     try:
+        dbus = _start_dbus(settings, vmm, events)
         server = _start_http(settings, vmm, events)
         first_steps = _first_steps(settings, vmm)
         _warm_up(settings)
@@ -136,6 +152,8 @@ def serve(settings: Settings) -> None:
     if vmm.failure is not None and failure is None:
         failure = ThreadExited()
         failure.__cause__ = vmm.failure
+    if dbus is not None:
+        dbus.close(deadline_s=DBUS_END_S)
     if server is not None:
         server.close(remove_socket=failure is None, deadline_s=HTTP_END_S)
     signals.close()
@@ -200,6 +218,25 @@ def _listen_for_signals(settings: Settings, vmm: VmmThread) -> ExitSignals:
         vmm.join()
         vmm.close()
         raise StartError("Failed to listen for signals") from error
+
+
+def _start_dbus(settings: Settings, vmm: VmmThread, events: EventHub) -> DbusServer | None:
+    wanted = settings.dbus
+    if wanted is None:
+        return None
+    try:
+        server: DbusServer = api.start_dbus_thread(
+            wanted.service_name,
+            wanted.object_path,
+            vmm.api_evt,
+            vmm.api_sender,
+            system_bus=wanted.system_bus,
+            events=events,
+            log=settings.log,
+        )
+    except VmmError as error:
+        raise StartError("Failed to start the VMM thread") from error
+    return server
 
 
 def _start_http(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServer | None:

@@ -14,6 +14,7 @@ from cloudvmm.cli.flag import (
     FLAGS,
     Arity,
     check_available,
+    check_dbus,
     parse_api_socket,
     parse_args,
     parse_event_monitor,
@@ -197,9 +198,6 @@ def test_fw_cfg_config_alone_starts_no_vm():
     [
         (["--gdb", "path=/g"], "gdb"),
         (["--fw-cfg-config", "e820=on", "--landlock"], "landlock"),
-        (["--dbus-service-name", "n"], "dbus-service-name"),
-        (["--dbus-object-path", "n"], "dbus-object-path"),
-        (["--dbus-system-bus"], "dbus-system-bus"),
     ],
 )
 def test_flag_without_means_is_refused_at_the_start(argv, flag):
@@ -247,6 +245,30 @@ def test_help_shows_the_syntax_of_every_option_string(capsys):
         parse_args(["-h"])
     text = "".join(capsys.readouterr().out.split())
     assert [name for name in SCHEMAS if "".join((syntax(name) or "").split()) not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_wanted"),
+    [
+        (["--api-socket", "s"], False),
+        (["--dbus-system-bus"], False),
+        (["--dbus-service-name", "a.b", "--dbus-object-path", "/a"], True),
+    ],
+)
+def test_dbus_is_served_where_both_its_names_are_given(argv, is_wanted):
+    assert check_dbus(parse_args(argv)) == is_wanted
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["--dbus-service-name", "a.b"], "`--dbus-object-path` option isn't provided"),
+        (["--dbus-object-path", "/a"], "`--dbus-service-name` option isn't provided"),
+    ],
+)
+def test_one_name_of_dbus_without_the_other_is_refused(argv, text):
+    with pytest.raises(FlagError, match=f"^{text}$"):
+        check_dbus(parse_args(argv))
 
 
 @pytest.mark.parametrize(
