@@ -48,6 +48,12 @@ missing_packages() { # print those of "$@" that are not installed
     done
 }
 
+dev_packages() { # print the packages whose programs the tests call, where those are missing
+    command -v dbus-daemon >/dev/null || echo dbus
+    command -v gdbus >/dev/null || echo libglib2.0-bin
+    command -v busctl >/dev/null || echo systemd
+}
+
 update_lists() {
     say "fetching package lists"
     as_root apt-get -q update >/dev/null 2>&1 && return
@@ -105,6 +111,7 @@ find_python() {
 install_system() {
     [ -x /usr/bin/apt-get ] || fail "this is no Debian: install QEMU and $packages yourself, then make .venv"
     wanted=$packages
+    [ -z "$extra" ] || wanted="$wanted $(dev_packages)"
     find_python || wanted="$wanted python3 python3-venv"
     if [ -n "$python" ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
         wanted="$wanted python3-venv"
