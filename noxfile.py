@@ -73,6 +73,12 @@ def conformance(session: nox.Session) -> None:
     _pytest(session, "conformance")
 
 
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Grammars, configuration and QMP hold on mutants; a minute each. `nox -s fuzz -- --seconds 600`."""
+    session.run(str(BIN / "python"), "fuzz", *session.posargs, external=True)
+
+
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure, print and keep: benches/README.md. `nox -s bench -- api_latency` runs one of them."""
