@@ -1,12 +1,14 @@
 """Fuzz the option strings: the first line is a flag without its dashes, the rest is what it is given.
 
 What must hold: a string gives a struct, or an OptionError whose chain reads as text and whose outermost error
-names the flag; splitting at commas loses nothing; a struct whose text is UTF-8 is the same after JSON.
+names the flag; splitting at commas loses nothing; a struct is written as a string that gives it again; one
+whose text is UTF-8 is the same after JSON.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -49,6 +51,10 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "vdpa": device.parse_vdpa,
     "vsock": device.parse_vsock,
 }
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    name: getattr(sys.modules[parse.__module__], parse.__name__.replace("parse_", "format_"))
+    for name, parse in PARSERS.items()
+}
 _NAMES = sorted({key.name for schema in SCHEMAS.values() for key in schema.keys})
 _CHOICES = sorted({word for schema in SCHEMAS.values() for key in schema.keys for word in key.kind.choices})
 # Descriptors mean nothing to another process, so their numbers do not outlive JSON.
@@ -68,6 +74,7 @@ def check(data: bytes) -> Hashable:
         value = parse(text)
     except OptionError as error:
         return name, _check_refusal(error)
+    _check_written(name, value)
     return name, _check_json(name, value)
 
 
@@ -85,6 +92,15 @@ def _check_refusal(error: OptionError) -> Hashable:
     assert not isinstance(error, GrammarError), "nobody says which flag it was"
     key = re.search(r" for (\w+)$", chain[-1])
     return type(error).__name__, type(error.__cause__).__name__, key and key[1]
+
+
+def _check_written(name: str, value: Any) -> None:
+    if name == "memory":
+        written, zones = memory.format_memory(value)
+        again = memory.parse_memory(written, zones)
+    else:
+        again = PARSERS[name](_WRITERS[name](value))
+    assert again == value, f"{again} is what is written of {value}"
 
 
 def _check_json(name: str, value: Any) -> Hashable:
