@@ -21,6 +21,7 @@ from cloudvmm.client.reply import Reply, ReplyParser
 
 MAX_DESCRIPTORS: Final = 253  # of a request; the kernel passes no more in one message
 RECEIVE_BYTES: Final = 64 << 10
+MAX_IDLE: Final = 2  # kept connections: a server has room for ten, and others want some of these
 
 _ROOT: Final = "/api/v1/"
 _STALE: Final = (BrokenPipeError, ConnectionResetError)
@@ -99,7 +100,7 @@ def exchange(path: str, idle: list[socket.socket], request: Request) -> Steps:
                 continue
             raise _report(loss, path, request) from loss.reason
         finally:
-            if is_kept:
+            if is_kept and len(idle) < MAX_IDLE:
                 idle.append(connection)
             else:
                 connection.close()

@@ -1,7 +1,7 @@
 """Requests over a UNIX socket, by blocking. Knows HTTP and file descriptors, and no command.
 
-Connections are kept and used again. Any number of threads may call: each request under way has a connection
-to itself, so nobody waits for another's long command.
+Two connections at most are kept and used again. Any number of threads may call: each request under way has a
+connection to itself, so nobody waits for another's long command.
 """
 
 from __future__ import annotations

@@ -198,6 +198,25 @@ def test_long_command_does_not_hold_up_another_thread(path, transport):
     assert [reply.status for reply in replies] == [204]
 
 
+def test_few_connections_are_kept_after_many_at_once(path, transport):
+    together = threading.Barrier(3, timeout=10)
+
+    def script(talk: Talk):
+        talk.read_request()
+        together.wait()
+        talk.send(PONG)
+        assert talk.wait_closed()
+
+    with Peer(path, script, script, script) as peer:
+        threads = [threading.Thread(target=transport.request, args=("GET", "vmm.ping")) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        peer.wait_played()
+        transport.close()
+
+
 STREAM_HEAD = b"HTTP/1.1 200 \r\nConnection: close\r\nContent-Type: text/event-stream\r\n\r\n"
 
 
