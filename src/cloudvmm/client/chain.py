@@ -82,12 +82,19 @@ def _kind(text: str, command: str, outer: type[VmmError] | None) -> type[VmmErro
     own = _command_errors().get(command)
     if own is not None and text == _fixed_text(own):
         return own
-    if (kind := _by_text().get(text)) is not None:
-        return kind
+    if (kinds := _by_text().get(text)) is not None:
+        return _most_fitting(kinds, outer)
     for pattern, kind in _WITH_VALUES:
         if pattern.match(text):
             return kind
     return ValidationError if outer is api_error.ConfigValidation else VmmError
+
+
+def _most_fitting(kinds: Sequence[type[VmmError]], outer: type[VmmError] | None) -> type[VmmError]:
+    """Some texts belong to two errors, of the VM and of its migration; the latter has its like around it."""
+    is_migration = outer is not None and issubclass(outer, api_error.MigratableError)
+    fitting = (kind for kind in kinds if issubclass(kind, api_error.MigratableError) is is_migration)
+    return next(fitting, kinds[0])
 
 
 def _apply_code(kinds: list[type[VmmError]], texts: Sequence[str], code: str) -> None:
@@ -97,7 +104,7 @@ def _apply_code(kinds: list[type[VmmError]], texts: Sequence[str], code: str) ->
         return
     for place in reversed(range(len(kinds))):
         if not _OS_ERROR.search(texts[place]):
-            if kinds[place] in (VmmError, ValidationError):
+            if kinds[place] in (VmmError, ValidationError) or named in _by_text().get(texts[place], ()):
                 kinds[place] = named
             return
 
@@ -117,13 +124,14 @@ def _by_name() -> dict[str, type[VmmError]]:
 
 
 @functools.cache
-def _by_text() -> dict[str, type[VmmError]]:
+def _by_text() -> dict[str, list[type[VmmError]]]:
     """Only errors whose text is always the same, and no command's own: those stand first."""
-    return {
-        _fixed_text(kind): kind
-        for kind in _by_name().values()
-        if kind.__init__ is VmmError.__init__ and kind.__doc__ and not issubclass(kind, api_error.ApiError)
-    }
+    found: dict[str, list[type[VmmError]]] = {}
+    for kind in _by_name().values():
+        is_fixed = kind.__init__ is VmmError.__init__ and kind.__doc__
+        if is_fixed and not issubclass(kind, api_error.ApiError):
+            found.setdefault(_fixed_text(kind), []).append(kind)
+    return found
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from cloudvmm import api, client
+from cloudvmm.api.error import NoVmToMigrate
 from cloudvmm.client.chain import failure
 from cloudvmm.client.reply import Reply
 from cloudvmm.config.error import IdentifierNotUnique, ValidationError
@@ -34,6 +35,9 @@ REFERENCE = [
                        "Failed to pause migratable component",
                        "Invalid transition: InvalidStateTransition(Paused, Paused)"],
      [api.VmPauseError, api.VmPauseFailed, api.MigratablePause, api.InvalidTransition]),
+    ("vm.send-migration", 500, ["Error from API", "Error dispatching the migration worker",
+                                "Failed to send migratable component snapshot", "VM is not running"],
+     [api.VmSendMigrationError, api.MigratableSend, NoVmToMigrate]),
     ("vm.create", 500, ["Error from API", "The VM could not be created", "VM is already created"],
      [api.VmCreateError, api.VmAlreadyCreated]),
     ("vm.add-disk", 409, ["Error from API", "The disk could not be added to the VM",

@@ -15,7 +15,7 @@ from cloudvmm.config.net import InvalidMtu, NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.daemon.vmm import VmmEnded, VmmFailed
 from cloudvmm.engine.fake import Die, FakeEngine, Hang
-from cloudvmm.errors import VmmError
+from cloudvmm.errors import VmmError, error_code
 from support.argument import ARGUMENTS, arguments_of, method_name
 from support.leak import Holdings
 
@@ -58,7 +58,10 @@ def test_life_of_a_vm(vmm):
         vmm.vm_info()
 
 
-@pytest.mark.parametrize("request_type", api.COMMANDS, ids=repr)
+# vm.receive-migration waits for another VMM, which is not there.
+@pytest.mark.parametrize(
+    "request_type", [one for one in api.COMMANDS if one.name != "vm.receive-migration"], ids=repr
+)
 def test_each_method_answers_or_raises_what_the_client_does(vmm, request_type):
     method = getattr(vmm, method_name(request_type.name))
     try:
@@ -66,7 +69,7 @@ def test_each_method_answers_or_raises_what_the_client_does(vmm, request_type):
     except client.ServerError as error:
         assert error.command == request_type.name
         assert isinstance(error.__cause__, request_type.error)
-        assert error.code == type(error.find(api.VmError)).__name__
+        assert error.code == error_code(error.__cause__)
 
 
 def test_causes_are_the_vmms_own(vmm):
