@@ -16,7 +16,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, Final, TypeVar
 
 from cloudvmm.client.deadline import Deadline
-from cloudvmm.client.error import NoAnswer
+from cloudvmm.client.error import ConnectionFailed, NoAnswer
 from cloudvmm.client.exchange import (
     RECEIVE_BYTES,
     Step,
@@ -45,6 +45,16 @@ class UnixTransport:
         self.path = os.fspath(path)
         self.timeout_s = timeout_s
         self._idle: list[socket.socket] = []
+
+    def connect(self) -> None:
+        """Connect now, for the first request, and not with it.
+
+        :raises ConnectionFailed: there is no server.
+        """
+        try:
+            self._idle.append(connect(self.path, self._deadline(None)))
+        except OSError as error:
+            raise ConnectionFailed(self.path) from error
 
     def request(
         self,
