@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cloudvmm import __version__
+from cloudvmm.cli.standard_file import open_standard_files
 from cloudvmm.errors import VmmError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `cloudvmm` with `argv` (the process's own by default); return the exit status."""
-    _open_standard_files()
+    open_standard_files()
     # Inherited from whoever started us: a status that the kernel throws away could not be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     words = list(sys.argv[1:] if argv is None else argv)
@@ -41,22 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)
     return _run(words, program=_program())
-
-
-def _open_standard_files() -> None:
-    """Fill standard input, output and error where they are closed.
-
-    Else the next file opened would take their place, be it a socket or a disk, and get what is printed.
-    """
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number, which is this
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _program() -> str:

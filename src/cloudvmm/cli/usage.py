@@ -28,9 +28,9 @@ class UsageParser(argparse.ArgumentParser):
         try:
             args, extras = self.parse_known_args(list(words))
         except argparse.ArgumentError as error:
-            self.refuse(_clap_text(error))
+            self.refuse(clap_text(error))
         if extras:
-            self._refuse_unexpected(extras[0].split("=")[0])
+            self.refuse_unexpected(extras[0].split("=")[0])
         return args
 
     def refuse(self, message: str, *, tip: str | None = None, usage: str | None = None) -> NoReturn:
@@ -42,7 +42,8 @@ class UsageParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.refuse(message)
 
-    def _refuse_unexpected(self, word: str) -> NoReturn:
+    def refuse_unexpected(self, word: str) -> NoReturn:
+        """Say that `word` belongs nowhere, and exit."""
         from difflib import get_close_matches
 
         flags = [flag for action in self._actions for flag in action.option_strings if flag[:2] == "--"]
@@ -89,7 +90,8 @@ def shape_of(action: argparse.Action) -> str:
     return f"{flag} {shown}".strip() if action.nargs != 0 else flag
 
 
-def _clap_text(error: argparse.ArgumentError) -> str:
+def clap_text(error: argparse.ArgumentError) -> str:
+    """Return argparse's words as clap's."""
     if error.message.startswith(_SURPLUS_VALUE):
         value = error.message.removeprefix(_SURPLUS_VALUE).strip("'\"")
         return f"unexpected value '{value}' for '{error.argument_name}' found; no more were expected"
