@@ -1,4 +1,4 @@
-"""`cloudvmm completion bash|zsh|fish`: what a shell needs to complete our command lines.
+"""`cloudvmm completion bash|zsh|fish [cloudvmm-remote]`: what a shell needs to complete our command lines.
 
 shtab writes the scripts, from parsers. It knows nothing of option strings, so each flag that takes one has a
 shell function here that offers the keys and words which may come next; the candidates are from the schemas.
@@ -16,11 +16,12 @@ import shtab
 from cloudvmm.cli.flag import FLAGS, Arity
 from cloudvmm.cli.usage import UsageParser
 from cloudvmm.options.schema import Schema
-from cloudvmm.options.table import SCHEMAS
+from cloudvmm.options.table import OPERATIONS, SCHEMAS
 from cloudvmm.options.value import PATH
 
 SHELLS = ("bash", "zsh", "fish")
 
+_REMOTES = ("cloudvmm-remote", "ch-remote")
 _FILES = ("kernel", "firmware", "initramfs", "igvm", "log-file", "qemu")
 _FOLDERS = ("state-dir",)
 _SOCKETS = {"api-socket": ("path", "fd"), "event-monitor": ("path", "fd"), "gdb": ("path",)}
@@ -37,10 +38,18 @@ def run_completion(words: list[str], *, program: str) -> int:
     """Carry out `completion SHELL`: print the script for `program`, and return the exit status."""
     parser = UsageParser(prog=f"{program} completion", description="Print a shell's completion script.")
     parser.add_argument("shell", choices=SHELLS, metavar="SHELL", help="bash, zsh or fish")
+    parser.add_argument(
+        "of",
+        choices=(program, *_REMOTES),
+        nargs="?",
+        default=program,
+        metavar="PROGRAM",
+        help=f"{program} if not given, or {' or '.join(_REMOTES)}",
+    )
     parser.add_argument("-h", "--help", action="help", help="Print help")
-    shell = parser.parse_words(words).shell
-    server, option_words = _server_parser(program)
-    sys.stdout.write(script(server, shell, option_words))
+    args = parser.parse_words(words)
+    described = _remote_parser(args.of) if args.of in _REMOTES else _server_parser(args.of)
+    sys.stdout.write(script(described[0], args.shell, described[1]))
     return 0
 
 
@@ -103,6 +112,19 @@ def _server_parser(program: str) -> tuple[argparse.ArgumentParser, dict[argparse
     return parser, option_words
 
 
+def _remote_parser(program: str) -> tuple[argparse.ArgumentParser, dict[argparse.Action, Words]]:
+    from cloudvmm.cli.remote.parser import build_parser, option_string_arguments
+
+    parser = build_parser(program)
+    option_words = {
+        action: words_of(OPERATIONS.get(name) or SCHEMAS[name])
+        for action, name in option_string_arguments(parser).items()
+    }
+    for action in option_words:
+        action.nargs = "+"  # for bash, as above
+    return parser, option_words
+
+
 def _add_own_commands(parser: argparse.ArgumentParser) -> None:
     from cloudvmm.cli.guest import add_guest_parser
 
@@ -110,6 +132,7 @@ def _add_own_commands(parser: argparse.ArgumentParser) -> None:
     add_guest_parser(commands)
     completion = commands.add_parser("completion", help="print a shell's completion script")
     completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("of", choices=_REMOTES, nargs="?")
 
 
 def _name_of(program: str) -> str:
