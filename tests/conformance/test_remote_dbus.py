@@ -1,11 +1,11 @@
 """`cloudvmm-remote` on a private bus: the same sub-commands, shown as the reference's own shows them."""
 
 import pytest
-from support.bus import FAILED, OBJECT, SERVICE, PrivateBus
 
 from cloudvmm.api import VmActionPayload, VmInfoError, VmNotCreated, start_dbus_thread
 from cloudvmm.cli.remote.bus import ABSENT
 from cloudvmm.cli.remote.command import SUBCOMMANDS
+from support.bus import FAILED, OBJECT, SERVICE, PrivateBus
 from support.remote import Remote
 
 HEAD = "Error: ch-remote exited with the following chain of errors:\n"
