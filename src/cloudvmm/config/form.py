@@ -64,7 +64,7 @@ _printers: dict[type, type[msgspec.Struct]] = {}
 _encoder = msgspec.json.Encoder()
 # msgspec describes a struct type to itself on first use, and crashes where two threads are first at once: the
 # second one works with a description that is half written. So the first use of each is made under this lock.
-_first_use = threading.Lock()
+first_use = threading.Lock()
 
 
 def decode(raw: bytes, kind: type[T], warn: Warn = unheard) -> T:
@@ -127,7 +127,7 @@ def _decode(raw: bytes, kind: type[T]) -> T:
 def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
     decoder = _decoders.get(kind)
     if decoder is None:
-        with _first_use:
+        with first_use:
             decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
     return decoder
 
@@ -219,7 +219,7 @@ def _printer(kind: type[msgspec.Struct]) -> type[msgspec.Struct]:
     """Return the twin of `kind`, ready for any thread."""
     printer = _printers.get(kind)
     if printer is None:
-        with _first_use:
+        with first_use:
             printer = _twin(kind)
             msgspec.json.Decoder(printer)  # describes it and all that it holds
             _printers[kind] = printer

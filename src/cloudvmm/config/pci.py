@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class PciDevice(msgspec.Struct, kw_only=True):
-    """Members on the same JSON level as the device's own (reference: config.md section 6).
+    """Members that every PCI device has, on the same JSON level as its own.
 
     `id` is generated at boot or hot add where it is unset; `pci_device_id` is the slot wished for.
     """

@@ -65,7 +65,7 @@ def _default_debug_console() -> DebugConsoleConfig:
 
 
 class VmConfig(msgspec.Struct, kw_only=True):
-    """Reference: config.md section 2. Members not given have the defaults there."""
+    """Everything that a VM is. What is not given has its default."""
 
     cpus: CpusConfig = msgspec.field(default_factory=_default_cpus)
     memory: MemoryConfig = msgspec.field(default_factory=_default_memory)

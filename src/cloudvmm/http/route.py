@@ -41,6 +41,7 @@ from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import response
 
 ROOT: Final = "/api/v1/"
+DOCUMENT_PATH: Final = ROOT + "openapi.json"
 
 _DONE: Final = response(204)
 _DONE_WITH_200: Final = response(200)
@@ -98,7 +99,7 @@ def refuse(error: HttpError, log: Log, *, code: str = "") -> bytes:
 def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     route = ROUTES.get(request.path)
     if route is None:
-        raise NotFound
+        return _document(request)
     if request.method != route.method:
         return _wrong_method(route, request.method)
     if route.ignores_body:
@@ -112,6 +113,17 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     data = _decode(route.command.body, request.body, fds, exchange.log)
     taken = fds if place_descriptors(data, fds) else []
     return _success(route, exchange, exchange.call(route.command, data, taken))
+
+
+def _document(request: Request) -> bytes:
+    if request.path != DOCUMENT_PATH:
+        raise NotFound
+    if request.method != "GET":
+        raise BadRequest
+    # Worth importing only where someone reads it.
+    from cloudvmm.http.openapi import document_json
+
+    return response(200, document_json())
 
 
 def _wrong_method(route: Route, method: str) -> bytes:

@@ -1,0 +1,310 @@
+"""The API's document: OpenAPI 3.1, made from the table of commands and the types that they take and answer.
+
+Whatever the server can send is in it, also where Cloud Hypervisor's own document says otherwise. Members that
+start with `x-` say what OpenAPI cannot: bodies under `application/json` that are no JSON.
+
+Imported only where somebody asks for the document: a server that nobody asks does not pay for it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Final
+
+import msgspec
+
+from cloudvmm import __version__
+from cloudvmm.api import COMMANDS, STREAMS, ApiRequest, Stream, VmActionPayload, VmInfo, VmmPingResponse
+from cloudvmm.api.data import AddressRange, PciBarResource, PciDeviceInfo
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES
+from cloudvmm.http.sample import SAMPLES
+from cloudvmm.http.schema import REF, Schema, first_paragraph, sent_schemas, told_schemas
+
+ERROR_HEADER: Final = "X-Cloudvmm-Error"
+EMPTY_BODY: Final = "^$"
+REFUSAL_BODY: Final = r'^\{ "error": "[\s\S]*\nAll previous unanswered requests will be dropped\." \}$'
+
+_JSON: Final = "application/json"
+_TAGS: Final = {
+    "vmm": "The VMM itself",
+    "vm": "The VM's life",
+    "look": "What there is to see",
+    "size": "Sizes",
+    "device": "Devices",
+    "carry": "Snapshot, restore, coredump, migration",
+    "document": "This document",
+}
+_TAG_OF: Final = {
+    "vmm.ping": "vmm",
+    "vmm.shutdown": "vmm",
+    "vm.info": "look",
+    "vm.counters": "look",
+    "vm.events": "look",
+    "vm.resize": "size",
+    "vm.resize-disk": "size",
+    "vm.resize-zone": "size",
+    "vm.remove-device": "device",
+    "vm.snapshot": "carry",
+    "vm.restore": "carry",
+    "vm.coredump": "carry",
+    "vm.receive-migration": "carry",
+    "vm.send-migration": "carry",
+}
+# Statuses besides success, 400, 500 and 503, which every path can answer.
+_NOT_THERE: Final = ("vm.info", "vm.boot", "vm.reboot", "vm.resize", "vm.resize-disk", "vm.resize-zone",
+                     "vm.remove-device")  # fmt: skip
+_IN_CONFLICT: Final = ("vm.boot", "vm.reboot", "vm.restore")
+
+_INFO: Final = f"""\
+Cloud Hypervisor's REST API on a UNIX socket, as cloudvmm {__version__} serves it. Names that Cloud Hypervisor
+does not have are extensions.
+
+Any method but the one given here answers 400: with `["Bad Request"]`, or without a body (some paths do so
+for PATCH and DELETE). Any other path answers 404 `["Not Found"]`. A body may not be sent where none is
+described, except with `vmm.shutdown` and with GET, which ignore it. The status line has no reason phrase.
+Requests may carry file descriptors (SCM_RIGHTS)."""
+
+
+def document() -> Schema:
+    """Return the whole document as plain values."""
+    schemas = _schemas()
+    paths: Schema = {
+        f"/{command.name}": {ROUTES[ROOT + command.name].method.lower(): _operation(command)}
+        for command in COMMANDS
+    }
+    paths |= {f"/{stream.name}": {"get": _stream_operation(stream)} for stream in STREAMS}
+    paths["/" + DOCUMENT_PATH.removeprefix(ROOT)] = {"get": _own_operation()}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "cloudvmm",
+            "version": __version__,
+            "description": _INFO,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "paths": paths,
+        "components": {"schemas": schemas, "responses": _responses(), "headers": _headers()},
+    }
+
+
+@functools.cache
+def document_json() -> bytes:
+    """Return the document as it is served."""
+    return msgspec.json.encode(document())
+
+
+def tag_of(name: str) -> str:
+    """Return the name of the group that the command or stream `name` is described in."""
+    return _TAG_OF.get(name) or ("device" if name.startswith("vm.add-") else "vm")
+
+
+def python_name(name: str) -> str:
+    """Return the name of the function in `cloudvmm.api` for the command or stream `name`."""
+    return name.replace(".", "_").replace("-", "_")
+
+
+# Operations
+
+
+def _operation(command: type[ApiRequest]) -> Schema:
+    summary, _, rest = first_paragraph(command.__doc__).partition(". ")
+    operation: Schema = {
+        "operationId": python_name(command.name),
+        "tags": [tag_of(command.name)],
+        "summary": summary.rstrip("."),
+        "description": rest or summary,
+        "responses": _success(command) | _failures(command),
+    }
+    if command.body is not None:
+        operation["requestBody"] = {
+            "required": True,
+            "content": {_JSON: {"schema": _ref(command.body.__name__), "example": SAMPLES[command.name]}},
+        }
+    return operation
+
+
+def _success(command: type[ApiRequest]) -> Schema:
+    done = {"204": {"description": "Done"}}
+    match command.name, command.answer:
+        case "vmm.shutdown", _:
+            return {"200": {"description": "Done; the body is empty", "x-bodies": [EMPTY_BODY]}}
+        case "vm.counters", _:
+            return {"200": _answer("What each device has counted", _ref("VmCounters"))}
+        case _, answer if answer is VmInfo or answer is VmmPingResponse:
+            return {"200": _answer("The answer", _ref(answer.__name__))}
+        case _, answer if answer is VmActionPayload:
+            device = _answer("The device was added to the VM object", _ref("PciDeviceInfo"))
+            return {"200": device, "204": {"description": "The device was added to the stored configuration"}}
+        case _:
+            return done
+
+
+def _failures(command: type[ApiRequest]) -> Schema:
+    name = command.name
+    is_adding = name.startswith("vm.add-")
+    failures = {"400": _response("BadRequestOrNothing" if name == "vm.create" else "BadRequest")}
+    if is_adding or name in _NOT_THERE:
+        failures["404"] = _response("NotThere")
+    if is_adding or name in _IN_CONFLICT:
+        failures["409"] = _response("Conflict")
+    if name == "vm.resize":
+        failures["429"] = _response("Pending")
+    return failures | {"500": _response("Failed"), "503": _response("Full")}
+
+
+def _stream_operation(stream: type[Stream]) -> Schema:
+    return {
+        "operationId": python_name(stream.name),
+        "tags": [tag_of(stream.name)],
+        "summary": "Follow the events",
+        "description": first_paragraph(stream.__doc__),
+        "responses": {
+            "200": {
+                "description": "Server-sent events, until either side ends",
+                "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            },
+            "400": _response("BadRequest"),
+            "500": _response("Failed"),
+            "503": _response("Full"),
+        },
+    }
+
+
+def _own_operation() -> Schema:
+    return {
+        "operationId": "openapi_json",
+        "tags": ["document"],
+        "summary": "This document",
+        "description": "An extension.",
+        "responses": {
+            "200": _answer("The document", {"type": "object", "required": ["openapi", "paths"]}),
+            "400": _response("BadRequest"),
+            "500": _response("Failed"),
+            "503": _response("Full"),
+        },
+    }
+
+
+# Components
+
+
+def _responses() -> Schema:
+    refused = (
+        "Not HTTP, or not the method or the body that is asked for, or a configuration that breaks a rule. "
+        "What the HTTP grammar refuses has a body that is not JSON"
+    )
+    return {
+        "BadRequest": _error(refused, bodies=[REFUSAL_BODY]),
+        "BadRequestOrNothing": _error(
+            refused + "; without a request body the answer has none", bodies=[REFUSAL_BODY, EMPTY_BODY]
+        ),
+        "NotThere": _error("There is no VM, or no such device"),
+        "Conflict": _error("An identifier or a device's path is there already"),
+        "Pending": _error("The guest has not let go yet of the vCPUs that were to be removed"),
+        "Failed": _error("The command failed; also what the state of the VM does not allow"),
+        "Full": {
+            "description": "Too many open connections; without a Content-Type, and the connection ends",
+            "content": {"*/*": {"schema": _ref("TooManyConnections")}},
+        },
+        "WrongMethod": _error(
+            "The path has another method; no body for PATCH and DELETE", bodies=[REFUSAL_BODY, EMPTY_BODY]
+        ),
+        "NoSuchPath": _error("There is no such path"),
+    }
+
+
+def _error(description: str, *, bodies: list[str] | None = None) -> Schema:
+    error = _answer(description, _ref("ErrorChain"))
+    error["headers"] = {ERROR_HEADER: {"$ref": f"#/components/headers/{ERROR_HEADER}"}}
+    if bodies is not None:
+        error["x-bodies"] = bodies
+    return error
+
+
+def _headers() -> Schema:
+    return {
+        ERROR_HEADER: {
+            "description": "The stable code of the error: the innermost of the chain that has one",
+            "schema": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9]*$"},
+        }
+    }
+
+
+def _schemas() -> dict[str, Schema]:
+    sent = sent_schemas(command.body for command in COMMANDS if command.body is not None)
+    kinds = (VmConfig, VmmPingResponse, PciDeviceInfo, PciBarResource, AddressRange)
+    told = told_schemas(kinds, sent=sent)
+    return sent | told | _handwritten()
+
+
+def _handwritten() -> dict[str, Schema]:
+    """Return what msgspec cannot describe: maps, and values of several kinds without a tag."""
+    resource = [_ref("PciBarResource"), _ref("AddressRange"), {"type": "integer"}, {"type": "string"}]
+    return {
+        "VmState": {"enum": ["Created", "Running", "Shutdown", "Paused", "BreakPoint"]},
+        "VmInfo": _object(
+            "The VM as it is now",
+            {
+                "config": _ref("VmConfigTold"),
+                "state": _ref("VmState"),
+                "memory_actual_size": {"type": "integer", "minimum": 0, "description": "Bytes"},
+                "device_tree": {
+                    "type": "object",
+                    "additionalProperties": _ref("DeviceNode"),
+                    "description": "While a VM object exists",
+                },
+            },
+            optional=("device_tree",),
+        ),
+        "DeviceNode": _object(
+            "A device and what it occupies",
+            {
+                "id": {"type": "string"},
+                "resources": {
+                    "type": "array",
+                    "items": {"type": "object", "additionalProperties": {"anyOf": resource}},
+                },
+                "parent": {"type": "string"},
+                "children": {"type": "array", "items": {"type": "string"}},
+                "pci_bdf": {"type": "string"},
+            },
+            optional=("parent", "pci_bdf"),
+        ),
+        "VmCounters": {
+            "description": "By device, then by the counter's name",
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": {"type": "integer", "minimum": 0},
+            },
+        },
+        "ErrorChain": {
+            "description": "Sentences, from the outermost error to its root cause",
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "examples": [["Error from API", "The VM could not be paused", "VM is not running"]],
+        },
+        "TooManyConnections": _object("", {"error": {"const": "Too many open connections"}}),
+    }
+
+
+def _object(description: str, properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
+    required = [name for name in properties if name not in optional]
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"description": description} | schema if description else schema
+
+
+def _answer(description: str, schema: Schema) -> Schema:
+    return {"description": description, "content": {_JSON: {"schema": schema}}}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": REF + name}
+
+
+def _response(name: str) -> Schema:
+    return {"$ref": f"#/components/responses/{name}"}
