@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from support.rest import PONG
+from support.traffic import Answer, check_curl
 
 if shutil.which("curl") is None:
     pytest.skip("curl is missing (apt install curl)", allow_module_level=True)
@@ -20,14 +21,19 @@ CREATE = """{
 
 
 def curl(socket_path, *arguments):
-    """Return what curl prints, and the status code behind it."""
-    call = ["curl", "--silent", "--show-error", "--max-time", "10", "--write-out", "\n%{http_code}"]
+    """Return what curl prints, and the status code behind it; a single call is held against the document."""
+    form = "\n%{http_code} %{content_type}"
+    call = ["curl", "--silent", "--show-error", "--max-time", "10", "--write-out", form]
     done = subprocess.run(
         [*call, "--unix-socket", socket_path, *arguments], capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0, done.stderr
-    body, _, status = done.stdout.rpartition("\n")
-    return body, int(status)
+    printed, _, words = done.stdout.rpartition("\n")
+    status, content_type = words.split(" ", 1)
+    if sum(argument.startswith("http:") for argument in arguments) == 1:
+        body = printed.partition("\n\n")[2] if "-i" in arguments else printed
+        check_curl(arguments, Answer(int(status), content_type or None, None, body.encode()))
+    return printed, int(status)
 
 
 def test_create(server, vmm, socket_path):

@@ -8,6 +8,7 @@ itself, as a cloud image does.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 
 from support.booted import READY_WORDS, Booted, copy_root_disk, default_guest, serving
 from support.namespace import ip, network_namespace, ping
+from support.traffic import Answer, check_curl
 from support.wait import wait_until
 
 pytestmark = [
@@ -84,9 +86,12 @@ class Guide:
         """Run a call by bash; return all that curl printed: the response's head and body."""
         for path, ours in self._paths.items():
             script = script.replace(path, ours)
-        return subprocess.run(
+        printed = subprocess.run(
             ["bash", "-ec", script], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
         ).stdout
+        head, _, body = printed.partition(b"\r\n\r\n")
+        check_curl(shlex.split(script), Answer.of(head, body))
+        return printed
 
     def info(self) -> dict[str, Any]:
         head, _, body = self.run(INFO).partition(b"\r\n\r\n")

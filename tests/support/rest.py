@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,7 @@ from cloudvmm.api import (
     api_channel,
 )
 from cloudvmm.config.vm import VmConfig
+from support.traffic import Traffic
 
 TIMEOUT_S = 10.0
 PONG = VmmPingResponse(build_version="v54.0.0", version="54.0.0", pid=7, features=["io_uring", "kvm"])
@@ -40,6 +42,8 @@ def plain_answer(command: type[ApiRequest]) -> Answer:
         return PONG
     if command.answer is VmInfo:
         return VmInfo(config=VmConfig(), state=VmState.CREATED, memory_actual_size=512 << 20)
+    if command.name == "vm.counters":
+        return VmActionPayload(b'{"_disk0":{"read_bytes":512}}')
     if command.answer is VmActionPayload:
         return VmActionPayload(b'{"id":"_disk0","bdf":"0000:00:01.0"}')
     return Empty()
@@ -128,9 +132,15 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class RestClient:
-    """One connection. Every wait is bounded by `timeout_s`."""
+    """One connection. Every wait is bounded by `timeout_s`.
 
-    def __init__(self, path: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    What goes over it must be in the API's document, unless `is_documented` says that a test makes the server
+    answer nonsense. `answered_at` is when the last response was complete.
+    """
+
+    def __init__(self, path: str, *, timeout_s: float = TIMEOUT_S, is_documented: bool = True) -> None:
+        self.answered_at = 0.0
+        self._traffic = Traffic() if is_documented else None
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout_s)
         try:
@@ -141,6 +151,8 @@ class RestClient:
         self._left = b""
 
     def send(self, raw: bytes, fds: list[int] | None = None) -> None:
+        if self._traffic is not None:
+            self._traffic.sent(raw)
         if not fds:
             self.socket.sendall(raw)
             return
@@ -162,6 +174,9 @@ class RestClient:
             self._read()
             rest = self._left[len(head) + 4 :]
         self._left = rest[length:]
+        self.answered_at = time.monotonic()
+        if self._traffic is not None:
+            self._traffic.answered(head, rest[:length])
         return Reply(head + b"\r\n\r\n" + rest[:length], int(head[9:12]), rest[:length])
 
     def ask(self, method: str, name: str, body: Any = None, fds: list[int] | None = None) -> Reply:

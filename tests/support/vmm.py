@@ -63,7 +63,7 @@ class Vmm:
             self.close()
             raise
         if self._on_answer is not None:
-            self._on_answer(command, time.monotonic() - started)
+            self._on_answer(command, self._client.answered_at - started)
         return reply
 
     def connect(self) -> RestClient:
