@@ -26,30 +26,30 @@ EMPTY_BODY: Final = "^$"
 REFUSAL_BODY: Final = r'^\{ "error": "[\s\S]*\nAll previous unanswered requests will be dropped\." \}$'
 
 _JSON: Final = "application/json"
-_TAGS: Final = {
+TAGS: Final = {
     "vmm": "The VMM itself",
-    "vm": "The VM's life",
-    "look": "What there is to see",
-    "size": "Sizes",
-    "device": "Devices",
-    "carry": "Snapshot, restore, coredump, migration",
+    "life": "The life of a VM",
+    "information": "What there is to know",
+    "sizes": "Sizes",
+    "devices": "Devices",
+    "state": "Snapshot, restore, coredump, migration",
     "document": "This document",
 }
 _TAG_OF: Final = {
     "vmm.ping": "vmm",
     "vmm.shutdown": "vmm",
-    "vm.info": "look",
-    "vm.counters": "look",
-    "vm.events": "look",
-    "vm.resize": "size",
-    "vm.resize-disk": "size",
-    "vm.resize-zone": "size",
-    "vm.remove-device": "device",
-    "vm.snapshot": "carry",
-    "vm.restore": "carry",
-    "vm.coredump": "carry",
-    "vm.receive-migration": "carry",
-    "vm.send-migration": "carry",
+    "vm.info": "information",
+    "vm.counters": "information",
+    "vm.events": "information",
+    "vm.resize": "sizes",
+    "vm.resize-disk": "sizes",
+    "vm.resize-zone": "sizes",
+    "vm.remove-device": "devices",
+    "vm.snapshot": "state",
+    "vm.restore": "state",
+    "vm.coredump": "state",
+    "vm.receive-migration": "state",
+    "vm.send-migration": "state",
 }
 # Statuses besides success, 400, 500 and 503, which every path can answer.
 _NOT_THERE: Final = ("vm.info", "vm.boot", "vm.reboot", "vm.resize", "vm.resize-disk", "vm.resize-zone",
@@ -84,7 +84,7 @@ def document() -> Schema:
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
-        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {"schemas": schemas, "responses": _responses(), "headers": _headers()},
     }
@@ -98,7 +98,7 @@ def document_json() -> bytes:
 
 def tag_of(name: str) -> str:
     """Return the name of the group that the command or stream `name` is described in."""
-    return _TAG_OF.get(name) or ("device" if name.startswith("vm.add-") else "vm")
+    return _TAG_OF.get(name) or ("devices" if name.startswith("vm.add-") else "life")
 
 
 def python_name(name: str) -> str:

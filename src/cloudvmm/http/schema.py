@@ -51,6 +51,15 @@ _OLD_MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "uuid": _OLD_TEXT | {"description": "Old name of `system_uuid`"},
     },
 }
+# An old name and its successor together are refused.
+_EITHER_NAME: Final[dict[type, Schema]] = {
+    PlatformConfig: {
+        "allOf": [
+            {"not": {"required": ["serial_number", "system_serial_number"]}},
+            {"not": {"required": ["uuid", "system_uuid"]}},
+        ]
+    }
+}
 _TOLD_WITH_NULLS: Final = (RateLimiterConfig, TokenBucketConfig)
 
 
@@ -143,6 +152,7 @@ def _complete(schema: Schema, kind: type[msgspec.Struct]) -> None:
         if phrase := _phrase(kind, field.name):
             member["description"] = phrase
     schema["properties"].update(_OLD_MEMBERS.get(kind, {}))
+    schema.update(_EITHER_NAME.get(kind, {}))
 
 
 def _add_form(member: Schema, wanted: Schema | None) -> None:
@@ -161,6 +171,7 @@ def _phrase(kind: type[msgspec.Struct], member: str) -> str | None:
 def _keep_what_is_told(schema: Schema, kind: type[msgspec.Struct]) -> None:
     for old in _OLD_MEMBERS.get(kind, {}):
         del schema["properties"][old]
+    schema.pop("allOf", None)
     required = []
     for field in struct_fields(kind):
         member = schema["properties"][field.encode_name]
