@@ -60,6 +60,9 @@ _INFO: Final = f"""\
 Cloud Hypervisor's REST API on a UNIX socket, as cloudvmm {__version__} serves it. Names that Cloud Hypervisor
 does not have are extensions.
 
+Where a description says N, C or A: there is no VM (N), there is a stored configuration alone (C), there is a
+VM object, from `vm.boot` on (A).
+
 Any method but the one given here answers 400: with `["Bad Request"]`, or without a body (some paths do so
 for PATCH and DELETE). Any other path answers 404 `["Not Found"]`. A body may not be sent where none is
 described, except with `vmm.shutdown` and with GET, which ignore it. The status line has no reason phrase.

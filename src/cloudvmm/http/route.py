@@ -119,7 +119,7 @@ def _document(request: Request) -> bytes:
     if request.path != DOCUMENT_PATH:
         raise NotFound
     if request.method != "GET":
-        raise BadRequest
+        raise WrongMethod
     # Worth importing only where someone reads it.
     from cloudvmm.http.openapi import document_json
 

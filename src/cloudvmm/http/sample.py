@@ -10,7 +10,7 @@ from typing import Any, Final
 SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "vm.create": {
         "cpus": {"boot_vcpus": 1, "max_vcpus": 2},
-        "memory": {"size": 268435456, "hotplug_size": 268435456},
+        "memory": {"size": 268435456, "hotplug_size": 268435456, "shared": True},
         "payload": {"kernel": "/tmp/vmlinux", "cmdline": "console=hvc0"},
         "console": {"mode": "Off"},
         "disks": [{"id": "root", "path": "/tmp/root.raw", "image_type": "Raw"}],
