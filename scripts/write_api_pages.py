@@ -162,9 +162,7 @@ def _type_words(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Annotated:
         meta = get_args(annotation)[1]
-        return {0xFF: "u8", 0xFFFF: "u16", 0xFFFF_FFFF: "u32"}.get(meta.le, "u64") + (
-            ", not 0" if meta.ge == 1 else ""
-        )
+        return _NUMBERS.get((meta.ge, meta.le)) or f"{_NUMBERS[0, meta.le]}, not 0"
     if origin in (Union, types.UnionType):
         return " or ".join(_type_words(one) for one in get_args(annotation) if one is not type(None))
     if origin is list:
@@ -220,6 +218,13 @@ def _walk(base: type) -> set[Any]:
 
 _COMMANDS: dict[str, type[ApiRequest]] = {command.name: command for command in COMMANDS}
 _DOCUMENT = openapi.document()
+_NUMBERS = {
+    (0, 0xFF): "u8",
+    (0, 0xFFFF): "u16",
+    (0, 0xFFFF_FFFF): "u32",
+    (0, None): "u64",
+    (-0x8000_0000, 0x7FFF_FFFF): "i32",
+}
 _TYPES_PAGE = "TYPES"
 
 

@@ -5,6 +5,7 @@ import subprocess
 
 import pytest
 
+from cloudvmm.wire.response import ERROR_HEADER
 from support.rest import PONG
 from support.traffic import Answer, check_curl
 
@@ -22,17 +23,17 @@ CREATE = """{
 
 def curl(socket_path, *arguments):
     """Return what curl prints, and the status code behind it; a single call is held against the document."""
-    form = "\n%{http_code} %{content_type}"
+    form = f"\n%{{http_code}} %header{{{ERROR_HEADER}}} %{{content_type}}"
     call = ["curl", "--silent", "--show-error", "--max-time", "10", "--write-out", form]
     done = subprocess.run(
         [*call, "--unix-socket", socket_path, *arguments], capture_output=True, text=True, timeout=20
     )
     assert done.returncode == 0, done.stderr
     printed, _, words = done.stdout.rpartition("\n")
-    status, content_type = words.split(" ", 1)
+    status, code, content_type = words.split(" ", 2)
     if sum(argument.startswith("http:") for argument in arguments) == 1:
         body = printed.partition("\n\n")[2] if "-i" in arguments else printed
-        check_curl(arguments, Answer(int(status), content_type or None, None, body.encode()))
+        check_curl(arguments, Answer(int(status), content_type or None, code or None, body.encode()))
     return printed, int(status)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from cloudvmm import api
 from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique, InvalidIdentifier
+from cloudvmm.http.sample import SAMPLES
 from support.rest import RestClient
 
 
@@ -179,8 +180,9 @@ CASES = [
     ],
 )
 def test_code_is_the_innermost_error_of_ours(client, vmm, error, code):
-    vmm.answer("vm.nmi", error)
-    assert client.ask("PUT", "vm.nmi").code == code
+    name = next(command.name for command in api.COMMANDS if command.error is type(error))
+    vmm.answer(name, error)
+    assert client.ask("PUT", name, SAMPLES.get(name)).code == code
 
 
 def test_success_has_no_code(client):

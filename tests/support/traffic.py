@@ -18,8 +18,9 @@ from typing import Any
 
 import jsonschema_rs
 
-from cloudvmm.http.openapi import ERROR_HEADER, document
+from cloudvmm.http.openapi import document
 from cloudvmm.wire.http import Refusal, Request, RequestParser
+from cloudvmm.wire.response import ERROR_HEADER
 
 PREFIX = "/api/v1"
 URL = "http://localhost"
@@ -120,7 +121,7 @@ def _fault_of_exchange(
     body: bytes,
 ) -> str | None:
     answer = Answer(status, content_type, code, body)
-    operations = _document()["paths"].get(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
+    operations = _operations(path.removeprefix(PREFIX)) if path.startswith(PREFIX) else None
     if operations is None:
         return _fault_of_kind("NoSuchPath", 404, answer)
     operation = operations.get(method.lower())
@@ -134,6 +135,15 @@ def _fault_of_exchange(
     )
 
 
+def _operations(path: str) -> dict[str, Any] | None:
+    """Return what the document has for `path`; a query counts as such only where it has one."""
+    name, has_query, _ = path.partition("?")
+    operations: dict[str, Any] | None = _document()["paths"].get(name)
+    if has_query and not any(one.get("parameters") for one in (operations or {}).values()):
+        return None
+    return operations
+
+
 def _fault_of_kind(name: str, status: int, answer: Answer) -> str | None:
     if answer.status != status:
         return f"not {status}, which {name} is"
@@ -142,8 +152,8 @@ def _fault_of_kind(name: str, status: int, answer: Answer) -> str | None:
 
 def _fault_of_answer(described: dict[str, Any], answer: Answer) -> str | None:
     content = described.get("content", {})
-    code_schema = described.get("headers", {}).get(ERROR_HEADER)
-    if answer.code is not None and (code_schema is None or not _is_code(answer.code)):
+    has_code = ERROR_HEADER in described.get("headers", {})
+    if has_code != (answer.code is not None) or (answer.code is not None and not _is_code(answer.code)):
         return f"not a code that belongs here: {answer.code}"
     if any(re.search(form, answer.body.decode(errors="replace")) for form in described.get("x-bodies", ())):
         return None

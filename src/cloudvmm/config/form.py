@@ -43,7 +43,7 @@ T = TypeVar("T")
 INVALID_FD = -1
 """Stands for a descriptor that a saved configuration once had and that must be replaced."""
 
-_PRINTED_WITH_NULLS = (
+PRINTED_WITH_NULLS = (
     RateLimiterConfig,
     TokenBucketConfig,
     RestoreConfig,
@@ -103,7 +103,7 @@ def encode(value: msgspec.Struct) -> bytes:
 
     Descriptors are printed with their numbers in this process.
     """
-    if isinstance(value, _PRINTED_WITH_NULLS):
+    if isinstance(value, PRINTED_WITH_NULLS):
         return _encoder.encode(value)
     return _encoder.encode(msgspec.convert(value, _printer(type(value)), from_attributes=True))
 
@@ -249,12 +249,12 @@ def _twin_field(
     annotation = _twin_annotation(field.type)
     if field.default is None:
         return field.name, annotation, None
-    if _is_left_out_when_false(kind, field.name):
+    if is_left_out_when_false(kind, field.name):
         return field.name, annotation, False
     return field.name, annotation
 
 
-def _is_left_out_when_false(kind: type[msgspec.Struct], name: str) -> bool:
+def is_left_out_when_false(kind: type[msgspec.Struct], name: str) -> bool:
     return (name == "iommu" and issubclass(kind, PciDevice)) or name in _OF_SPECIAL_BUILDS.get(kind, ())
 
 
@@ -272,5 +272,5 @@ def _twin_annotation(annotation: Any) -> Any:
         twin = _twin_annotation(member)
         return Any if twin is Any else origin[(*keys, twin)]
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
-        return Any if issubclass(annotation, _PRINTED_WITH_NULLS) else _twin(annotation)
+        return Any if issubclass(annotation, PRINTED_WITH_NULLS) else _twin(annotation)
     return annotation if annotation is type(None) else Any

@@ -255,6 +255,8 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "system_family": "SMBIOS: family",
         "system_sku_number": "SMBIOS: stock keeping unit",
         "chassis_asset_tag": "SMBIOS: asset tag",
+        "tdx": "A confidential guest by Intel TDX",
+        "sev_snp": "A confidential guest by AMD SEV-SNP",
         "iommufd": "VFIO by iommufd",
         "iommufd_fd": _FD,
         "vfio_p2p_dma": "VFIO devices may copy between each other",

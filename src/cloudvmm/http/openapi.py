@@ -20,8 +20,8 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES
 from cloudvmm.http.sample import SAMPLES
 from cloudvmm.http.schema import REF, Schema, first_paragraph, sent_schemas, told_schemas
+from cloudvmm.wire.response import ERROR_HEADER
 
-ERROR_HEADER: Final = "X-Cloudvmm-Error"
 EMPTY_BODY: Final = "^$"
 REFUSAL_BODY: Final = r'^\{ "error": "[\s\S]*\nAll previous unanswered requests will be dropped\." \}$'
 
@@ -159,11 +159,26 @@ def _failures(command: type[ApiRequest]) -> Schema:
 
 
 def _stream_operation(stream: type[Stream]) -> Schema:
+    number = {"type": "integer", "minimum": 0, "maximum": 2**64 - 1}
     return {
         "operationId": python_name(stream.name),
         "tags": [tag_of(stream.name)],
         "summary": "Follow the events",
         "description": first_paragraph(stream.__doc__),
+        "parameters": [
+            {
+                "name": "from",
+                "in": "query",
+                "description": "Begin with the event of this number, as far as it is kept",
+                "schema": number,
+            },
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "description": "Begin behind the event of this number; wins over `from`",
+                "schema": number,
+            },
+        ],
         "responses": {
             "200": {
                 "description": "Server-sent events, until either side ends",
@@ -171,7 +186,7 @@ def _stream_operation(stream: type[Stream]) -> Schema:
             },
             "400": _response("BadRequest"),
             "500": _response("Failed"),
-            "503": _response("Full"),
+            "503": _response("FullOrTooManyStreams"),
         },
     }
 
@@ -210,7 +225,16 @@ def _responses() -> Schema:
         "Failed": _error("The command failed; also what the state of the VM does not allow"),
         "Full": {
             "description": "Too many open connections; without a Content-Type, and the connection ends",
+            "headers": _error_headers(),
             "content": {"*/*": {"schema": _ref("TooManyConnections")}},
+        },
+        "FullOrTooManyStreams": {
+            "description": "Too many open connections, as everywhere; or too many streams",
+            "headers": _error_headers(),
+            "content": {
+                "*/*": {"schema": _ref("TooManyConnections")},
+                _JSON: {"schema": _ref("ErrorChain")},
+            },
         },
         "WrongMethod": _error(
             "The path has another method; no body for PATCH and DELETE", bodies=[REFUSAL_BODY, EMPTY_BODY]
@@ -221,15 +245,20 @@ def _responses() -> Schema:
 
 def _error(description: str, *, bodies: list[str] | None = None) -> Schema:
     error = _answer(description, _ref("ErrorChain"))
-    error["headers"] = {ERROR_HEADER: {"$ref": f"#/components/headers/{ERROR_HEADER}"}}
+    error["headers"] = _error_headers()
     if bodies is not None:
         error["x-bodies"] = bodies
     return error
 
 
+def _error_headers() -> Schema:
+    return {ERROR_HEADER: {"$ref": f"#/components/headers/{ERROR_HEADER}"}}
+
+
 def _headers() -> Schema:
     return {
         ERROR_HEADER: {
+            "required": True,
             "description": "The stable code of the error: the innermost of the chain that has one",
             "schema": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9]*$"},
         }

@@ -15,9 +15,7 @@ import msgspec
 from cloudvmm.config import form
 from cloudvmm.config.meaning import meaning_of
 from cloudvmm.config.net import NetConfig
-from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.platform import PlatformConfig
-from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
 
 Schema = dict[str, Any]
@@ -45,6 +43,7 @@ _OLD_MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "kernel": {"deprecated": True, "description": 'Form of 2022: `{"path": ...}`'},
         "initramfs": {"deprecated": True, "description": 'Form of 2022: `{"path": ...}`'},
         "cmdline": {"deprecated": True, "description": 'Form of 2022: `{"args": ...}`'},
+        "tdx": {"deprecated": True, "description": 'Form of 2022: `{"firmware": ...}`'},
     },
     PlatformConfig: {
         "serial_number": _OLD_TEXT | {"description": "Old name of `system_serial_number`"},
@@ -60,7 +59,6 @@ _EITHER_NAME: Final[dict[type, Schema]] = {
         ]
     }
 }
-_TOLD_WITH_NULLS: Final = (RateLimiterConfig, TokenBucketConfig)
 
 
 def sent_schemas(kinds: Iterable[type]) -> dict[str, Schema]:
@@ -184,11 +182,9 @@ def _keep_what_is_told(schema: Schema, kind: type[msgspec.Struct]) -> None:
 
 
 def _is_always_told(field: msgspec.structs.FieldInfo, kind: type[msgspec.Struct]) -> bool:
-    if kind in _TOLD_WITH_NULLS:
+    if kind in form.PRINTED_WITH_NULLS:
         return True
-    if field.name == "iommu" and issubclass(kind, PciDevice):
-        return False
-    return field.default is not None and (kind, field.name) != (VmConfig, "gdb")
+    return field.default is not None and not form.is_left_out_when_false(kind, field.name)
 
 
 def _drop_null(member: Schema) -> None:

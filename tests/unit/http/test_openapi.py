@@ -204,7 +204,11 @@ def test_integers_have_both_ends():
                 walk(one)
 
     walk({name: SCHEMAS[name] for name in structs()})
-    assert all(one["maximum"] in (0xFF, 0xFFFF, 0xFFFF_FFFF, 2**64 - 1) for one in integers)
+    ends = {(one["minimum"], one["maximum"]) for one in integers}
+    assert ends - {(1, 2**64 - 1), (1, 2**32 - 1)} == {
+        (-(2**31), 2**31 - 1),
+        *((0, 2**bits - 1) for bits in (8, 16, 32, 64)),
+    }
 
 
 def test_every_path_can_answer_that_there_are_too_many_connections_and_that_it_failed():
