@@ -29,6 +29,7 @@ _KERNEL = "echo 'not really a kernel' >/tmp/vmlinux\ntruncate -s 64M /tmp/root.r
 _CREATED = ("vm.create",)
 _BOOTED = ("vm.create", "vm.boot")
 _PAUSED = ("vm.create", "vm.boot", "vm.pause")
+_FOLDER = "mkdir /tmp/snapshot"
 PREPARED: dict[str, tuple[str, ...]] = {
     "information": _BOOTED,
     "sizes": _BOOTED,
@@ -46,10 +47,7 @@ ORDER: dict[str, tuple[str, ...]] = {
 }
 # Commands that an example needs right before its own.
 BEFORE: dict[str, tuple[str, ...]] = {"vm.restore": ("vm.delete",)}
-SHELL_BEFORE: dict[str, str] = {"vm.snapshot": "mkdir /tmp/snapshot"}
 NOT_RUN: dict[str, str] = {
-    "vm.resize": "this release changes sizes before `vm.boot` only",
-    "vm.resize-disk": "this release cannot do it",
     "vm.resize-zone": "needs a VM with memory zones",
     "vm.snapshot": "this release cannot do it",
     "vm.restore": "this release cannot do it",
@@ -93,6 +91,8 @@ def preparation(tag: str) -> str:
     prepared = PREPARED.get(tag, ())
     if prepared or tag == "life":
         lines += [_KERNEL, f"cat >/tmp/vm.json <<'end'\n{_pretty(SAMPLES['vm.create'])}\nend"]
+    if tag == "state":
+        lines.append(_FOLDER)
     lines += [curl(name, data="@/tmp/vm.json" if name == "vm.create" else None) for name in prepared]
     return f"{words}\n{fence('sh', *lines)}"
 
@@ -102,14 +102,13 @@ def examples(name: str) -> Iterator[str]:
     if name in NOT_RUN:
         yield not_run(NOT_RUN[name])
     before = BEFORE.get(name, ())
-    shell = [SHELL_BEFORE[name]] if name in SHELL_BEFORE else []
-    yield fence("sh", *shell, *(curl(one) for one in before), curl(name, data=_data(name)))
+    yield fence("sh", *(curl(one) for one in before), curl(name, data=_data(name)))
     if name in NOT_RUN:
         yield not_run(NOT_RUN[name])
     yield fence("python", _python(name, before))
     if name in NOT_RUN:
         yield not_run(NOT_RUN[name])
-    yield fence("sh", *shell, *(_remote(one) for one in before), _remote(name))
+    yield fence("sh", *(_remote(one) for one in before), _remote(name))
 
 
 def not_run(reason: str) -> str:

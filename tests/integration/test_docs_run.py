@@ -19,7 +19,7 @@ LEFT_OUT = {
     "docs/how-to/kernel.md": ["it names a disk that you have"],
     "docs/quickstart.md": ["it installs packages, and is run by itself"],
 }
-NEEDED = {"python": "cloudvmm.client", "remote": "cloudvmm.cli.remote"}
+NEEDED = {"python": "cloudvmm.client.client", "remote": "cloudvmm.cli.remote"}
 
 
 def needs_guest(name):

@@ -6,6 +6,7 @@ Each `sh` and `python` block is run, unless the line above it says `Not run by t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -53,12 +54,16 @@ def blocks_in(text: str) -> list[Block]:
 
 
 def script_of(blocks: list[Block]) -> str:
-    """Return one shell script that does what the blocks say, one after the other, and stops at a failure."""
-    return "\n".join(
-        block.text if block.language == "sh" else f"python3 - <<'{_HERE}'\n{block.text}{_HERE}\n"
-        for block in blocks
-        if block.language in LANGUAGES and block.reason is None
-    )
+    """Return one shell script that does what the blocks say, one after the other, and stops at a failure.
+
+    Python blocks with no shell between them are one program, as they are for who types them.
+    """
+    run = [block for block in blocks if block.language in LANGUAGES and block.reason is None]
+    parts = []
+    for language, same in itertools.groupby(run, key=lambda block: block.language):
+        text = "\n".join(block.text for block in same)
+        parts.append(text if language == "sh" else f"python3 - <<'{_HERE}'\n{text}{_HERE}\n")
+    return "\n".join(parts)
 
 
 def run_script(script: str, folder: Path) -> str:

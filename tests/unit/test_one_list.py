@@ -34,10 +34,10 @@ NOT_ON_DBUS = {"vm.nmi", "vm.resize-disk"}
 NOT_AN_ACTION = {"vmm.ping", "vmm.shutdown", "vm.info", "vm.create"}
 PLACES = {
     "dbus": "cloudvmm.dbus",
-    "client": "cloudvmm.client",
-    "async client": "cloudvmm.client",
+    "client": "cloudvmm.client.client",
+    "async client": "cloudvmm.client.client",
     "Vmm": "cloudvmm.daemon.vmm",
-    "table of the client": "cloudvmm.client",
+    "table of the client": "cloudvmm.client.client",
     "remote": "cloudvmm.cli.remote",
 }
 
