@@ -69,11 +69,18 @@ def http(live):
 )
 def test_operation_keeps_to_the_document(case, state, live, http):
     live.reach(state)
-    case.body = harmless(case.body)
+    case.body = answerable(harmless(case.body))
     response = case.call(base_url=BASE_URL, session=http)
     excluded = [*EXCLUDED, *(EXCLUDED_FOR_EMPTY if response.content == b"" else ())]
     case.validate_response(response, excluded_checks=CHECKS.get_by_names(excluded))
     assert is_decoded(case, response), f"The document allows what does not decode: {response.text}"
+
+
+def answerable(body):
+    """Return `body` without an address to listen at: who waits for a sender that never comes is silent."""
+    if not isinstance(body, dict) or not isinstance(body.get("receiver_url"), str):
+        return body
+    return body | {"receiver_url": re.sub("^(unix|tcp):", "", body["receiver_url"])}
 
 
 def is_decoded(case, response):

@@ -43,8 +43,8 @@ class FuzzedServer:
     def reach(self, state: str) -> None:
         """Have a server that holds "nothing", or a VM that is "created" or "booted"."""
         try:
-            self._vmm.put("vm.delete")
-        except (OSError, EOFError, AssertionError):  # it is ending, or has ended
+            wait_until(self._has_nothing, "the VM can be deleted", timeout_s=TIMEOUT_S)
+        except (OSError, EOFError):  # it is ending, or has ended
             self._start_again()
         if state == "nothing":
             return
@@ -59,6 +59,10 @@ class FuzzedServer:
             return None
         self._process.terminate()
         return self._process.wait(TIMEOUT_S)
+
+    def _has_nothing(self) -> bool:
+        """Return whether the VM is gone; one that is being sent stays until that has failed."""
+        return self._vmm.exchange("PUT", "vm.delete").status == 204
 
     def _start_again(self) -> None:
         self._vmm.close()
