@@ -49,8 +49,6 @@ ORDER: dict[str, tuple[str, ...]] = {
 BEFORE: dict[str, tuple[str, ...]] = {"vm.restore": ("vm.delete",)}
 NOT_RUN: dict[str, str] = {
     "vm.resize-zone": "needs a VM with memory zones",
-    "vm.snapshot": "this release cannot do it",
-    "vm.restore": "this release cannot do it",
     "vm.send-migration": "needs a second VMM that receives",
     "vm.receive-migration": "waits for a second VMM that sends",
 }

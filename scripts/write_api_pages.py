@@ -138,15 +138,11 @@ def _error_lines() -> list[str]:
     return [
         "\n## Errors\n",
         "The body is a JSON array of sentences, from the outermost to the cause; for programs the header",
-        f"`X-Cloudvmm-Error` has a {_code_words()}. Every command can answer:\n",
+        "`X-Cloudvmm-Error` has a [code](../../errors.md). Every command can answer:\n",
         "| Answer | |",
         "|---|---|",
         *rows,
     ]
-
-
-def _code_words() -> str:
-    return "[code](../../errors.md)" if (FOLDER.parent / "errors.md").exists() else "code"
 
 
 def _schema_word(described: dict[str, Any]) -> str:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from cloudvmm.cli.flag import FLAGS, Arity, Flag, Group
 from cloudvmm.options import table
@@ -55,8 +53,7 @@ def render() -> str:
         parts += [f"## {title}\n", _flag_table(flags)]
     parts.append(_GRAMMAR)
     parts += [_schema_part(name, schema) for name, schema in table.SCHEMAS.items()]
-    operations: dict[str, Schema] = getattr(table, "OPERATIONS", {})
-    for name, schema in operations.items():
+    for name, schema in table.OPERATIONS.items():
         if name not in table.SCHEMAS:  # of `cloudvmm-remote` alone
             parts.append(_schema_part(name, schema))
     return "\n".join(parts)
@@ -74,22 +71,13 @@ def _flag_table(flags: list[Flag]) -> str:
 
 def _schema_part(title: str, schema: Schema) -> str:
     lines = [f"### {title}\n"]
-    rows = [_key_row(key) for key in _describe(schema)]
+    rows = [_key_row(key) for key in table.describe(schema)]
     if not rows:
         return "\n".join([*lines, "It has no keys.\n"])
     return "\n".join([*lines, "| Key | Value | Default | |", "|---|---|---|---|", *rows]) + "\n"
 
 
-def _describe(schema: Schema) -> list[Any]:
-    if hasattr(table, "describe"):
-        return list(table.describe(schema))
-    return [
-        SimpleNamespace(name=key.name, syntax=key.kind.syntax, help="", default=None, is_required=False)
-        for key in schema.keys
-    ]
-
-
-def _key_row(key: Any) -> str:
+def _key_row(key: table.KeyDescription) -> str:
     syntax = "" if key.syntax == key.name else f"`{_cell(key.syntax.removeprefix(key.name + '='))}`"
     default = "required" if key.is_required else f"`{_cell(key.default)}`" if key.default else ""
     return f"| `{key.name}` | {syntax} | {default} | {_cell(key.help)} |"
