@@ -16,10 +16,10 @@ from cloudvmm.guest import GuestNotBuilt, locate
 from lane.image import build_image, project_archive
 from lane.machine import LaneMachine
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 BOOT_S = 90.0
-SUITE_S = 180.0
+SUITE_S = 300.0
 READ_S = 60.0
 SUMMARY = re.compile(r"^=+ (.* in [0-9.]+s.*?) =+$", re.MULTILINE)
 PASSED = re.compile(r"^(\d+) passed(, \d+ deselected)? in ")

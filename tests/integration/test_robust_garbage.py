@@ -18,7 +18,8 @@ from support.vm import EngineChoice
 from support.wait import wait_until
 
 TOO_MANY = (
-    b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n"
+    b"HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\n"
+    b"X-Cloudvmm-Error: TooManyConnections\r\nContent-Length: 40\r\n\r\n"
     b'{ "error": "Too many open connections" }'
 )
 MIB = 1 << 20

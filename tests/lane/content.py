@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 VENV = "/venv"
 SITE_PACKAGES = f"{VENV}/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
-DISTRIBUTIONS = ("cloudvmm", "pytest", "pytest-timeout")
+DISTRIBUTIONS = ("cloudvmm", "jsonschema-rs", "pytest", "pytest-timeout")
 PROGRAMS = ("qemu-system-x86_64", "setpriv")
 FIRMWARE = ("qboot.rom", "bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin", "efi-virtio.rom")
 

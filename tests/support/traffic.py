@@ -16,9 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
-
-from cloudvmm.http.openapi import document
 from cloudvmm.wire.http import Refusal, Request, RequestParser
 from cloudvmm.wire.response import ERROR_HEADER
 
@@ -196,6 +193,9 @@ def _resolved(described: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _document() -> dict[str, Any]:
+    # Imported where it is needed first: many tests that load this have no traffic.
+    from cloudvmm.http.openapi import document
+
     return document()
 
 
@@ -214,4 +214,6 @@ def _all_answers() -> tuple[tuple[int, dict[str, Any]], ...]:
 @functools.cache
 def _validator(schema: str) -> Any:
     whole = json.loads(schema) | {"components": _document()["components"]}
+    import jsonschema_rs
+
     return jsonschema_rs.Draft202012Validator(whole)
