@@ -12,6 +12,8 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 # msgspec's bounds are signed 64-bit; `form.decode` refuses what lies above 2**64 - 1.
 U64 = Annotated[int, msgspec.Meta(ge=0)]
 I32 = Annotated[int, msgspec.Meta(ge=-0x8000_0000, le=0x7FFF_FFFF)]
+# Of memory: more than any machine can address, and still a number of 64 bits when many are added up.
+ByteCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 
 MIB = 1 << 20
 GIB = 1 << 30

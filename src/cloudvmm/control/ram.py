@@ -6,13 +6,13 @@ Pure arithmetic, no engine. Sizes are bytes. Reference: lifecycle.md section 10,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from cloudvmm.api.error import VcpuRemovalPending
 from cloudvmm.config.memory import HotplugMethod, MemoryConfig
-from cloudvmm.config.number import MIB
+from cloudvmm.config.number import MIB, U8, ByteCount
 from cloudvmm.control.error import (
     DesiredVcpuCountExceedsMax,
     DesiredVcpuCountIsZero,
@@ -37,17 +37,17 @@ DEFAULT_ZONE_ID: Final = "mem0"
 class Zone(msgspec.Struct, frozen=True):
     """A virtio-mem device: how much it can give, and how much it was last asked to."""
 
-    hotplug_bytes: int
-    requested_bytes: int
+    hotplug_bytes: ByteCount
+    requested_bytes: ByteCount
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
     """`current_bytes` is what booted and the modules plugged since; what virtio-mem gives is beside it."""
 
-    boot_bytes: int
-    current_bytes: int
-    modules: int
-    room_bytes: int
+    boot_bytes: ByteCount
+    current_bytes: ByteCount
+    modules: U8
+    room_bytes: ByteCount
     has_user_zones: bool
     zones: dict[str, Zone]
 
@@ -141,8 +141,8 @@ def _zone_refusal(zone: Zone, requested_bytes: int) -> str | None:
 class GuestRam(msgspec.Struct, frozen=True):
     """What the guest says that it has given back to its balloon, and taken from each virtio-mem device."""
 
-    balloon_bytes: int = 0
-    plugged: dict[str, int] = msgspec.field(default_factory=dict)
+    balloon_bytes: ByteCount = 0
+    plugged: dict[str, ByteCount] = msgspec.field(default_factory=dict)
 
     def actual_bytes(self, configured_bytes: int) -> int:
         return max(0, configured_bytes - self.balloon_bytes) + sum(self.plugged.values())
@@ -154,7 +154,7 @@ class GuestRam(msgspec.Struct, frozen=True):
 class Vcpus(msgspec.Struct, frozen=True):
     """`present` counts those that the guest was asked to let go of, too, until it has."""
 
-    present: int
+    present: Annotated[int, msgspec.Meta(ge=1, le=0xFFFF)]
     is_removing: bool = False
 
     def is_change(self, desired: int, max_vcpus: int) -> bool:

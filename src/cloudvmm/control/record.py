@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.config.number import U32
 from cloudvmm.control.error import BadRecord
 from cloudvmm.control.numbering import Numbering
 from cloudvmm.control.ram import GuestRam, Ram, Vcpus
@@ -28,7 +29,7 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     kinds: dict[str, str]
     trapped: list[str]
     given_ids: list[str]
-    counter: int
+    counter: U32
     vcpus: Vcpus
     ram: Ram
     guest_ram: GuestRam

@@ -17,8 +17,9 @@ from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Steps
 from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.events.hub import EventHub
+from cloudvmm.snapshot.draft import Draft
 from cloudvmm.snapshot.error import SnapshotError
-from cloudvmm.snapshot.folder import Draft, rust_quoted
+from cloudvmm.snapshot.folder import rust_quoted
 from cloudvmm.snapshot.state import SavedEngine, SavedFile, SavedState
 
 FILE_URL = "file://"

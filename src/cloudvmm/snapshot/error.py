@@ -2,6 +2,8 @@
 
 SnapshotError
 ├── SnapshotFileError    a file cannot be made, opened or read; the cause tells why
+├── SnapshotUnderWay     another writer is at work in the folder
+├── DraftLeft            what another writer left there is not ours to remove
 ├── StateFormatError     `state.json` is not of this form
 │   ├── ForeignState     another program wrote it
 │   └── NewerFormat      a later release wrote it
@@ -20,6 +22,18 @@ class SnapshotError(VmmError):
 
 class SnapshotFileError(SnapshotError):
     """The text says what was tried with which file."""
+
+
+class SnapshotUnderWay(SnapshotError):
+    def __init__(self, path: str) -> None:
+        super().__init__(f"Another snapshot is being written to this directory, in {path}")
+
+
+class DraftLeft(SnapshotError):
+    def __init__(self, path: str) -> None:
+        super().__init__(
+            f"Another writer left {path}, and whether it still lives cannot be told; remove it if it does not"
+        )
 
 
 class StateFormatError(SnapshotError):

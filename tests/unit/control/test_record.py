@@ -63,3 +63,21 @@ def test_record_that_lacks_a_member_is_refused(missing):
     rest = {name: value for name, value in GOLDEN.items() if name != missing}
     with pytest.raises(BadRecord):
         decode_record(msgspec.Raw(msgspec.json.encode(rest)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counter": -1},
+        {"counter": 10**30},
+        {"vcpus": {"present": 0}},
+        {"vcpus": {"present": -1}},
+        {"ram": GOLDEN["ram"] | {"current_bytes": -1}},
+        {"ram": GOLDEN["ram"] | {"zones": {"mem0": {"hotplug_bytes": -1, "requested_bytes": 0}}}},
+        {"guest_ram": {"plugged": {"mem0": 10**30}}},
+        {"guest_ram": {"balloon_bytes": -1}},
+    ],
+)
+def test_record_with_a_number_that_cannot_be_is_refused(change):
+    with pytest.raises(BadRecord):
+        decode_record(msgspec.Raw(msgspec.json.encode(GOLDEN | change)))
