@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,10 @@ from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Machine
 from cloudvmm.migration.cut import Cut
 
+# What the guest asked for, by name, and the steps of it.
+Postponed = list[tuple[str, Callable[[], Steps]]]
+GUEST_RESET: Final = "guest reset"
+
 
 class Lent(msgspec.Struct):
     """The VM is in the hands of an outgoing migration; `info` is what was true when it was lent.
@@ -28,7 +33,7 @@ class Lent(msgspec.Struct):
     """
 
     info: VmInfo
-    postponed: list[tuple[str, Callable[[], Steps]]] = msgspec.field(default_factory=list)
+    postponed: Postponed = msgspec.field(default_factory=list)
 
 
 class Holding:

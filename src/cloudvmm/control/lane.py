@@ -12,12 +12,11 @@ from typing import Any
 import msgspec
 
 from cloudvmm.api.error import VmmShuttingDown
-from cloudvmm.control.worker import Cleanup, Job, Outcome, Steps, Worker
+from cloudvmm.control.holding import Postponed
+from cloudvmm.control.worker import Cleanup, Job, Outcome, Worker
 from cloudvmm.errors import error_chain
 
 END_S = 10.0
-
-Postponed = list[tuple[str, Callable[[], Steps]]]
 
 
 class LaneEnd(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from cloudvmm.api.channel import ApiReceiver
 from cloudvmm.api.data import Empty, VmmPingResponse, VmState
 from cloudvmm.api.error import VmError, VmmShuttingDown
 from cloudvmm.control.command import Commands
-from cloudvmm.control.holding import Holding
+from cloudvmm.control.holding import GUEST_RESET, Holding
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.lane import Lane
 from cloudvmm.control.ram import Vcpus
@@ -200,7 +200,7 @@ class ControlLoop:
             case base.MemoryPassSent(number=number):
                 self._events.emit("vm", "migration-memory-iteration", {"id": str(number)})
             case base.ResetRequested():
-                self._from_guest(vm, "guest reset", self._commands.power.reboot)
+                self._from_guest(vm, GUEST_RESET, self._commands.power.reboot)
             case base.PoweredOff() if self._no_shutdown:
                 self._from_guest(vm, "guest power-off", self._commands.power.shutdown)
             case base.PoweredOff():

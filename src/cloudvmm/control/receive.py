@@ -99,9 +99,9 @@ class Receive:
         try:
             yield from self._take_over(data, listener, control)
         except Exception as error:
-            yield from self._clear()
+            is_gone = yield from self._clear()
             self._events.emit("vm", "migration-receive-failed")
-            if not isinstance(error, PeerRefused):
+            if is_gone and not isinstance(error, PeerRefused):
                 yield Cleanup(partial(_say_goodbye, control, error))
             raise _aborted(error)  # noqa: B904  its causes are set
         finally:
@@ -136,17 +136,20 @@ class Receive:
             self._log("warn", f"The sender was not told of the end: {': '.join(error_chain(error))}")
         return Empty()
 
-    def _clear(self) -> Generator[Job, Any, None]:
-        """Hold nothing."""
+    def _clear(self) -> Generator[Job, Any, bool]:
+        """Hold nothing. Return whether it is certain that nothing runs any more."""
+        is_gone = True
         try:
             if self._holding.vm is not None:
                 yield from self._power.drop_vm(self._holding.vm)
         except VmmError as error:
+            is_gone = False
             self._log("error", f"The received VM ended badly: {': '.join(error_chain(error))}")
         yield from self._power.close_consoles()
         if self._holding.vm_config is not None:
             close_descriptors(descriptors_of(self._holding.vm_config))
             self._holding.vm_config = None
+        return is_gone
 
 
 def _check(engine: Engine, data: VmReceiveMigrationData) -> None:

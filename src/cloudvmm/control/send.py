@@ -3,7 +3,8 @@
 The command checks what was asked for and lends the VM; the rest happens beside the queue (`lane.py`), and
 what comes of it is told by events and in the log. The VM runs on one side at most, whatever fails:
 
-* Until `Complete` is sent the other VMM lets no vCPU run, so whatever goes wrong the VM is ours and goes on.
+* Until all of `Complete` is sent the other VMM lets no vCPU run, so whatever goes wrong the VM is ours and
+  goes on.
 * From then on it is ours again only if the other VMM says that it has nothing of it left.
 * Where its answer is lost nobody can know. The VM stays paused here, and the log says what to do.
 """
@@ -23,7 +24,7 @@ from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config import form
 from cloudvmm.config.operation import MigrationMemoryMode, TimeoutStrategy, VmSendMigrationData
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.control.holding import Holding, Lent
+from cloudvmm.control.holding import GUEST_RESET, Holding, Lent, Postponed
 from cloudvmm.control.lane import Lane, LaneEnd, LaneSteps
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import encode_record
@@ -121,7 +122,7 @@ class Send:
             self._log("error", f"The migration failed: {': '.join(error_chain(error))}")
             if was_running and not isinstance(error, OutcomeUnknown):
                 yield from self._let_go_on(vm, lent)
-            return LaneEnd(postponed=lent.postponed, error=error)
+            return LaneEnd(postponed=_allowed_after(error, lent.postponed), error=error)
         else:
             self._events.emit("vm", "migration-finished")
             if data.preserve_source:
@@ -148,12 +149,14 @@ class Send:
                     yield from self._power.pause_lent(vm)
                 yield from self._send_state(vm, data, address, control, token, cut)
                 yield partial(control.receive, Ready, timeout_s=ANSWER_S)
+                # Where this fails a part of it is not sent: the other VMM cannot have read it.
+                yield partial(control.send, Complete(is_paused=not was_running))
             except PeerRefused:
                 raise
             except Exception as error:
                 yield Cleanup(partial(_say_goodbye, control, error))
                 raise
-            yield from _complete(control, is_paused=not was_running)
+            yield from _wait_done(control)
         finally:
             yield Cleanup(control.close)
 
@@ -237,14 +240,20 @@ def _send_within(machine: Machine, state: Link, cut: Cut, limit_s: int | None) -
         timer.cancel()
 
 
-def _complete(control: Link, *, is_paused: bool) -> Part:
+def _wait_done(control: Link) -> Part:
     try:
-        yield partial(control.send, Complete(is_paused=is_paused))
         yield partial(control.receive, Done, timeout_s=ANSWER_S)
     except PeerRefused:
         raise
     except MigrationError as error:
         raise OutcomeUnknown from error
+
+
+def _allowed_after(error: Exception, postponed: Postponed) -> Postponed:
+    """A reset builds a VM that runs: not where the other VMM may run it too."""
+    if not isinstance(error, OutcomeUnknown):
+        return postponed
+    return [(name, steps) for name, steps in postponed if name != GUEST_RESET]
 
 
 def _say_goodbye(control: Link, error: Exception) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 from cloudvmm.migration.address import Address, TcpAddress, UnixAddress
 from cloudvmm.migration.cut import Cut
-from cloudvmm.migration.error import LinkDown, LinkTimeout, ListenFailed, ProtocolError
+from cloudvmm.migration.error import LinkDown, LinkTimeout, ListenFailed, PeerRefused, ProtocolError
 from cloudvmm.migration.link import Link, set_tcp_options, words_alone
 from cloudvmm.migration.message import Hello, Refuse, Welcome, choose_version
 
@@ -52,7 +52,7 @@ class Listener:
                 hello = link.receive(Hello, timeout_s=min(HELLO_S, max(0.0, deadline_s - time.monotonic())))
                 if hello.role == "state" and hello.token == token:
                     return link
-            except (LinkDown, LinkTimeout, ProtocolError):
+            except (LinkDown, LinkTimeout, PeerRefused, ProtocolError):
                 pass
             except BaseException:
                 link.close()

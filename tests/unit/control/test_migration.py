@@ -19,16 +19,26 @@ from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import MemoryZoneUpdate, MigrationMemoryMode, RestoredVfioConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, LinkLost
+from cloudvmm.engine.base import EngineError, LinkLost, ResetRequested
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
 from cloudvmm.engine.fake.machine import Phase
 from cloudvmm.errors import error_chain
 from cloudvmm.migration.address import UnixAddress, parse_address
 from cloudvmm.migration.cut import Cut
-from cloudvmm.migration.error import LinkDown, PeerRefused
+from cloudvmm.migration.error import PeerRefused
 from cloudvmm.migration.link import Link, connect
 from cloudvmm.migration.listener import Listener, greet
-from cloudvmm.migration.message import Accept, Complete, Done, Hello, Offer, Ready, Refuse, Welcome
+from cloudvmm.migration.message import (
+    Accept,
+    Complete,
+    Done,
+    Hello,
+    Offer,
+    Ready,
+    Refuse,
+    Welcome,
+    encode_message,
+)
 from support.leak import Holdings
 
 from .conftest import DEADLINE_S, Caller
@@ -617,6 +627,18 @@ def test_destination_that_refuses_to_complete(booted, peer, url):
     assert_goes_on(booted, "It does not run")
 
 
+def test_destination_that_cannot_be_told_to_complete_has_nothing(booted, peer, url):
+    peer.listen()
+    booted(api.vm_send_migration, send(url))
+    peer.accept()
+    peer.take_state()
+    with socket.socket(fileno=os.dup(peer.control.fileno())) as sock:
+        sock.shutdown(socket.SHUT_RD)  # as one that dies now, but no earlier
+    peer.control.send(Ready())
+
+    assert_goes_on(booted, "The other VMM closed the connection")
+
+
 def test_answer_that_is_lost_leaves_the_vm_paused_and_says_what_to_do(booted, peer, url):
     peer.listen()
     booted(api.vm_send_migration, send(url))
@@ -632,6 +654,23 @@ def test_answer_that_is_lost_leaves_the_vm_paused_and_says_what_to_do(booted, pe
     assert not is_running(booted)
     booted(api.vm_resume)
     assert is_running(booted)
+
+
+def test_reset_that_is_heard_of_too_late_starts_no_second_vm(booted, peer, url):
+    peer.listen()
+    booted(api.vm_send_migration, send(url))
+    peer.accept()
+    peer.take_state()
+    peer.control.send(Ready())
+    peer.control.receive(Complete)
+
+    booted.engine.last_machine._report(ResetRequested())  # it was in the queue all the time
+
+    booted.wait_for_event("vm/migration-failed")
+    wait_until(lambda: booted(api.vm_info).state is api.VmState.PAUSED, "the VM is back, paused")
+    booted(api.vm_power_button)  # what was to be done before is done
+    assert "vm/rebooting" not in booted.names()
+    assert not is_running(booted)
 
 
 def test_message_out_of_turn_is_a_failure(booted, peer, url):
@@ -792,12 +831,22 @@ def test_source_that_abandons_is_quoted(listening, peer, vm_config):
     assert_failed(listening, ABORTED, "The other VMM refused: Changed my mind")
 
 
-def test_stranger_in_place_of_the_state_is_sent_away(listening, peer, vm_config):
+STRANGERS = {
+    "guesses": Hello(program="p", versions=[1], role="state", token="guessed"),
+    "second sender": Hello(program="p", versions=[1], role="control"),
+    "refuses": Refuse(reasons=["No"]),
+    "out of turn": Done(),
+}
+
+
+@pytest.mark.parametrize("message", STRANGERS.values(), ids=list(STRANGERS))
+def test_stranger_in_place_of_the_state_is_sent_away(listening, peer, vm_config, message):
     peer.connect(vm_config)
-    stranger = connect(parse_address(peer.url), "state", peer.cut, token="guessed")
-    peer.states.append(stranger)
-    with pytest.raises(LinkDown):
-        stranger.receive(Welcome)
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(DEADLINE_S)
+        stranger.connect(peer.url.removeprefix("unix:"))
+        stranger.sendall(encode_message(message))
+        assert stranger.recv(1) == b""
 
     peer.send_state(vm_config)
     peer.control.receive(Ready)
@@ -831,6 +880,20 @@ def test_vm_that_does_not_run_here_is_dropped_before_the_source_is_told(listenin
         peer.control.receive(Done)
     assert listening.engine.last_machine.phase is Phase.GONE
     assert_failed(listening, ABORTED, "Cannot resume VM")
+
+
+def test_vm_whose_end_is_not_certain_is_not_given_back(booted, listening, url):
+    listening.engine.faults.set("resume", Fail(EngineError, "No"))
+    listening.engine.faults.set("close", Fail(EngineError, "It does not end"))
+
+    booted(api.vm_send_migration, send(url))
+
+    booted.wait_for_event("vm/migration-failed")
+    wait_until(lambda: booted(api.vm_info).state is api.VmState.PAUSED, "the VM is back, paused")
+    assert "call vm.resume" in booted.logged[0]
+    assert "vm/resuming" not in booted.names()
+    listening.engine.faults.clear("close")
+    refusal_of(listening.answer.result())
 
 
 def test_engine_that_cannot_build_is_told_to_the_source(booted, listening, url):
