@@ -38,7 +38,16 @@ from cloudvmm.migration.cut import Cut
 from cloudvmm.migration.error import LinkDown, LinkTimeout, MigrationError, PeerRefused, ProtocolError
 from cloudvmm.migration.link import Link
 from cloudvmm.migration.listener import Listener, greet
-from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, refusal
+from cloudvmm.migration.message import (
+    MAX_NAME_CHARACTERS,
+    Accept,
+    Complete,
+    Done,
+    Offer,
+    Ready,
+    readable,
+    refusal,
+)
 from cloudvmm.migration.rule import check_receive, check_received
 
 COMPLETE_S: Final = 60.0
@@ -47,7 +56,9 @@ GOODBYE_S: Final = 2.0
 
 class OtherEngineRuns(MigrationError):
     def __init__(self, sender: str, receiver: str) -> None:
-        super().__init__(f"A VM of the engine {sender} cannot be received by {receiver}")
+        super().__init__(
+            f"A VM of the engine {readable(sender, MAX_NAME_CHARACTERS)} cannot be received by {receiver}"
+        )
 
 
 class Receive:

@@ -22,6 +22,7 @@ from cloudvmm.migration.error import (
 )
 from cloudvmm.migration.message import (
     HEAD,
+    MAX_REASONS,
     VERSION,
     Hello,
     Message,
@@ -30,6 +31,7 @@ from cloudvmm.migration.message import (
     decode_body,
     decode_head,
     encode_message,
+    readable,
 )
 
 CONNECT_S: Final = 30.0
@@ -81,7 +83,7 @@ class Link:
         found, length = decode_head(self._read(HEAD.size, timeout_s))
         message = decode_body(found, self._read(length, timeout_s))
         if isinstance(message, Refuse):
-            raise PeerRefused(message.reasons)
+            raise PeerRefused([readable(reason) for reason in message.reasons[:MAX_REASONS]])
         if not isinstance(message, kind):
             raise ProtocolError(f"The other VMM sent {found.__name__} instead of {kind.__name__}")
         return message

@@ -25,6 +25,7 @@ MAX_OFFER_BYTES: Final = 16 << 20
 MAX_BODY_BYTES: Final = 64 << 10
 MAX_REASONS: Final = 32
 MAX_REASON_CHARACTERS: Final = 1000
+MAX_NAME_CHARACTERS: Final = 80
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,11 +156,17 @@ def choose_version(hello: Hello) -> int:
     """:raises ProtocolError: there is no version that both know."""
     if VERSION not in hello.versions:
         known = ", ".join(str(version) for version in hello.versions[:8])
+        name = readable(hello.program, MAX_NAME_CHARACTERS)
         raise ProtocolError(
-            f"The other VMM ({hello.program[:80]}) speaks version {known} of the migration protocol, this "
-            f"release speaks {VERSION}"
+            f"The other VMM ({name}) speaks version {known} of the migration protocol, this release speaks "
+            f"{VERSION}"
         )
     return VERSION
+
+
+def readable(text: str, limit: int = MAX_REASON_CHARACTERS) -> str:
+    """Return what somebody else said so that it can stand in a line of ours: in the log, in an answer."""
+    return "".join(character if character.isprintable() else "?" for character in text[:limit])
 
 
 def refusal(reasons: list[str]) -> Refuse:

@@ -774,6 +774,14 @@ def test_sender_of_another_version_is_told(listening, peer, url):
     assert_failed(listening, ABORTED, "Migration was aborted")
 
 
+def test_name_of_a_sender_does_not_break_the_line(listening, url):
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(url.removeprefix("unix:"))
+        sock.sendall(encode_message(Hello(program="a\nb\x1b" + "c" * 500, versions=[7], role="control")))
+
+        assert_failed(listening, ABORTED, f"The other VMM (a?b?{'c' * 76}) speaks version 7 ")
+
+
 def test_offer_that_breaks_a_rule_is_refused_before_the_source_sends(listening, peer):
     peer.connect(VmConfig())
 

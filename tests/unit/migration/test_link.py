@@ -16,6 +16,7 @@ from cloudvmm.migration.error import (
     LinkDown,
     LinkTimeout,
     ListenFailed,
+    PeerRefused,
     ProtocolError,
 )
 from cloudvmm.migration.link import Link, connect
@@ -118,6 +119,17 @@ def test_refusal_that_waits_is_found(ends):
 
     assert link.pending_refusal(timeout_s=1).reasons == ["why"]
     assert link.pending_refusal(timeout_s=0.01) is None
+
+
+def test_reasons_of_somebody_else_are_lines_that_can_be_shown(ends):
+    link, theirs = ends
+    theirs.sendall(encode_message(Refuse(reasons=["no\n\x1b[31mERROR", "y" * 5000, *["z"] * 100])))
+
+    with pytest.raises(PeerRefused) as caught:
+        link.receive(Hello)
+
+    reasons = caught.value.reasons
+    assert (reasons[0], len(reasons[1]), len(reasons)) == ("no??[31mERROR", 1000, 32)
 
 
 @pytest.fixture
