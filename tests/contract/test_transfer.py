@@ -19,6 +19,7 @@ from cloudvmm.engine.base import (
     NotSupportedYet,
     ReceivedFrom,
     SavedIn,
+    SentTo,
     StateError,
 )
 from support.leak import Holdings
@@ -92,7 +93,7 @@ def test_save_without_means_leaves_no_file_and_the_guest_paused(machine_paused, 
 def test_send_without_means_sends_nothing_and_the_guest_runs_on(engine, machine_running, link):
     ours, theirs = link
     with pytest.raises(NotSupportedYet, match="later release"):
-        machine_running.send(ours.fileno())
+        machine_running.send(SentTo(link_fd=ours.fileno()))
 
     ours.shutdown(socket.SHUT_WR)
     assert theirs.recv(1) == b""
@@ -205,7 +206,7 @@ def test_machine_goes_on_from_what_was_sent(engine, spec, machine_running, playe
         machine_running.pause()
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
 
-    machine_running.send(ours.fileno())
+    machine_running.send(SentTo(link_fd=ours.fileno()))
 
     machine = receiver.result()
     assert machine.counters() == machine_running.counters()
@@ -220,7 +221,7 @@ def test_machine_goes_on_from_what_was_sent(engine, spec, machine_running, playe
 def test_link_is_lent_and_nothing_but_the_state_is_read(engine, spec, machine_running, link):
     ours, theirs = link
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
-    machine_running.send(ours.fileno())
+    machine_running.send(SentTo(link_fd=ours.fileno()))
     receiver.result().close()
 
     ours.sendall(b"next")
@@ -233,7 +234,7 @@ def test_guest_stands_paused_after_a_send_that_failed(machine_running, link):
     theirs.close()
 
     with pytest.raises(LinkLost):
-        machine_running.send(ours.fileno())
+        machine_running.send(SentTo(link_fd=ours.fileno()))
     machine_running.resume()
 
 
@@ -261,7 +262,7 @@ def test_sender_that_sends_something_else_is_refused(engine, spec, link, raw):
 
 @ABLE
 def test_kill_ends_a_send_under_way(machine_running, link):
-    sender = Beside(lambda: machine_running.send(link[0].fileno()))
+    sender = Beside(lambda: machine_running.send(SentTo(link_fd=link[0].fileno())))
     wait_until(lambda: link[1].recv(1, socket.MSG_PEEK), "the state is on its way", timeout_s=SOON_S)
 
     machine_running.kill()

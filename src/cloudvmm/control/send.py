@@ -30,7 +30,7 @@ from cloudvmm.control.power import Power
 from cloudvmm.control.record import encode_record
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Job, Steps
-from cloudvmm.engine.base import Engine, EngineError, LinkLost, Machine, NotSupportedYet
+from cloudvmm.engine.base import Engine, EngineError, LinkLost, Machine, NotSupportedYet, SentTo
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.migration.address import Address, parse_address
@@ -167,7 +167,8 @@ class Send:
         was_running = vm.state is VmState.RUNNING
         limit_s = data.timeout_s if data.timeout_strategy is TimeoutStrategy.CANCEL else None
         try:
-            yield partial(_send_within, vm.machine, state, cut, limit_s)
+            target = SentTo(link_fd=state.fileno(), downtime_ms=data.downtime_ms)
+            yield partial(_send_within, vm.machine, target, cut, limit_s)
         except NotSupportedYet:
             raise
         except EngineError as error:
@@ -216,10 +217,10 @@ def _propose(address: Address, offer: Offer, cut: Cut) -> tuple[Link, str]:
         raise
 
 
-def _send_within(machine: Machine, state: Link, cut: Cut, limit_s: int | None) -> None:
+def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None) -> None:
     """Have the engine send; cut everything if it is not done within `limit_s` seconds."""
     if limit_s is None:
-        machine.send(state.fileno())
+        machine.send(target)
         return
     is_late = threading.Event()
 
@@ -231,7 +232,7 @@ def _send_within(machine: Machine, state: Link, cut: Cut, limit_s: int | None) -
     timer.daemon = True
     timer.start()
     try:
-        machine.send(state.fileno())
+        machine.send(target)
     except EngineError as error:
         if is_late.is_set():
             raise TookTooLong(limit_s) from error

@@ -134,6 +134,16 @@ class ReceivedFrom(msgspec.Struct, frozen=True):
     link_fd: int
 
 
+class SentTo(msgspec.Struct, frozen=True, kw_only=True):
+    """`link_fd` is a connected stream socket at whose other end a machine is built from it. Lent.
+
+    An engine that sends memory while the guest runs stops it once `downtime_ms` should do for the rest.
+    """
+
+    link_fd: int
+    downtime_ms: int = 300
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that `Engine.build` needs.
 
@@ -340,10 +350,10 @@ class Machine(Protocol):
         Every file is new and is synced; their names begin with `engine-`. On failure none is left.
         """
 
-    def send(self, link_fd: int) -> None:
-        """Blocking. Stop the guest and hand its state over `link_fd` to a machine that is built from it.
+    def send(self, target: SentTo) -> None:
+        """Blocking. Stop the guest and hand its whole state over.
 
-        `link_fd` is a connected stream socket, lent. The guest stands paused afterwards, whatever happened.
+        The guest stands paused afterwards, whatever happened.
 
         :raises LinkLost: the other side is gone; whether it has the whole state is not known.
         """

@@ -259,6 +259,17 @@ def test_guest_s_time_goes_on_where_it_stood(booted, listening, url):
     assert listening.engine.last_machine.guest.tick == tick
 
 
+def test_downtime_that_is_asked_for_reaches_the_engine(booted, listening, url, monkeypatch):
+    machine, targets = booted.engine.last_machine, []
+    real = machine.send
+    monkeypatch.setattr(machine, "send", lambda target: (targets.append(target), real(target)))
+
+    booted(api.vm_send_migration, send(url, downtime_ms=17))
+
+    assert listening.answer.result() is None
+    assert [target.downtime_ms for target in targets] == [17]
+
+
 def test_paused_vm_arrives_paused(booted, listening, url):
     booted(api.vm_pause)
 

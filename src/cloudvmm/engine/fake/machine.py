@@ -26,6 +26,7 @@ from cloudvmm.engine.base import (
     PciChanged,
     PoweredOff,
     ResetRequested,
+    SentTo,
     VcpusRemoved,
     ZoneChanged,
 )
@@ -219,7 +220,7 @@ class FakeMachine:
         self._begin("save")
         save_state(self._state(), folder)
 
-    def send(self, link_fd: int) -> None:
+    def send(self, target: SentTo) -> None:
         self._check("send")
         try:
             self._begin("send")
@@ -228,7 +229,7 @@ class FakeMachine:
                 if self._phase is Phase.RUNNING:
                     self._stand_still(Phase.PAUSED)
         self._report(MemoryPassSent(number=0))
-        send_state(self._state(), link_fd, self._lifeline)
+        send_state(self._state(), target.link_fd, self._lifeline)
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")

@@ -22,6 +22,7 @@ from cloudvmm.engine.base import (
     MachineSpec,
     NotSupportedYet,
     PciBar,
+    SentTo,
 )
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
@@ -184,7 +185,7 @@ class QemuMachine:
     def save(self, folder: str) -> None:
         raise NotSupportedYet("Snapshots come with a later release")
 
-    def send(self, link_fd: int) -> None:
+    def send(self, target: SentTo) -> None:
         raise NotSupportedYet("Live migration comes with a later release")
 
     def counters(self) -> dict[str, dict[str, int]]:

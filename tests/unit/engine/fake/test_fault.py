@@ -9,7 +9,7 @@ import pytest
 
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.number import MIB
-from cloudvmm.engine.base import EngineTimeout, Exited, MachineGone, PayloadError
+from cloudvmm.engine.base import EngineTimeout, Exited, MachineGone, PayloadError, SentTo
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Faults, Hang
 from cloudvmm.engine.fake.fault import OPERATIONS
 
@@ -30,7 +30,7 @@ CALLS = {
     "counters": lambda machine: machine.counters(),
     "pci_resources": lambda machine: machine.pci_resources(),
     "save": lambda machine: machine.save("/nonexistent"),
-    "send": lambda machine: machine.send(-1),
+    "send": lambda machine: machine.send(SentTo(link_fd=-1)),
     "close": lambda machine: machine.close(),
 }
 CHANGES = {
