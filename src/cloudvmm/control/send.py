@@ -164,7 +164,6 @@ class Send:
         self, vm: Vm, data: VmSendMigrationData, address: Address, control: Link, token: str, cut: Cut
     ) -> Part:
         state: Link = yield partial(connect, address, "state", cut, token=token)
-        was_running = vm.state is VmState.RUNNING
         limit_s = data.timeout_s if data.timeout_strategy is TimeoutStrategy.CANCEL else None
         try:
             target = SentTo(link_fd=state.fileno(), downtime_ms=data.downtime_ms)
@@ -172,23 +171,28 @@ class Send:
         except NotSupportedYet:
             raise
         except EngineError as error:
-            vm.state = VmState.PAUSED  # the seam's promise, whatever happened
+            self._note_stopped(vm)  # the seam's promise, whatever happened
             if isinstance(error, LinkLost):  # the other VMM can say why
                 refused: PeerRefused | None = yield partial(control.pending_refusal, timeout_s=GOODBYE_S)
                 if refused is not None:
                     raise refused from error
             raise
         except MigrationError:
-            vm.state = VmState.PAUSED
+            self._note_stopped(vm)
             raise
         finally:
             yield Cleanup(state.close)
-        if was_running:
-            self._events.emit("vm", "pausing")
-            vm.state = VmState.PAUSED
-            self._events.emit("vm", "paused")
+        self._note_stopped(vm)
         self._events.emit("vm", "snapshotting")
         self._events.emit("vm", "snapshotted")
+
+    def _note_stopped(self, vm: Vm) -> None:
+        if vm.state is not VmState.RUNNING:
+            return
+        vm.state = VmState.PAUSED
+        if vm.exit_reason is None:
+            self._events.emit("vm", "pausing")
+            self._events.emit("vm", "paused")
 
     def _let_go_on(self, vm: Vm, lent: Lent) -> Part:
         """Resume a guest that was stopped for a migration which came to nothing."""

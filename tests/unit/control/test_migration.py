@@ -717,6 +717,21 @@ def test_engine_that_cannot_send_gives_the_vm_back_running(booted, listening, ur
     assert_holds_nothing(listening)
 
 
+def test_guest_that_stood_still_for_nothing_is_told_by_events(booted, listening, url):
+    booted.engine.faults.set("send", Fail(EngineError, "No"))
+
+    booted(api.vm_send_migration, send(url))
+
+    booted.wait_for_event("vm/resumed")
+    assert booted.names()[-5:] == [
+        "vm/pausing",
+        "vm/paused",
+        "vm/migration-failed",
+        "vm/resuming",
+        "vm/resumed",
+    ]
+
+
 def test_vm_that_cannot_go_on_stays_paused(booted, url, peer):
     booted.engine.faults.set("resume", Fail(EngineError, "No"), times=1)
     peer.listen()
