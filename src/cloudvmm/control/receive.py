@@ -7,7 +7,6 @@ end nothing is held, and only then the other VMM is told: it may let its guest g
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
 from collections.abc import Callable, Generator
@@ -51,7 +50,6 @@ from cloudvmm.migration.message import (
 from cloudvmm.migration.rule import check_receive, check_received
 
 COMPLETE_S: Final = 60.0
-GOODBYE_S: Final = 2.0
 
 
 class OtherEngineRuns(MigrationError):
@@ -113,7 +111,7 @@ class Receive:
             is_gone = yield from self._clear()
             self._events.emit("vm", "migration-receive-failed")
             if is_gone and not isinstance(error, PeerRefused):
-                yield Cleanup(partial(_say_goodbye, control, error))
+                yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
             raise _aborted(error)  # noqa: B904  its causes are set
         finally:
             yield Cleanup(control.close)
@@ -132,7 +130,7 @@ class Receive:
         yield partial(control.send, Accept(token=token))
         state: Link = yield partial(listener.accept_state, token, control)
         try:
-            source = ReceivedFrom(state.fileno())
+            source = ReceivedFrom(state.lend())
             yield from self._restore.go_on(record, source)
         finally:
             yield Cleanup(state.close)
@@ -212,11 +210,6 @@ def _examine(engine: Engine, data: VmReceiveMigrationData, offer: Offer) -> tupl
     record = decode_record(offer.vm)
     check_numbering(record.numbering(info), device_ids(vm_config, used_ids), info)
     return vm_config, record
-
-
-def _say_goodbye(control: Link, error: Exception) -> None:
-    with contextlib.suppress(MigrationError):
-        control.send(refusal(error_chain(error)), timeout_s=GOODBYE_S)
 
 
 def _aborted(error: Exception) -> Exception:

@@ -11,7 +11,6 @@ what comes of it is told by events and in the log. The VM runs on one side at mo
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable, Generator
 from functools import partial
@@ -154,7 +153,7 @@ class Send:
             except PeerRefused:
                 raise
             except Exception as error:
-                yield Cleanup(partial(_say_goodbye, control, error))
+                yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
                 raise
             yield from _wait_done(control)
         finally:
@@ -166,7 +165,7 @@ class Send:
         state: Link = yield partial(connect, address, "state", cut, token=token)
         limit_s = data.timeout_s if data.timeout_strategy is TimeoutStrategy.CANCEL else None
         try:
-            target = SentTo(link_fd=state.fileno(), downtime_ms=data.downtime_ms)
+            target = SentTo(link_fd=state.lend(), downtime_ms=data.downtime_ms)
             yield partial(_send_within, vm.machine, target, cut, limit_s)
         except NotSupportedYet:
             raise
@@ -259,11 +258,6 @@ def _allowed_after(error: Exception, postponed: Postponed) -> Postponed:
     if not isinstance(error, OutcomeUnknown):
         return postponed
     return [(name, steps) for name, steps in postponed if name != GUEST_RESET]
-
-
-def _say_goodbye(control: Link, error: Exception) -> None:
-    with contextlib.suppress(MigrationError):
-        control.send(refusal(error_chain(error)), timeout_s=GOODBYE_S)
 
 
 def _check_means(data: VmSendMigrationData) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -44,15 +45,21 @@ M = TypeVar("M", bound=Message)
 
 
 class Link:
-    """Owns its socket. One thread at a time uses it; the cut may come from any."""
+    """Owns its socket. One thread at a time uses it; the cut may come from any, and ends every wait."""
 
     def __init__(self, sock: socket.socket, cut: Cut) -> None:
         self._socket = sock
         self._cut = cut
-        cut.covers(sock)
 
     def fileno(self) -> int:
-        """The descriptor, for an engine to send or receive the state over; a blocking stream socket."""
+        return self._socket.fileno()
+
+    def lend(self) -> int:
+        """Return the descriptor, a blocking stream socket, for an engine to send or receive the state over.
+
+        From here on a cut shuts it down: an engine waits as it likes.
+        """
+        self._cut.covers(self._socket)
         return self._socket.fileno()
 
     def send(self, message: Message, *, timeout_s: float = MESSAGE_S) -> None:
@@ -97,6 +104,11 @@ class Link:
         except (Cancelled, LinkDown, LinkTimeout, ProtocolError):
             pass
         return None
+
+    def send_last(self, message: Message) -> None:
+        """Send what ends it, also after a cut. Never blocks: what is not taken at once is lost."""
+        with contextlib.suppress(OSError):
+            self._socket.send(encode_message(message), _FLAGS)
 
     def close(self) -> None:
         self._cut.forget(self._socket)

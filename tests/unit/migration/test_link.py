@@ -110,6 +110,14 @@ def test_cut_ends_who_waits_and_all_that_comes_later(ends, cut):
         ends[0].receive(Done, timeout_s=None)
     with pytest.raises(Cancelled):
         ends[0].send(Done())
+    ends[0].send_last(Refuse(reasons=["The end"]))  # the one thing that can still be said
+    assert ends[1].recv(4) == b"CVMg"
+
+
+def test_cut_shuts_down_what_an_engine_works_with(ends, cut):
+    ends[0].lend()
+    ends[1].settimeout(5)
+    cut.now()
     assert ends[1].recv(1) == b""
 
 
