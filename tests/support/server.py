@@ -94,7 +94,7 @@ class Server:
         """Kill it in the middle of whatever it does; nothing that it started escapes our list."""
         self.expected_status = -signal.SIGKILL
         self._process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: state_of(self.pid) in ("T", "Z"), "the server stands still", timeout_s=5)
+        wait_until(lambda: state_of(self.pid) in ("T", "Z", ""), "the server stands still", timeout_s=5)
         self.children()
         self._process.kill()
 
