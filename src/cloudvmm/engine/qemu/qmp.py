@@ -1,9 +1,9 @@
 """A blocking QMP client over a connected stream socket.
 
-One thread at a time executes commands; `abort` may be called by any thread and makes a call that waits
-fail at once. Events that arrive between replies are kept aside in order, the newest `MAX_KEPT_EVENTS` of
-them. After `EngineTimeout` the connection stays usable: the answer that comes late is recognised by its
-id and dropped.
+One thread at a time executes commands; others wait for their turn, within their own deadline. `abort` may be
+called by any thread and makes a call that waits fail at once. Events that arrive between replies are kept
+aside in order, the newest `MAX_KEPT_EVENTS` of them. After `EngineTimeout` the connection stays usable: the
+answer that comes late is recognised by its id and dropped.
 """
 
 from __future__ import annotations
@@ -103,11 +103,15 @@ class QmpClient:
         if self._observe is not None:
             self._observe(command, arguments or {})
         deadline = time.monotonic() + timeout_s
-        with self._turn:
+        if not self._turn.acquire(timeout=timeout_s):
+            raise EngineTimeout(f"QEMU is still busy with another command ({command})")
+        try:
             self._last_id += 1
             line = encode_command(command, arguments, command_id=self._last_id)
             self._send(command, line, fds, deadline)
             return self._await_reply(command, self._last_id, deadline)
+        finally:
+            self._turn.release()
 
     def wait_event(self, name: str, *, timeout_s: float) -> Event:
         """Blocking. Take the next event `name`, kept aside or to come; earlier other events are dropped.
@@ -207,6 +211,12 @@ class QmpClient:
     def _send(self, command: str, line: bytes, fds: Sequence[int], deadline: float) -> None:
         try:
             self._arm(command, deadline)
+        except TimeoutError:
+            # Another thread had its turn for so long. Nothing is out, so the next command may be sent.
+            raise EngineTimeout(f"QEMU is still busy with another command ({command})") from None
+        except OSError as error:
+            raise self._gone(command) from error
+        try:
             if fds:
                 line = line[socket.send_fds(self._socket, [line], list(fds)) :]
             self._socket.sendall(line)

@@ -271,3 +271,16 @@ def test_poll_events_does_not_wait_for_a_command_under_way(talking, peer, beside
     assert talking.poll_events() == []
     peer.say(return_={}, id=command["id"])
     under_way.join(LONG_S)
+
+
+def test_command_that_gets_no_turn_in_time_leaves_the_conversation_whole(talking, peer, beside):
+    under_way = beside(talking.execute, "query-blockstats")
+    command = peer.read()
+
+    with pytest.raises(EngineTimeout, match="still busy"):
+        talking.execute("query-pci", timeout_s=SHORT_S)
+
+    peer.say(return_={}, id=command["id"])
+    under_way.join(LONG_S)
+    beside(peer.answer, {"status": "running"})
+    assert talking.execute("query-status", timeout_s=LONG_S) == {"status": "running"}
