@@ -1,6 +1,8 @@
 """`vm.events`: server-sent events with numbers, replay, and any number of readers (docs/events.md)."""
 
 import http.client
+import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -240,6 +242,26 @@ def test_stream_too_many_is_refused_until_one_has_ended(vmm, socket_path, hub):
         with Reader(socket_path) as fourth:
             assert fourth.head() == HEAD
     assert server.close(deadline_s=2.0)
+
+
+def test_stream_that_the_process_has_no_descriptor_for_is_refused(server, socket_path, hub):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with RestClient(socket_path) as client:
+        client.ping()
+        lowest_free = os.open("/dev/null", os.O_RDONLY)
+        os.close(lowest_free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, hard))
+        try:
+            reply = client.ask("GET", "vm.events")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert (reply.status, reply.code, reply.texts()) == (
+            503,
+            "TooManyStreams",
+            ["Too many open event streams", "Too many open files (os error 24)"],
+        )
+        assert client.ping().status == 200
+    assert server.stream_count == 0
 
 
 def test_client_that_leaves_is_noticed_without_an_event(server, socket_path):

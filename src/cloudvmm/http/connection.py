@@ -162,14 +162,24 @@ class Connection:
             if self._events is None:
                 raise NotFound
             first = first_wanted(request)
-            if not self._on_stream(self):
-                raise TooManyStreams
+            stream = self._open_stream(self._events)
         except HttpError as error:
             self._client.sendall(refuse(error, self._log))
             return False
-        self._stream = Stream(self._client, self._events, ending=self._ending)
-        self._stream.run(first)
+        stream.run(first)
         return True
+
+    def _open_stream(self, events: EventHub) -> Stream:
+        """:raises TooManyStreams: there is no descriptor for it, or no place."""
+        try:
+            stream = Stream(self._client, events, ending=self._ending)
+        except OSError as error:
+            raise TooManyStreams from error
+        if not self._on_stream(self):
+            stream.close()
+            raise TooManyStreams
+        self._stream = stream
+        return stream
 
     def _send_interim(self, event: Continue | Refusal) -> None:
         if isinstance(event, Refusal):

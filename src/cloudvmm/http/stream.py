@@ -92,6 +92,10 @@ class Stream:
         with contextlib.suppress(OSError):
             self._wake.write()
 
+    def close(self) -> None:
+        """Release what a stream that does not run holds."""
+        self._wake.close()
+
     def run(self, first: int | None) -> None:
         """Send events from number `first` on (from the next one if None) until `ending`, or the client goes.
 
@@ -105,7 +109,7 @@ class Stream:
             self._send_all(first)
         finally:
             unsubscribe()
-            self._wake.close()
+            self.close()
 
     def _send_all(self, first: int | None) -> None:
         head = STREAM_HEAD
