@@ -98,11 +98,13 @@ class Resize:
                 yield partial(vm.machine.resize_vcpus, desired)
                 if desired > before.present:
                     vm.vcpus = Vcpus(desired)
-        except RemovalPending as error:
+        except RemovalPending:
+            # Whoever notices first, the engine or this VMM: to a client it is one error.
             vm.vcpus = Vcpus(before.present, is_removing=True)
-            raise api_error.CpuManager from _caused(api_error.VcpuRemovalPending(), error)
+            raise api_error.CpuManager from api_error.VcpuRemovalPending()
         except EngineError as error:
-            vm.vcpus = before
+            if vm.vcpus.is_removing:  # else the guest has let go of them all the same
+                vm.vcpus = before
             raise api_error.CpuManager from error
         except (VcpusRefused, api_error.VcpuRemovalPending) as error:
             raise api_error.CpuManager from error
