@@ -82,6 +82,7 @@ class ControlLoop:
                 journal=journal,
                 log=log,
                 lane=self._lane,
+                on_finish=self._report_drivers,
             )
             undo.callback(self._runner.end)
             self._reader = Reader(self._holding)
@@ -138,6 +139,7 @@ class ControlLoop:
                 raise
 
     def _accept(self, request: action.ApiRequest) -> None:
+        self._log_request(request)
         if isinstance(request, action.VmmPing):
             request.reply.send(self._ping)
         elif not isinstance(request.data, request.body or type(None)):
@@ -151,6 +153,13 @@ class ControlLoop:
         else:
             self._runner.add_request(request)
 
+    def _log_request(self, request: action.ApiRequest) -> None:
+        """Say in the reference's words what was asked for; whoever pings is heard on a finer level."""
+        name = type(request).__name__.removesuffix("Request")
+        data = "" if request.data is None else f" {request.data!r}"
+        level = "debug" if isinstance(request, action.VmmPing) else "info"
+        self._log(level, f"API request event: {name}{data}")
+
     def _answer_info(self, request: action.ApiRequest) -> None:
         try:
             request.reply.send(self._holding.info())
@@ -161,6 +170,7 @@ class ControlLoop:
             self._reader.look_at_bars()
 
     def _on_outcome(self) -> None:
+        self._hear_machine()
         vm = self._holding.vm
         state = vm.state if vm is not None else None
         self._runner.take_outcomes()
@@ -181,6 +191,11 @@ class ControlLoop:
     def _unwatch(self, machine: base.Machine) -> None:
         self._watched = None
         self._unregister(machine.fileno())
+
+    def _hear_machine(self) -> None:
+        """Hear what the machine said before a job on it was done, before what comes of the job."""
+        if self._watched is not None:
+            self._handle(partial(self._on_machine_event, self._watched))
 
     def _on_machine_event(self, machine: base.Machine) -> None:
         for event in machine.take_events():
@@ -211,9 +226,8 @@ class ControlLoop:
                 vm.vcpus = Vcpus(vcpus)
             case base.DeviceRemoved(device_id=device_id):
                 self._on_device_removed(vm, device_id)
-            case base.DriverChanged() if vm.state is VmState.CREATED:
-                # Its boot is still to be reported.
-                self._from_guest(vm, "driver change", partial(self._report_driver, event))
+            case base.DriverChanged() if vm.state is VmState.CREATED or vm.unreported:
+                vm.unreported.append(event)
             case base.DriverChanged():
                 self._tell_driver(event)
             case base.Exited(reason=reason):
@@ -224,10 +238,14 @@ class ControlLoop:
         if bdf is not None:
             self._events.emit("vm", "device-removed", {"id": device_id, "bdf": bdf})
 
-    def _report_driver(self, event: base.DriverChanged) -> Steps:
-        yield from ()
-        self._tell_driver(event)
-        return Empty()
+    def _report_drivers(self) -> None:
+        """Tell what drivers did while their VM booted, behind the event that says that it has."""
+        vm = self._holding.vm
+        if vm is None or vm.state is VmState.CREATED:
+            return
+        unreported, vm.unreported = vm.unreported, []
+        for event in unreported:
+            self._tell_driver(event)
 
     def _tell_driver(self, event: base.DriverChanged) -> None:
         what = "activated" if event.is_active else "reset"
@@ -270,6 +288,5 @@ class ControlLoop:
         self._register(fd, partial(self._on_lane, handler))
 
     def _on_lane(self, handler: Callable[[], None]) -> None:
-        if self._watched is not None:
-            self._on_machine_event(self._watched)  # what the machine said before comes before
+        self._hear_machine()
         handler()

@@ -54,7 +54,7 @@ class Task(msgspec.Struct):
 
 
 class Runner:
-    """Used by the control loop's thread alone."""
+    """Used by the control loop's thread alone. `on_finish` follows each command, before its answer."""
 
     def __init__(
         self,
@@ -65,6 +65,7 @@ class Runner:
         journal: Journal | None,
         log: Log,
         lane: Lane,
+        on_finish: Callable[[], None],
     ) -> None:
         self.worker = Worker("vm-worker")
         self.is_leaving = False
@@ -76,6 +77,7 @@ class Runner:
         self._journal = journal
         self._log = log
         self._lane = lane
+        self._on_finish = on_finish
         lane.on_begin = partial(self._note, partial(Journal.begin, command=MIGRATION))
         lane.on_end = self._lane_ended
         self._waiting: deque[Task] = deque()
@@ -214,6 +216,7 @@ class Runner:
 
     def _finish(self, task: Task, payload: ApiResponsePayload | None, error: Exception | None) -> None:
         self._running = None
+        self._on_finish()
         if error is not None and self.is_leaving and not task.is_final:
             error = _overtaken(error)
         self._note(partial(Journal.end, command=task.name, error=error))

@@ -195,7 +195,8 @@ class Send:
 
     def _let_go_on(self, vm: Vm, lent: Lent) -> Part:
         """Resume a guest that was stopped for a migration which came to nothing."""
-        if vm.state is not VmState.PAUSED or vm.exit_reason is not None or lent.postponed:
+        is_to_end = self._lane.is_leaving or vm.exit_reason is not None or lent.postponed
+        if is_to_end or vm.state is not VmState.PAUSED:
             return
         self._events.emit("vm", "resuming")
         try:

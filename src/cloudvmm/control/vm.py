@@ -8,13 +8,14 @@ from cloudvmm.control.lifecycle import check_transition
 from cloudvmm.control.numbering import Numbering
 from cloudvmm.control.ram import GuestRam, Vcpus, ram_of
 from cloudvmm.control.tree import bdf_of, device_tree
-from cloudvmm.engine.base import Machine, PciBar
+from cloudvmm.engine.base import DriverChanged, Machine, PciBar
 
 
 class Vm:
     """A machine and what the loop knows about it. `tree` and `guest_ram` are replaced, never changed.
 
     `vcpus` and `ram` are what the machine was last told, `guest_ram` is what its guest made of it.
+    `unreported` is what its drivers did before it was told that the VM has booted.
     """
 
     def __init__(self, machine: Machine, numbering: Numbering, vm_config: VmConfig) -> None:
@@ -22,6 +23,7 @@ class Vm:
         self.numbering = numbering
         self.state = VmState.CREATED
         self.exit_reason: str | None = None
+        self.unreported: list[DriverChanged] = []
         self.vcpus = Vcpus(vm_config.cpus.boot_vcpus)
         self.ram = ram_of(vm_config.memory)
         self.guest_ram = GuestRam()
@@ -35,8 +37,9 @@ class Vm:
         check_transition(self.state, target)
 
     def place_bars(self, bars: dict[str, list[PciBar]]) -> None:
-        self._bars = bars
-        self.renew_tree()
+        if bars != self._bars:
+            self._bars = bars
+            self.renew_tree()
 
     def renew_tree(self) -> None:
         """Describe the devices anew: one came or went."""

@@ -29,12 +29,13 @@ class Caller:
         self.engine = engine
         self.events: list[Event] = []
         self.logged: list[str] = []
+        self.requests: list[str] = []  # what is logged of those
         self._changed = threading.Condition()
         self.vmm = VmmThread(
             engine,
             no_shutdown=no_shutdown,
             state_dir=state_dir,
-            log=lambda level, text: self.logged.append(f"{level}: {text}"),
+            log=self._log,
         )
         self.vmm.events.subscribe(self._hear)
 
@@ -71,6 +72,10 @@ class Caller:
             assert self._changed.wait_for(lambda: self.all_names().count(name) >= count, DEADLINE_S), (
                 self.all_names()
             )
+
+    def _log(self, level: str, text: str) -> None:
+        is_request = text.startswith("API request event: ")
+        (self.requests if is_request else self.logged).append(f"{level}: {text}")
 
     def _hear(self, event: Event) -> None:
         with self._changed:

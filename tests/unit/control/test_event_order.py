@@ -11,7 +11,8 @@ import pytest
 from cloudvmm import api
 from cloudvmm.config.device import BalloonConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.fake import FakeEngine
+from cloudvmm.engine.fake import Delay, FakeEngine
+from support.wait import wait_until
 
 from .conftest import DEADLINE_S, Caller
 
@@ -161,10 +162,27 @@ def test_events_come_at_their_moment_in_order(stage, before, act, expected):
     assert stage.caller.all_names()[start:] == expected
 
 
+def test_drivers_of_a_boot_are_told_of_before_the_command_that_waited_for_it(stage):
+    stage.create()
+    stage.caller.engine.faults.set("boot", Delay(0.3))
+    booting = stage.caller.beside(api.vm_boot)
+    stage.caller.wait_for_event("vm/booting")
+    pausing = stage.caller.beside(api.vm_pause)
+    wait_until(
+        lambda: "info: API request event: VmPause" in stage.caller.requests,
+        "the pause is queued",
+        timeout_s=DEADLINE_S,
+    )
+    assert "vm/booted" not in stage.caller.all_names()
+    assert booting.result() is pausing.result() is None
+    assert stage.caller.all_names() == [*BOOT, "vm/pausing", "vm/paused"]
+
+
 def settle(stage):
     """Return once the loop has done what was under way, and has heard what the machine has to tell."""
     for _ in range(2):
-        # Changes nothing, behind all that is queued; twice, because one may overtake the machine's news.
+        # Changes nothing, behind all that is queued. Twice, because one may overtake the machine's news; what
+        # comes of a command that the news cause is told before the second is answered.
         stage.call(api.vm_resize_disk, api.VmResizeDiskData(id="none", desired_size=1))
 
 

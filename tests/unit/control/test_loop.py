@@ -168,6 +168,19 @@ def test_data_of_the_wrong_kind_is_refused_and_the_vmm_goes_on(booted):
     assert booted(api.vm_info).state is api.VmState.RUNNING
 
 
+def test_each_request_is_logged_in_the_reference_s_words(booted):
+    booted.requests.clear()
+    booted(api.vmm_ping)
+    booted(api.vm_info)
+    booted.refusal(api.vm_remove_device, api.VmRemoveDeviceData(id="x"))
+
+    assert booted.requests == [
+        "debug: API request event: VmmPing",
+        "info: API request event: VmInfo",
+        "info: API request event: VmRemoveDevice VmRemoveDeviceData(id='x')",
+    ]
+
+
 def test_every_vmm_shutdown_at_once_is_answered(vm_config):
     for _ in range(20):
         caller = Caller(FakeEngine())

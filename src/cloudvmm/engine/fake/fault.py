@@ -99,6 +99,11 @@ class Faults:
             else:
                 self._table.pop(operation, None)
 
+    def has(self, operation: str) -> bool:
+        """Tell whether a fault waits for `operation`."""
+        with self._lock:
+            return operation in self._table
+
     def take(self, operation: str) -> Fault | None:
         """Return the fault that strikes this call, and count it."""
         with self._lock:
