@@ -314,7 +314,7 @@ class VmShutdownFailed(VmError):
 
 
 class KernelLoad(VmError):
-    """Cannot load the payload"""
+    """Cannot load the kernel into memory"""
 
 
 class NotImplementedYet(VmError):

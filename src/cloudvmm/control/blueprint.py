@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+from typing import TypeVar
 
 import msgspec
 
@@ -19,12 +21,23 @@ from cloudvmm.api.error import (
 )
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.control.condition import check_devices, check_memory, check_numa, check_vcpus
 from cloudvmm.control.console import Consoles
-from cloudvmm.control.error import BadSlots, DeviceRefused, RamRefused, UnknownDevices, VcpusRefused
+from cloudvmm.control.error import (
+    BadSlots,
+    DeviceRefused,
+    FirmwareFile,
+    InitramfsFile,
+    KernelFile,
+    PayloadFileError,
+    RamRefused,
+    UnknownDevices,
+    VcpusRefused,
+)
 from cloudvmm.control.numbering import Numbering, device_ids, number_devices
 from cloudvmm.engine.base import (
     Engine,
@@ -41,6 +54,8 @@ from cloudvmm.engine.base import (
     StateError,
 )
 from cloudvmm.errors import VmmError
+
+Outer = TypeVar("Outer", bound=VmmError)
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -75,6 +90,7 @@ def build_vm(
     :raises CpuManager: the engine cannot give so many vCPUs.
     :raises MemoryManager: the host cannot give the memory.
     :raises DeviceManager: a device could not be made, or the machine not be built.
+    :raises InitramfsFile: the guest that is to start has none.
     :raises VmRestoreFailed: what `origin` gives is not the state of such a machine.
     :raises LockingError: another process holds an image of a machine that goes on.
     """
@@ -105,6 +121,8 @@ def build_vm(
         raise MemoryManager from error
     except (DeviceRefused, EngineError) as error:
         raise DeviceManager from error
+    if origin is None:
+        _check_initramfs(vm_config.payload, machine)
     for disk in vm_config.disks or []:
         write_image_type(disk, machine)
     return Built(vm_config, numbering, machine)
@@ -125,7 +143,7 @@ def check_numbering(numbering: Numbering, ids: list[str], info: EngineInfo) -> N
         raise BadSlots
 
 
-def _chained(error: VmmError, cause: VmmError) -> VmmError:
+def _chained(error: Outer, cause: VmmError) -> Outer:
     error.__cause__ = cause
     return error
 
@@ -182,10 +200,34 @@ def write_image_type(disk: DiskConfig, machine: Machine) -> None:
         disk.backing_files = disk.backing_files and found is not ImageType.QCOW2
 
 
-def final_step_error(error: EngineError) -> VmError:
-    """Name what went wrong in the last step of a boot as the reference does."""
+def _check_initramfs(payload: PayloadConfig | None, machine: Machine) -> None:
+    """Close `machine` where its guest has no initramfs. The reference looks when all devices are made."""
+    try:
+        _check_file(payload.initramfs if payload is not None else None, InitramfsFile)
+    except InitramfsFile:
+        machine.close()
+        raise
+
+
+def final_step_error(error: EngineError, payload: PayloadConfig | None) -> VmError:
+    """Blocking. Name what went wrong in the last step of a boot as the reference does, with its cause."""
     if isinstance(error, ImageLocked):
-        return LockingError()
-    if isinstance(error, PayloadError):
-        return KernelLoad()
-    return DeviceManager()
+        return _chained(LockingError(), error)
+    if not isinstance(error, PayloadError):
+        return _chained(DeviceManager(), error)
+    try:
+        if payload is not None:
+            _check_file(payload.firmware, FirmwareFile)
+            _check_file(payload.kernel, KernelFile)
+    except PayloadFileError as refusal:
+        return refusal
+    return _chained(KernelLoad(), error)
+
+
+def _check_file(path: str | None, kind: type[PayloadFileError]) -> None:
+    if path is None:
+        return
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except (OSError, ValueError) as error:
+        raise kind from error

@@ -3,6 +3,7 @@
 VmError (api.error)
 ├── RamRefused       the cause of a `MemoryManager`
 ├── InvalidNumaNodes
+├── PayloadFileError the cause is the operating system's
 ├── VcpusRefused     the cause of a `CpuManager`, beside `VcpuRemovalPending`
 ├── DeviceRefused    the cause of a `DeviceManager`, beside `UnknownDeviceId`
 └── StateRefused     the cause of a failed restore or migration
@@ -95,6 +96,22 @@ class ZoneSizeRefused(RamRefused):
 
     def __init__(self, why: str) -> None:
         super().__init__(f"Failed to update virtio configuration: ResizeError({why})")
+
+
+class PayloadFileError(VmError):
+    """Root of what is said of a file that the guest is to start from."""
+
+
+class KernelFile(PayloadFileError):
+    """Cannot open kernel file"""
+
+
+class InitramfsFile(PayloadFileError):
+    """Cannot open initramfs file"""
+
+
+class FirmwareFile(PayloadFileError):
+    """Error manipulating firmware file"""
 
 
 class InvalidNumaNodes(VmError):

@@ -11,6 +11,7 @@ from functools import partial
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
+from cloudvmm.api.error import VmError
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
@@ -173,7 +174,8 @@ class Power:
         try:
             yield vm.machine.boot
         except EngineError as error:
-            raise final_step_error(error) from error
+            refusal: VmError = yield partial(final_step_error, error, built.vm_config.payload)
+            raise refusal from refusal.__cause__
         if vm.exit_reason is not None:
             raise api_error.DeviceManager from MachineGone(vm.exit_reason)
         vm.state = VmState.RUNNING

@@ -12,6 +12,7 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, RamError
 from cloudvmm.engine.fake import Fail, FakeEngine
+from cloudvmm.engine.fake.machine import Phase
 
 from .conftest import Caller
 
@@ -87,11 +88,44 @@ def test_boot_with_a_missing_disk_leaves_the_config_alone(caller, vm_config):
     assert caller(api.vm_info).device_tree is None
 
 
+def test_boot_with_a_missing_initramfs_leaves_the_config_alone(caller, engine, vm_config):
+    vm_config.payload.initramfs = "/nonexistent/initramfs"
+    caller(api.vm_create, vm_config)
+
+    for _ in range(2):
+        assert caller.refusal(api.vm_boot) == [
+            "The VM could not boot",
+            "Cannot open initramfs file",
+            "No such file or directory: /nonexistent/initramfs (os error 2)",
+        ]
+        assert caller(api.vm_info).device_tree is None
+        assert engine.last_machine.phase is Phase.GONE
+
+
+def test_boot_with_a_kernel_that_is_none_says_so(caller, vm_config):
+    with open(vm_config.payload.kernel, "wb"):
+        pass
+    caller(api.vm_create, vm_config)
+
+    assert caller.refusal(api.vm_boot)[:2] == ["The VM could not boot", "Cannot load the kernel into memory"]
+
+
+def test_boot_with_a_missing_firmware_says_so(caller, vm_config):
+    vm_config.payload.kernel, vm_config.payload.firmware = None, "/nonexistent/firmware"
+    caller(api.vm_create, vm_config)
+
+    assert caller.refusal(api.vm_boot)[1] == "Error manipulating firmware file"
+
+
 def test_boot_with_a_missing_kernel_leaves_a_vm_in_created(caller, vm_config):
     vm_config.payload.kernel = "/nonexistent/kernel"
     caller(api.vm_create, vm_config)
 
-    assert caller.refusal(api.vm_boot)[:2] == ["The VM could not boot", "Cannot load the payload"]
+    assert caller.refusal(api.vm_boot) == [
+        "The VM could not boot",
+        "Cannot open kernel file",
+        "No such file or directory: /nonexistent/kernel (os error 2)",
+    ]
     assert caller(api.vm_info).device_tree is not None
     assert caller(api.vm_info).state is api.VmState.CREATED
     assert caller.refusal(api.vm_boot) == ["The VM could not boot", "VM is already created"]
