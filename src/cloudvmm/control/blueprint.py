@@ -16,7 +16,6 @@ from cloudvmm.api.error import (
     LockingError,
     MemoryManager,
     MigratableRestore,
-    VmError,
     VmRestoreFailed,
 )
 from cloudvmm.config.disk import DiskConfig, ImageType
@@ -209,7 +208,7 @@ def _check_initramfs(payload: PayloadConfig | None, machine: Machine) -> None:
         raise
 
 
-def final_step_error(error: EngineError, payload: PayloadConfig | None) -> VmError:
+def final_step_error(error: EngineError, payload: PayloadConfig | None) -> VmmError:
     """Blocking. Name what went wrong in the last step of a boot as the reference does, with its cause."""
     if isinstance(error, ImageLocked):
         return _chained(LockingError(), error)
@@ -221,7 +220,8 @@ def final_step_error(error: EngineError, payload: PayloadConfig | None) -> VmErr
             _check_file(payload.kernel, KernelFile)
     except PayloadFileError as refusal:
         return refusal
-    return _chained(KernelLoad(), error)
+    # A kind of its own has the reference's words; what QEMU or the fake says by itself needs them before it.
+    return _chained(KernelLoad(), error) if type(error) is PayloadError else error
 
 
 def _check_file(path: str | None, kind: type[PayloadFileError]) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
-from cloudvmm.api.error import VmError
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
@@ -174,7 +173,7 @@ class Power:
         try:
             yield vm.machine.boot
         except EngineError as error:
-            refusal: VmError = yield partial(final_step_error, error, built.vm_config.payload)
+            refusal: VmmError = yield partial(final_step_error, error, built.vm_config.payload)
             raise refusal from refusal.__cause__
         if vm.exit_reason is not None:
             raise api_error.DeviceManager from MachineGone(vm.exit_reason)

@@ -10,7 +10,7 @@ from cloudvmm.config.device import VsockConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, ImageLocked, RamError
+from cloudvmm.engine.base import EngineError, ImageLocked, PayloadError, RamError
 from cloudvmm.engine.fake import Fail, FakeEngine
 from cloudvmm.engine.fake.machine import Phase
 
@@ -433,3 +433,13 @@ def test_boot_logs_what_the_configuration_is_warned_of(caller, vm_config):
 
     assert caller.logged.count(warning) == 1
     assert caller(api.vm_info).config.payload.cmdline is None
+
+
+def test_boot_that_fails_with_a_kind_of_payload_error_says_it_once(caller, engine, vm_config):
+    class KernelLacksThis(PayloadError):
+        """Kernel lacks this"""
+
+    engine.faults.set("boot", Fail(KernelLacksThis))
+    caller(api.vm_create, vm_config)
+
+    assert caller.refusal(api.vm_boot) == ["The VM could not boot", "Kernel lacks this"]
