@@ -122,6 +122,9 @@ def test_machine_that_talks_garbage_fails_the_boot_or_is_overtaken(
     machine = f"for fd in /proc/self/fd/*; do {each}; done 2>/dev/null; exec sleep 300"
     server = server_with(cloudvmm_server, tmp_path, pretender(tmp_path, machine))
     call = Call(server.socket_path, "PUT", "vm.boot")
+    events = tmp_path / "events"
+    # A child alone may be the look at QEMU that every start begins with, and the call still on its way.
+    wait_until(lambda: b'"booting"' in events.read_bytes(), "the boot is under way", timeout_s=10)
     wait_until(lambda: call.is_over or server.children(), "QEMU is started", timeout_s=10)
     assert read_time_s(server, "vmm.ping") < 1
     assert ends_at_once(server, call).status == 500
