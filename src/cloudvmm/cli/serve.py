@@ -18,6 +18,7 @@ import msgspec
 from cloudvmm import api
 from cloudvmm.config.operation import RestoreConfig
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.latecomer import preload
 from cloudvmm.control.runner import Log
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.base import Engine, EngineError
@@ -253,7 +254,11 @@ def _start_http(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpSer
 
 
 def _warm_up(settings: Settings) -> None:
-    """Find out about the engine beside the start, so that the first boot need not wait for it."""
+    """Find out about the engine, so that the first boot need not wait; then load the rest of the VMM."""
+
+    def warm_up() -> None:
+        look()
+        preload()
 
     def look() -> None:
         try:
@@ -266,7 +271,7 @@ def _warm_up(settings: Settings) -> None:
             f"{info.name} {info.version} runs the guest with {info.accelerator}: {info.accelerator_reason}",
         )
 
-    threading.Thread(target=look, name="engine-info", daemon=True).start()
+    threading.Thread(target=warm_up, name="engine-info", daemon=True).start()
 
 
 def _first_steps(settings: Settings, vmm: VmmThread) -> Callable[[], None]:

@@ -6,8 +6,7 @@ raised. State is committed between the steps, never inside a job. What a command
 it raises becomes the cause of the command's own error. A command without any job is a plain method.
 
 Here is which command is which steps, and what becomes of the config as a whole. The way between the VM's
-states is in `power.py`, devices in `hotplug.py`, sizes in `resize.py`, the way out of this VMM and into it in
-`snapshot.py`, `restore.py`, `send.py` and `receive.py`.
+states is in `power.py`; devices, sizes, and the ways out of this VMM and into it are behind `latecomer.py`.
 
 Reference: lifecycle.md section 3, rest.md section 8.
 """
@@ -22,19 +21,13 @@ from typing import Any
 from cloudvmm.api import action
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty
-from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of
 from cloudvmm.control.holding import Holding
-from cloudvmm.control.hotplug import Hotplug
 from cloudvmm.control.lane import Lane
+from cloudvmm.control.latecomer import Latecomers
 from cloudvmm.control.lent import unless_lent
 from cloudvmm.control.power import Power
-from cloudvmm.control.receive import Receive
-from cloudvmm.control.resize import Resize
-from cloudvmm.control.restore import Restore
-from cloudvmm.control.send import Send
-from cloudvmm.control.snapshot import Snapshot
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Engine
 from cloudvmm.events.hub import EventHub
@@ -59,12 +52,9 @@ class Commands:
         self._holding = holding
         warn = partial(log, "warn")
         self.power = power = Power(engine, events, holding, state_dir=state_dir, warn=warn)
-        hotplug = Hotplug(holding, warn)
-        resize = Resize(events, holding)
-        snapshot = Snapshot(engine, events, holding)
-        restore = Restore(engine, events, holding, power, delete=self.delete, state_dir=state_dir, log=log)
-        send = Send(engine, events, holding, power, lane=lane, log=log)
-        receive = Receive(engine, events, holding, power, restore, log=log)
+        late = Latecomers(
+            engine, events, holding, power, lane=lane, delete=self.delete, log=log, state_dir=state_dir
+        )
         self._stepwise: dict[type[action.ApiRequest], Callable[[Any], Steps]] = {
             action.VmCreate: self.create,
             action.VmBoot: lambda _: power.boot(),
@@ -76,18 +66,8 @@ class Commands:
             action.VmPowerButton: lambda _: power.power_button(),
             action.VmNmi: lambda _: power.nmi(),
             action.VmCoredump: lambda data: power.coredump(data.destination_url),
-            action.VmRemoveDevice: lambda data: hotplug.remove_device(data.id),
-            action.VmResize: resize.resize,
-            action.VmResizeZone: resize.resize_zone,
-            action.VmResizeDisk: resize.resize_disk,
-            action.VmSnapshot: lambda data: snapshot.snapshot(data.destination_url),
-            action.VmRestore: restore.restore,
-            action.VmReceiveMigration: receive.receive,
-            action.VmSendMigration: send.send,
+            **late.steps(),
         }
-        for command in action.COMMANDS:
-            if command.body is not None and issubclass(command.body, PciDevice):
-                self._stepwise[command] = hotplug.add_device
 
     def steps(self, request: action.ApiRequest) -> Steps:
         """Return the steps of `request`, not yet begun."""

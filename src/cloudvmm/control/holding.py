@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,7 +19,9 @@ from cloudvmm.control.console import Consoles
 from cloudvmm.control.vm import Vm, configured_ram_bytes
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Machine
-from cloudvmm.migration.cut import Cut
+
+if TYPE_CHECKING:
+    from cloudvmm.migration.cut import Cut
 
 # What the guest asked for, by name, and the steps of it.
 Postponed = list[tuple[str, Callable[[], Steps]]]

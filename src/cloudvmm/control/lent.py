@@ -7,7 +7,6 @@ from functools import partial
 from cloudvmm.api import action
 from cloudvmm.api import error as api_error
 from cloudvmm.config.pci import PciDevice
-from cloudvmm.control import edit
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.worker import Steps
 from cloudvmm.events.hub import EventHub
@@ -26,6 +25,8 @@ def unless_lent(holding: Holding, events: EventHub, request: action.ApiRequest, 
         case action.VmReceiveMigration():
             raise api_error.MigratableReceive from api_error.AlreadyMigrating()
         case _ if isinstance(request.data, PciDevice):
+            from cloudvmm.control import edit
+
             # A broken rule wins over the migration.
             yield partial(edit.with_device, holding.created_config(), request.data)
         case _:

@@ -7,7 +7,9 @@ Reference: lifecycle.md section 3.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Generator
 from functools import partial
+from typing import Any
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
@@ -15,13 +17,14 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
 from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
-from cloudvmm.control.coredump import dump_guest
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Cleanup, Steps
+from cloudvmm.control.worker import Cleanup, Job, Steps
 from cloudvmm.engine.base import Engine, EngineError, MachineGone
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
+
+DumpGuest = Callable[..., Generator[Job, Any, None]]
 
 DONE = Empty()
 
@@ -123,6 +126,7 @@ class Power:
     def coredump(self, destination_url: str) -> Steps:
         vm = self._holding.running_vm()
         self._events.emit("vm", "coredumping")
+        dump_guest: DumpGuest = yield _load_dump_guest
         try:
             yield from dump_guest(vm, destination_url, pause=self.pause, resume=self.resume)
         except VmmError as error:
@@ -213,3 +217,10 @@ class Power:
         finally:
             self._holding.vm = None
         return DONE
+
+
+def _load_dump_guest() -> DumpGuest:
+    """Blocking; few VMMs are ever asked for a dump."""
+    from cloudvmm.control.coredump import dump_guest
+
+    return dump_guest
