@@ -70,8 +70,8 @@ class Restore:
         if self._holding.vm_config is not None:
             raise api_error.VmAlreadyCreated
         folder, vm_config, unused = yield partial(_load_config, data)
-        for net_id in unused:
-            self._log("warn", f"No device of the snapshot needs the descriptors given for {net_id}")
+        if unused:
+            self._log("warn", "Ignoring unused 'net_fds' for VM restore.")
         record: VmRecord = yield partial(_load_record, folder, self._engine)
         try:
             self._holding.vm_config = vm_config

@@ -116,7 +116,7 @@ def check_send(data: VmSendMigrationData) -> None:
         raise SendRule("preserve_source option is only supported with the local option.")
     if data.tls_dir is not None:
         try:
-            check_tls_dir(data.tls_dir, "client", CLIENT_FILES)
+            check_tls_dir(data.tls_dir, "migration client", CLIENT_FILES)
         except TlsDirError as error:
             raise SendRule(f"invalid TLS configuration for send-migration: {error}") from None
     if data.memory_mode is MigrationMemoryMode.POSTCOPY:
@@ -138,7 +138,7 @@ def check_receive(data: VmReceiveMigrationData) -> None:
         raise TlsEncryptionUsedForUnixSocket
     if data.tls_dir is not None:
         try:
-            check_tls_dir(data.tls_dir, "server", SERVER_FILES)
+            check_tls_dir(data.tls_dir, "migration server", SERVER_FILES)
         except TlsDirError as error:
             raise InvalidTlsConfiguration from error
     zone_ids = {update.id for update in data.zone_updates}

@@ -472,7 +472,7 @@ def test_restore_with_descriptors_that_nothing_needs_warns_and_closes_them(saved
 
     other(api.vm_restore, saved_in(saved, net_fds=nets))
 
-    assert other.logged[0] == "warn: No device of the snapshot needs the descriptors given for n0"
+    assert other.logged[0] == "warn: Ignoring unused 'net_fds' for VM restore."
     assert not any(map(is_open, fds))
 
 

@@ -106,9 +106,10 @@ def test_destination_that_is_no_address():
 
 def test_tls_file_that_is_missing(tls_dir):
     (tls_dir / "client-key.pem").unlink()
-    path = f"{tls_dir}/client-key.pem"
-    text = f"invalid TLS configuration for send-migration: Missing required TLS file for client: {path}"
-    assert chain_of(check_send, send("tcp:h:1", tls_dir=str(tls_dir))) == [WRONG + text]
+    assert chain_of(check_send, send("tcp:h:1", tls_dir=str(tls_dir))) == [
+        f"{WRONG}invalid TLS configuration for send-migration: "
+        f"Missing required TLS file for migration client: {tls_dir}/client-key.pem"
+    ]
 
 
 def test_tls_file_that_is_none(tls_dir):
@@ -116,7 +117,7 @@ def test_tls_file_that_is_none(tls_dir):
     (tls_dir / "server-key.pem").mkdir()
     assert chain_of(check_receive, receive("tcp:h:1", tls_dir=str(tls_dir))) == [
         "Invalid TLS configuration for receive-migration",
-        f"Required TLS path for server must be a regular file: {tls_dir}/server-key.pem",
+        f"Required TLS path for migration server must be a regular file: {tls_dir}/server-key.pem",
     ]
 
 
