@@ -183,7 +183,7 @@ def test_help_is_printed_and_ends_with_status_0() -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("words", [(), ("--nope",), ("--disk", "path=/d"), ("--seccomp", "maybe")])
+@pytest.mark.parametrize("words", [(), ("--nope",), ("--disk", "path=/d"), ("--kernel", "/k", "stray")])
 def test_usage_error_ends_with_status_2(words: tuple[str, ...]) -> None:
     ended = run(*words, engine=())
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -278,22 +278,23 @@ def build_parser(program: str, *, with_help: bool) -> UsageParser:
     """Return the parser of all flags; texts for `--help` cost imports, so they are made where asked for."""
     parser = UsageParser(prog=program, usage="%(prog)s [OPTIONS]", description="Launch a VMM.")
     parser.set_defaults(given=set())
+    options = parser.add_argument_group("Options")
     for flag in FLAGS:
-        _add_flag(parser, flag, with_help=with_help)
-    parser.add_argument("-v", action="count", default=0, help="Log more; up to three times")
-    parser.add_argument("-V", "--version", action="store_true", help="Print version")
-    parser.add_argument("-h", "--help", action="help", help="Print help")
+        _add_flag(options, flag, with_help=with_help)
+    options.add_argument("-v", action="count", default=0, help="Log more; up to three times")
+    options.add_argument("-V", "--version", action="store_true", help="Print version")
+    options.add_argument("-h", "--help", action="help", help="Print help")
     return parser
 
 
-def _add_flag(parser: argparse.ArgumentParser, flag: Flag, *, with_help: bool) -> None:
+def _add_flag(group: argparse._ArgumentGroup, flag: Flag, *, with_help: bool) -> None:
     dest = flag.name.replace("-", "_")
     options: dict[str, Any] = {}
     if flag.arity is Arity.OPTIONAL:
         options["const"] = ""
     if flag.arity is not Arity.SWITCH:
-        options["metavar"] = None if flag.choices else f"<{flag.name}>"
-    parser.add_argument(
+        options["metavar"] = f"<{flag.name}>"
+    group.add_argument(
         f"--{flag.name}",
         dest=dest,
         action=_Use,
@@ -314,6 +315,8 @@ def _help(flag: Flag) -> str:
         parts.append(f'"{described}"')
     if flag.default is not None:
         parts.append(f"[default: {flag.default}]")
+    if flag.choices is not None:
+        parts.append(f"[possible values: {', '.join(flag.choices)}]")
     return " ".join(parts).replace("%", "%%")
 
 

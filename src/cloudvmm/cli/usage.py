@@ -14,6 +14,8 @@ USAGE_STATUS = 2
 
 _SURPLUS_VALUE = "ignored explicit argument "
 _OPTION_COMMA = r",(?=\S)"  # not one of a sentence
+_OF_A_VALUE = ("a value is required", "invalid value")  # clap shows no usage where a value alone is at fault
+_SIMILAR = 0.7
 
 
 class UsageParser(argparse.ArgumentParser):
@@ -25,6 +27,7 @@ class UsageParser(argparse.ArgumentParser):
 
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Read a command line without its first word; exit where something is wrong with it, and say what."""
+        self.refuse_other_than_text(words)
         try:
             args, extras = self.parse_known_args(list(words))
         except argparse.ArgumentError as error:
@@ -35,20 +38,29 @@ class UsageParser(argparse.ArgumentParser):
 
     def refuse(self, message: str, *, tip: str | None = None, usage: str | None = None) -> NoReturn:
         """Print `message` and exit. `usage` is the form that would do; the general one if not given."""
-        tips = f"  tip: {tip}\n\n" if tip else ""
-        shown = f"Usage: {self.prog} {usage}\n" if usage else self.format_usage()
-        self.exit(USAGE_STATUS, f"error: {message}\n\n{tips}{shown}\nFor more information, try '--help'.\n")
+        parts = [f"error: {message}\n"]
+        if tip:
+            parts.append(f"  tip: {tip}\n")
+        if not message.startswith(_OF_A_VALUE):
+            parts.append(f"Usage: {self.prog} {usage}\n" if usage else self.format_usage())
+        parts.append("For more information, try '--help'.\n")
+        self.exit(USAGE_STATUS, "\n".join(parts))
 
     def error(self, message: str) -> NoReturn:
         self.refuse(message)
+
+    def refuse_other_than_text(self, words: Sequence[str]) -> None:
+        """Exit where one of `words` is not UTF-8; Python has put surrogates in the place of its bytes."""
+        if any("\udc80" <= letter <= "\udcff" for word in words for letter in word):
+            self.refuse("invalid UTF-8 was detected in one or more arguments")
 
     def refuse_unexpected(self, word: str) -> NoReturn:
         """Say that `word` belongs nowhere, and exit."""
         from difflib import get_close_matches
 
-        flags = [flag for action in self._actions for flag in action.option_strings if flag[:2] == "--"]
-        similar = get_close_matches(word, flags, n=1) if word[:1] == "-" else []
-        tip = f"a similar argument exists: '{similar[0]}'" if similar else None
+        flags = [flag[2:] for action in self._actions for flag in action.option_strings if flag[:2] == "--"]
+        similar = get_close_matches(word[2:], flags, n=1, cutoff=_SIMILAR) if word[:2] == "--" else []
+        tip = f"a similar argument exists: '--{similar[0]}'" if similar else None
         self.refuse(f"unexpected argument '{word}' found", tip=tip)
 
     # The two hooks below are argparse's own; their messages replace argparse's.
@@ -56,19 +68,18 @@ class UsageParser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
-        if action.option_strings:
-            choices = ", ".join(map(str, action.choices))
-            message = f"invalid value '{value}' for '{shape_of(action)}'\n  [possible values: {choices}]"
-        else:
-            message = f"unrecognized subcommand '{value}'"
+        if isinstance(action, argparse._SubParsersAction):
+            raise argparse.ArgumentError(action, f"unrecognized subcommand '{value}'")
+        if not value:
+            raise argparse.ArgumentError(action, _value_required(action))
+        message = f"invalid value '{value}' for '{shape_of(action)}'{_possible_values(action)}"
         raise argparse.ArgumentError(action, message)
 
     def _match_argument(self, action: argparse.Action, arg_strings_pattern: str) -> int:
         try:
             return super()._match_argument(action, arg_strings_pattern)
         except argparse.ArgumentError:
-            message = f"a value is required for '{shape_of(action)}' but none was supplied"
-            raise argparse.ArgumentError(action, message) from None
+            raise argparse.ArgumentError(action, _value_required(action)) from None
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -88,6 +99,14 @@ def shape_of(action: argparse.Action) -> str:
     value = f"<{flag.lstrip('-') or action.dest}>"
     shown = {0: "", "?": f"[{value}]", "+": f"{value}..."}.get(action.nargs or "", value)
     return f"{flag} {shown}".strip() if action.nargs != 0 else flag
+
+
+def _value_required(action: argparse.Action) -> str:
+    return f"a value is required for '{shape_of(action)}' but none was supplied{_possible_values(action)}"
+
+
+def _possible_values(action: argparse.Action) -> str:
+    return f"\n  [possible values: {', '.join(map(str, action.choices))}]" if action.choices else ""
 
 
 def clap_text(error: argparse.ArgumentError) -> str:

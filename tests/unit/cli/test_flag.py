@@ -137,27 +137,51 @@ def test_help_lists_flags_alphabetically_with_their_keys(capsys):
         (["--cpus", "a", "--cpus", "b"], "the argument '--cpus <cpus>' cannot be used multiple times"),
         (["--rtc", "--rtc"], "the argument '--rtc [<rtc>]' cannot be used multiple times"),
         (["--watchdog", "--watchdog"], "the argument '--watchdog' cannot be used multiple times"),
-        (
-            ["--seccomp", "maybe"],
-            "invalid value 'maybe' for '--seccomp <seccomp>'\n  [possible values: true, false, log, errno]",
-        ),
-        (
-            ["--engine", "bhyve"],
-            "invalid value 'bhyve' for '--engine <engine>'\n  [possible values: qemu, fake]",
-        ),
-        (["--kernel"], "a value is required for '--kernel <kernel>' but none was supplied"),
-        (["--kernel", "k", "--disk"], "a value is required for '--disk <disk>...' but none was supplied"),
         (["--kernel", "k", "stray"], "unexpected argument 'stray' found"),
         (["--nothing-like-it=5"], "unexpected argument '--nothing-like-it' found"),
         (
             ["--kernel", "k", "--watchdog=on"],
             "unexpected value 'on' for '--watchdog' found; no more were expected",
         ),
+        (["--kernel", "\udcff"], "invalid UTF-8 was detected in one or more arguments"),
+        (
+            ["--kernel", "k", "--disk", "path=/d,serial=\udcff"],
+            "invalid UTF-8 was detected in one or more arguments",
+        ),
+        (["--bogus"], "unexpected argument '--bogus' found"),
+        (["-x"], "unexpected argument '-x' found"),
     ],
 )
 def test_usage_error_reads_like_claps_and_exits_2(capsys, argv, message):
     tail = "Usage: cloudvmm [OPTIONS]\n\nFor more information, try '--help'.\n"
     assert usage_error(capsys, *argv) == f"error: {message}\n\n{tail}"
+
+
+SECCOMP = "[possible values: true, false, log, errno]"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seccomp", "maybe"], f"invalid value 'maybe' for '--seccomp <seccomp>'\n  {SECCOMP}"),
+        (
+            ["--engine", "bhyve"],
+            "invalid value 'bhyve' for '--engine <engine>'\n  [possible values: qemu, fake]",
+        ),
+        (["--kernel"], "a value is required for '--kernel <kernel>' but none was supplied"),
+        (["--kernel", "k", "--disk"], "a value is required for '--disk <disk>...' but none was supplied"),
+        (
+            ["--seccomp"],
+            f"a value is required for '--seccomp <seccomp>' but none was supplied\n  {SECCOMP}",
+        ),
+        (
+            ["--seccomp="],
+            f"a value is required for '--seccomp <seccomp>' but none was supplied\n  {SECCOMP}",
+        ),
+    ],
+)
+def test_usage_error_about_a_value_shows_no_usage(capsys, argv, message):
+    assert usage_error(capsys, *argv) == f"error: {message}\n\nFor more information, try '--help'.\n"
 
 
 def test_misspelt_flag_is_told_what_it_resembles(capsys):

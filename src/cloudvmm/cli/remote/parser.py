@@ -32,8 +32,7 @@ def parse_args(argv: Sequence[str], *, program: str) -> argparse.Namespace:
     if not words:
         sys.stderr.write(parser.format_help())
         parser.exit(USAGE_STATUS)
-    if any(word != word.encode(errors="replace").decode() for word in words):
-        parser.refuse("invalid UTF-8 was detected in one or more arguments")
+    parser.refuse_other_than_text(words)
     args: argparse.Namespace
     args, spare = parser.parse_known_args(words)
     if args.command is None:
@@ -101,12 +100,6 @@ class RemoteParser(UsageParser):
             names = "\n".join(f"  {self._shape(name)}" for name in found[1].split(", "))
             self.refuse(f"the following required arguments were not provided:\n{names}")
         self.refuse(message)
-
-    def refuse(self, message: str, *, tip: str | None = None, usage: str | None = None) -> NoReturn:
-        # clap shows no usage where a value alone is at fault.
-        if message.startswith(("a value is required", "invalid value")):
-            self.exit(USAGE_STATUS, f"error: {message}\n\nFor more information, try '--help'.\n")
-        super().refuse(message, tip=tip, usage=usage)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
