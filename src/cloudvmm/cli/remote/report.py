@@ -1,13 +1,19 @@
 """How a failure is shown on standard error: a log line with everything, then the chain, numbered.
 
-The server's own chain continues the numbers of ours.
+The server's own chain continues the numbers of ours. Where an option string is at fault, what is allowed
+follows.
 """
 
 from __future__ import annotations
 
 import sys
 
-from cloudvmm.cli.remote.error import ServerResponse
+from cloudvmm.cli.remote.error import (
+    ConfigSyntax,
+    ReceiveMigrationConfig,
+    SendMigrationConfig,
+    ServerResponse,
+)
 from cloudvmm.cli.remote.log import REPORT_TARGET, log_error
 from cloudvmm.cli.remote.version import REFERENCE_NAME
 from cloudvmm.errors import error_chain
@@ -26,6 +32,8 @@ def report(error: BaseException) -> None:
         return
     sys.stderr.write(f"Error: {REFERENCE_NAME} exited with the following chain of errors:\n")
     sys.stderr.write("".join(f"  {line}\n" for line in lines))
+    if (hint := _hint(error)) is not None:
+        sys.stderr.write(f"\nAllowed: {hint}\n")
 
 
 def _lines(error: BaseException) -> list[str]:
@@ -39,6 +47,14 @@ def _lines(error: BaseException) -> list[str]:
     if isinstance(texts, str):
         return [*_numbered(chain[:-1]), f"X: {texts}"]
     return _numbered([*chain, *texts])
+
+
+def _hint(error: BaseException) -> str | None:
+    if not isinstance(error, (ConfigSyntax, ReceiveMigrationConfig, SendMigrationConfig)):
+        return None
+    from cloudvmm.options.error import hint_of
+
+    return hint_of(error)
 
 
 def _numbered(texts: list[str]) -> list[str]:

@@ -4,9 +4,17 @@ import re
 
 import pytest
 
-from cloudvmm.cli.remote.error import HttpApiClient, InvalidCpuCount, NotOnDBus, Reason, ServerResponse
+from cloudvmm.cli.remote.error import (
+    ConfigSyntax,
+    HttpApiClient,
+    InvalidCpuCount,
+    NotOnDBus,
+    Reason,
+    ServerResponse,
+)
 from cloudvmm.cli.remote.log import level_of, log_error
 from cloudvmm.cli.remote.report import report
+from cloudvmm.options.error import ParseError, UnknownOption
 
 HEAD = "Error: ch-remote exited with the following chain of errors:\n"
 
@@ -25,6 +33,15 @@ def test_servers_chain_continues_the_numbers(capsys, monkeypatch):
     assert reported(HttpApiClient(), ServerResponse(404, body), capsys, monkeypatch) == (
         f"{HEAD}  0: http client error\n  1: Server responded with NotFound\n  2: Error from API\n"
         "  3: The VM info is not available\n  4: VM is not created\n"
+    )
+
+
+def test_option_string_at_fault_is_followed_by_what_is_allowed(capsys, monkeypatch):
+    cause = ParseError("--tpm", hint="socket=<path>")
+    cause.__cause__ = UnknownOption("path")
+    assert reported(ConfigSyntax("tpm"), cause, capsys, monkeypatch) == (
+        f"{HEAD}  0: Error parsing tpm syntax\n  1: Error parsing --tpm\n  2: Unknown option: path\n"
+        "\nAllowed: socket=<path>\n"
     )
 
 
