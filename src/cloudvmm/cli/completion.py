@@ -113,7 +113,8 @@ def _server_parser(program: str) -> tuple[argparse.ArgumentParser, dict[argparse
 
 
 def _remote_parser(program: str) -> tuple[argparse.ArgumentParser, dict[argparse.Action, Words]]:
-    from cloudvmm.cli.remote.parser import build_parser, option_string_arguments
+    from cloudvmm.cli.remote.command import BY_NAME
+    from cloudvmm.cli.remote.parser import actions_of, build_parser, option_string_arguments
 
     parser = build_parser(program)
     option_words = {
@@ -122,6 +123,11 @@ def _remote_parser(program: str) -> tuple[argparse.ArgumentParser, dict[argparse
     }
     for action in option_words:
         action.nargs = "+"  # for bash, as above
+    for action in actions_of(parser):
+        if action.dest in ("api_socket", "path"):
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.dest == "topic":
+            action.choices = list(BY_NAME)
     return parser, option_words
 
 

@@ -15,15 +15,15 @@ from support.shell import PROMPT, Shell
 START_UP = {
     "bash": """
         bind 'set bell-style none'
-        source {folder}/_cloudvmm
-        cloudvmm() {{ echo "GOT:$*:"; }}
+        source {folder}/_{program}
+        {program}() {{ echo "GOT:$*:"; }}
     """,
     "zsh": """
         unsetopt beep
         fpath=({folder} $fpath)
         autoload -U compinit
         compinit -u -D
-        cloudvmm() {{ print -r -- "GOT:$*:" }}
+        {program}() {{ print -r -- "GOT:$*:" }}
     """,
 }
 TYPED = [
@@ -40,10 +40,23 @@ TYPED = [
     ("guest bu", "guest build"),
     ("completion fi", "completion fish"),
 ]
+TYPED_REMOTE = [
+    ("--api-soc", "--api-socket"),
+    ("--api-socket FOLDER/im", "--api-socket FOLDER/image.raw"),
+    ("add-gen", "add-generic-vhost-user"),
+    ("add-vsock cid=3,sock", "add-vsock cid=3,socket="),
+    ("--api-socket /s power", "--api-socket /s power-button"),
+    ("--api-socket /s create FOLDER/im", "--api-socket /s create FOLDER/image.raw"),
+    ("--api-socket /s add-disk pat", "--api-socket /s add-disk path="),
+    ("--api-socket /s add-disk id=d,path=FOLDER/im", "--api-socket /s add-disk id=d,path=FOLDER/image.raw"),
+    ("--api-socket /s resize --mem", "--api-socket /s resize --memory"),
+    ("help coun", "help counters"),
+]
+PROGRAMS = {"cloudvmm": TYPED, "cloudvmm-remote": TYPED_REMOTE, "ch-remote": TYPED_REMOTE}
 
 
-def script(capsys, shell):
-    assert main(["completion", shell]) == 0
+def script(capsys, shell, program="cloudvmm"):
+    assert main(["completion", shell, program]) == 0
     return capsys.readouterr().out
 
 
@@ -58,25 +71,26 @@ def folder(tmp_path):
     return tmp_path
 
 
-def interactive(shell, folder, completion):
-    (folder / "_cloudvmm").write_text(completion)
+def interactive(shell, folder, completion, program):
+    (folder / f"_{program}").write_text(completion)
     start_up = folder / ".zshrc"
-    start_up.write_text(START_UP[shell].format(folder=folder) + f"PS1='{PROMPT}'\n")
+    start_up.write_text(START_UP[shell].format(folder=folder, program=program) + f"PS1='{PROMPT}'\n")
     argv = ["bash", "--rcfile", str(start_up), "-i"] if shell == "bash" else ["zsh", "-d", "-i"]
     env = {**os.environ, "HOME": str(folder), "ZDOTDIR": str(folder), "TERM": "dumb", "LC_ALL": "C.UTF-8"}
     return Shell(argv, env)
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("shell", sorted(START_UP))
-def test_tab_completes_flags_keys_words_and_files(shell, folder, capsys):
+def test_tab_completes_flags_keys_words_and_files(shell, program, folder, capsys):
     needs(shell)
     completed = []
-    with interactive(shell, folder, script(capsys, shell)) as terminal:
-        for typed, _ in TYPED:
+    with interactive(shell, folder, script(capsys, shell, program), program) as terminal:
+        for typed, _ in PROGRAMS[program]:
             terminal.wait_for(PROMPT)
-            terminal.type(f"cloudvmm {typed.replace('FOLDER', str(folder))}\t\n")
+            terminal.type(f"{program} {typed.replace('FOLDER', str(folder))}\t\n")
             completed.append(terminal.line_after("GOT:").partition(":")[0])
-    assert completed == [wanted.replace("FOLDER", str(folder)) for _, wanted in TYPED]
+    assert completed == [wanted.replace("FOLDER", str(folder)) for _, wanted in PROGRAMS[program]]
 
 
 def fish_offers(folder, completion, line):
@@ -102,11 +116,14 @@ def common_start(offers):
     )
 
 
-@pytest.mark.parametrize(("typed", "wanted"), TYPED)
-def test_fish_offers_flags_keys_words_and_files(typed, wanted, folder, capsys):
+@pytest.mark.parametrize(
+    ("program", "typed", "wanted"),
+    [(program, *line) for program, lines in PROGRAMS.items() for line in lines],
+)
+def test_fish_offers_flags_keys_words_and_files(program, typed, wanted, folder, capsys):
     needs("fish")
     typed, wanted = (text.replace("FOLDER", str(folder)) for text in (typed, wanted))
-    offers = fish_offers(folder, script(capsys, "fish"), f"cloudvmm {typed}")
+    offers = fish_offers(folder, script(capsys, "fish", program), f"{program} {typed}")
     assert offers
     assert common_start(offers) == wanted.split()[-1]
 

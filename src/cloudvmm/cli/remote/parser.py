@@ -71,6 +71,16 @@ def option_string_arguments(parser: argparse.ArgumentParser) -> dict[argparse.Ac
     }
 
 
+def actions_of(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """Return what `parser` takes, and then what its sub-commands take."""
+    actions = list(parser._actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                actions += actions_of(subparser)
+    return actions
+
+
 class RemoteParser(UsageParser):
     """The parser of `subcommand`; without one that of the program."""
 
