@@ -69,7 +69,9 @@ def _run(words: list[str], *, program: str) -> int:
         log.info("Cloud Hypervisor exited successfully")
     except VmmError as error:
         if log is not None:
-            log.error(f"Fatal error: {error!r}")
+            from cloudvmm.cli.fatal import fatal_text
+
+            log.error(fatal_text(error))
         report(error)
         return 1
     finally:

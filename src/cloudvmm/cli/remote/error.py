@@ -49,6 +49,12 @@ class ServerResponse(RemoteError):
         self.status = status
         self.body = body
 
+    def __repr__(self) -> str:
+        """Give the form of the reference's log."""
+        import msgspec
+
+        return f"ServerResponse({self.status_name}, Some({msgspec.json.encode(self.body).decode()}))"
+
 
 class SocketFailed(RemoteError):
     """Error writing to or reading from HTTP socket"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from cloudvmm.cli.fatal import fatal_text
 from cloudvmm.cli.remote.error import (
     ConfigSyntax,
     ReceiveMigrationConfig,
@@ -25,7 +26,7 @@ def report(error: BaseException) -> None:
     The first line has the reference's name under any of ours: it is what programs look for, as they look for
     `Cloud Hypervisor exited` in what the VMM prints.
     """
-    log_error(f"Fatal error: {_debug(error)}", target=REPORT_TARGET)
+    log_error(fatal_text(error), target=REPORT_TARGET)
     lines = _lines(error)
     if len(lines) == 1:
         sys.stderr.write(f"Error: {REFERENCE_NAME} exited with the following error:\n  {lines[0]}\n")
@@ -80,16 +81,3 @@ def _remote_texts(response: ServerResponse) -> list[str] | str:
     except msgspec.DecodeError as error:
         reason = explain(error, raw, list)
         return f"Can't get remote's error messages from JSON response: {reason}: body='{response.body}'"
-
-
-def _debug(error: BaseException) -> str:
-    """Show the error's name and what is in it, as the reference's log does."""
-    if isinstance(error, ServerResponse):
-        import msgspec
-
-        body = msgspec.json.encode(error.body).decode()
-        return f"ServerResponse({error.status_name}, Some({body}))"
-    name = type(error).__name__
-    if error.__cause__ is not None:
-        return f"{name}({_debug(error.__cause__)})"
-    return f"{name}({str(error)!r})" if str(error) else name
