@@ -28,10 +28,10 @@ def explain(error: Exception, raw: bytes, kind: type) -> str:
         return _explain_syntax(error, raw)
     path = _PATH.search(text)
     where = path["path"] if path else "$"
-    return f"{_explain_value(text, kind)} at {_place(where, raw)}"
+    return f"{_explain_value(text, kind if where == '$' else None)} at {_place(where, raw)}"
 
 
-def _explain_value(text: str, kind: type) -> str:
+def _explain_value(text: str, kind: type | None) -> str:
     if match := _MISSING.search(text):
         return f"missing field `{match['field']}`"
     if match := _UNKNOWN_FIELD.search(text):
@@ -46,10 +46,10 @@ def _explain_value(text: str, kind: type) -> str:
     return _PATH.sub("", text)
 
 
-def _expected(names: str, kind: type) -> str:
+def _expected(names: str, kind: type | None) -> str:
     words = [name for name in names.split(" | ") if name != "null"] or ["null"]
     if words == ["object"] and " | " not in names:
-        return f"struct {kind.__name__}" if issubclass(kind, msgspec.Struct) else "a map"
+        return "a map" if kind is None or not issubclass(kind, msgspec.Struct) else f"struct {kind.__name__}"
     return " or ".join(_EXPECTED.get(word, word) for word in words)
 
 

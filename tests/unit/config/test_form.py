@@ -136,6 +136,7 @@ def test_unknown_members_are_ignored():
         (b'{"memory":{}}', VmConfig, "missing field `size` at `$.memory`"),
         (b'{"id":5}', VmRemoveDeviceData, "invalid type: integer, expected a string at `$.id`"),
         (b'{"id":null}', VmRemoveDeviceData, "invalid type: null, expected a string at `$.id`"),
+        (b'{"cpus":null}', VmConfig, "invalid type: null, expected a map at `$.cpus`"),
         (b"[]", VmConfig, "invalid type: sequence, expected struct VmConfig at line 1 column 2"),
         (
             b'{"disks":[{"num_queues":1.5}]}',
