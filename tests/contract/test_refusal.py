@@ -55,6 +55,15 @@ def test_missing_kernel_is_refused_by_boot_and_the_machine_stays_built(engine, w
     before.assert_nothing_added()
 
 
+def test_kernel_that_no_path_can_name_is_refused_by_boot(engine, spec, warm):
+    payload = copy.copy(spec.vm_config.payload)
+    payload.kernel = "/a\0b"
+    machine = engine.build(with_config(spec, payload=payload))
+    with pytest.raises(PayloadError):
+        machine.boot()
+    machine.close()
+
+
 def test_missing_initramfs_is_refused_by_boot(engine, without_initramfs, warm):
     machine = engine.build(without_initramfs)
     with pytest.raises(PayloadError):

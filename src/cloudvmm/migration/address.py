@@ -66,7 +66,8 @@ def parse_address(url: str) -> Address | None:
     if url.startswith("tcp:"):
         return _parse_tcp(url.removeprefix("tcp:"))
     path = url.removeprefix("unix:")
-    return UnixAddress(path) if url.startswith("unix:") and path else None
+    # The kernel would take a path up to its first NUL.
+    return UnixAddress(path) if url.startswith("unix:") and path and "\0" not in path else None
 
 
 def _parse_tcp(text: str) -> TcpAddress:

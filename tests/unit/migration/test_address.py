@@ -19,6 +19,7 @@ from cloudvmm.migration.address import AddressError, TcpAddress, UnixAddress, pa
         ("tcp:::1:80", TcpAddress("::1", 80)),
         ("tcp:host:+080", TcpAddress("host", 80)),
         ("unix:", None),
+        ("unix:/a\0b", None),
         ("", None),
         ("/path", None),
         ("file:///x", None),

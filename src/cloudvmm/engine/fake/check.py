@@ -91,7 +91,7 @@ def _open_once(path: str, what: str, *, readonly: bool, error_type: type[EngineE
     access = os.O_RDONLY if readonly else os.O_RDWR
     try:
         fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
         raise error_type(f"{what} cannot be opened") from error
     try:
         return os.lseek(fd, 0, os.SEEK_END)
