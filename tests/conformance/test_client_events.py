@@ -201,6 +201,19 @@ def test_cut_stream_goes_on_where_it_was(socket_path, follow):
     assert asked == [b"/api/v1/vm.events?from=4", b"/api/v1/vm.events?from=5"]
 
 
+def test_stream_that_is_cut_before_the_first_event_misses_none(socket_path, follow):
+    asked = []
+
+    def script(talk: Talk, pieces):
+        asked.append(talk.read_request().split(b" ")[1])
+        talk.send(HEAD + pieces)
+
+    with Peer(socket_path, lambda talk: script(talk, b"id: 6\n\n"), lambda talk: script(talk, frame(7))):
+        assert follow().next().number == 7
+
+    assert asked == [b"/api/v1/vm.events", b"/api/v1/vm.events?from=7"]
+
+
 def test_server_that_only_cuts_is_given_up(socket_path, follow):
     def script(talk: Talk):
         talk.read_request()

@@ -47,8 +47,8 @@ class Reader:
         return self.until(b"\r\n\r\n")
 
     def frame(self):
-        """Return the next frame; comments are passed over."""
-        while (block := self.until(b"\n\n")).startswith(b":"):
+        """Return the next frame; comments, and what says the place alone, are passed over."""
+        while b"data: " not in (block := self.until(b"\n\n")):
             pass
         fields = dict(line.split(": ", 1) for line in block.decode().strip().split("\n"))
         number = fields.get("id")
@@ -124,6 +124,14 @@ def test_without_a_number_what_comes_next_is_sent(server, socket_path, hub):
         reader.head()
         emit(hub, 2)
         assert ids(reader.frames(2)) == [3, 4]
+
+
+def test_without_a_number_the_place_is_told_first(server, socket_path, hub):
+    emit(hub, 3)
+    with Reader(socket_path) as reader:
+        reader.head()
+        assert reader.until(b"\n\n") == b"id: 2\n\n"
+        assert reader.left == b""
 
 
 def test_from_replays_what_was(server, socket_path, hub):

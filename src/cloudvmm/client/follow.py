@@ -61,7 +61,8 @@ def may_be_well_later(error: ClientError) -> bool:
 class Follower:
     """What of a stream has been seen, over any number of connections.
 
-    `next_number` is that of the event to come next; None as long as it is not known.
+    `next_number` is that of the event to come next; None as long as it is not known. A server of ours says it
+    first of all.
     """
 
     def __init__(self, from_number: int | None) -> None:
@@ -80,6 +81,8 @@ class Follower:
         frames = self._parser.feed(piece)
         self._has_heard |= bool(frames)
         self._frames.extend(frames)
+        if self.next_number is None and not self._frames:
+            self.next_number = self._place()
 
     def take(self) -> Event | None:
         """Return the next event that has come, if any; `is_over` tells that none will.
@@ -107,6 +110,10 @@ class Follower:
             raise NoAnswer(EVENTS)
         self._has_heard = False
         self._parser = FrameParser()
+
+    def _place(self) -> int | None:
+        last = self._parser.last_id
+        return int(last) + 1 if last.isascii() and last.isdecimal() else None
 
     def _skip(self, frame: Frame) -> None:
         from cloudvmm.client.event import decode_gap

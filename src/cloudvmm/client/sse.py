@@ -1,7 +1,7 @@
 """The bytes of server-sent events into frames. No I/O.
 
 The grammar is the WHATWG's: lines end with LF, CR or CRLF, a line that begins with a colon is skipped, an
-empty line ends a frame, a frame without data is none.
+empty line ends a frame, a frame without data is none, but its id counts.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ class Frame:
 
 
 class FrameParser:
-    """The state of one stream."""
+    """The state of one stream. `last_id` is the id of the newest frame that had one."""
 
     def __init__(self) -> None:
+        self.last_id = ""
         self._left = b""
         self._name = ""
+        self._id = ""
         self._data: list[str] = []
         self._size = 0
 
@@ -60,8 +62,11 @@ class FrameParser:
             self._name = value
         elif field == "data":
             self._data.append(value)
+        elif field == "id":
+            self._id = value
 
     def _end_frame(self, frames: list[Frame]) -> None:
+        self.last_id = self._id
         if self._data:
             frames.append(Frame(self._name or "message", "\n".join(self._data)))
         self._name, self._data, self._size = "", [], 0

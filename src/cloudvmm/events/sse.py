@@ -13,6 +13,11 @@ from cloudvmm.events.monitor import event_document
 KEEP_ALIVE: Final = b":\n\n"
 
 
+def position_frame(last_number: int) -> bytes:
+    """Say that the event behind number `last_number` is the next one: no event by itself, but a place."""
+    return b"id: %d\n\n" % last_number
+
+
 def event_frame(event: Event) -> bytes:
     data = msgspec.json.encode({"number": event.number, **event_document(event)})
     name = f"{event.source}/{event.event}".encode()

@@ -16,7 +16,7 @@ from typing import Final
 from cloudvmm.api import EventFd
 from cloudvmm.api.action import VmEvents
 from cloudvmm.events.hub import EventHub
-from cloudvmm.events.sse import KEEP_ALIVE, end_frame, event_frame, gap_frame
+from cloudvmm.events.sse import KEEP_ALIVE, end_frame, event_frame, gap_frame, position_frame
 from cloudvmm.http.error import BadQuery, WrongMethod
 from cloudvmm.http.route import ROOT
 from cloudvmm.wire.http import Request
@@ -118,6 +118,9 @@ class Stream:
             # Numbers from before this VMM's start: all that it has done is news.
             next_number = self._hub.first_kept
             head += gap_frame(requested=first or 0, first=next_number)
+        elif first is None and next_number > 0:
+            # Whoever is cut off before an event comes can then come back without missing one.
+            head += position_frame(next_number - 1)
         self._client.sendall(head)
         while True:
             is_ending = self._ending.is_set()

@@ -50,6 +50,30 @@ EVENT = (
 )
 
 
+def test_place_alone_is_no_event_but_counts():
+    follower = Follower(None)
+    follower.feed(b"id: 6\n\n")
+
+    assert follower.take() is None
+    assert follower.target() == "vm.events?from=7"
+
+
+@pytest.mark.parametrize("raw", [b"id: 6\n", b"id: x\n\n", b"id: \xc2\xb2\n\n", b":\n\n"])
+def test_place_that_is_none_does_not_count(raw):
+    follower = Follower(None)
+    follower.feed(raw)
+
+    assert follower.target() == "vm.events"
+
+
+def test_place_behind_events_that_are_not_taken_yet_skips_none():
+    follower = Follower(None)
+    follower.feed(b"id: 6\n\n" + EVENT)
+
+    assert follower.take().number == 7
+    assert follower.target() == "vm.events?from=8"
+
+
 def test_event_is_taken():
     follower = Follower(None)
     follower.feed(EVENT)
