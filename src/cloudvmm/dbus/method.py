@@ -26,6 +26,16 @@ from cloudvmm.config.error import DecodeError
 from cloudvmm.dbus.error import Failed
 from cloudvmm.dbus.message import NO_RESULT
 
+# How the reference names the argument where it is not the name of the type; code generators use it.
+_ARGUMENTS: Final = {
+    "vm.resize": "vm_resize",
+    "vm.resize-zone": "vm_resize_zone",
+    "vm.add-user-device": "vm_add_user_device",
+    "vm.remove-device": "vm_remove_device",
+    "vm.receive-migration": "receive_migration_data",
+    "vm.send-migration": "send_migration_data",
+}
+
 INTERFACE: Final = "org.cloudhypervisor.DBusApi1"
 EVENT: Final = "Event"
 
@@ -38,7 +48,8 @@ class Method:
     def __init__(self, command: type[ApiRequest]) -> None:
         self.command = command
         self.name = "".join(word.capitalize() for word in re.split("[.-]", command.name))
-        self.argument = "" if command.body is None else _snake_case(command.body.__name__)
+        type_name = "" if command.body is None else _snake_case(command.body.__name__)
+        self.argument = _ARGUMENTS.get(command.name, type_name)
         self.takes = "s" if self.argument else ""
         self.gives = "" if command.answer is Empty else "s"
 

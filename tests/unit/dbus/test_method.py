@@ -23,14 +23,31 @@ def test_each_command_on_dbus_has_a_method_and_no_other():
     ("name", "takes", "gives", "argument"),
     [
         ("VmmPing", "", "s", ""),
-        ("VmBoot", "", "", ""),
-        ("VmCreate", "s", "", "vm_config"),
+        ("VmmShutdown", "", "", ""),
+        ("VmAddDevice", "s", "s", "device_config"),
+        ("VmAddDisk", "s", "s", "disk_config"),
+        ("VmAddFs", "s", "s", "fs_config"),
         ("VmAddGenericVhostUser", "s", "s", "generic_vhost_user_config"),
-        ("VmPowerButton", "", "", ""),
-        ("VmReceiveMigration", "s", "", "vm_receive_migration_data"),
+        ("VmAddNet", "s", "s", "net_config"),
+        ("VmAddPmem", "s", "s", "pmem_config"),
+        ("VmAddUserDevice", "s", "s", "vm_add_user_device"),
+        ("VmAddVdpa", "s", "s", "vdpa_config"),
+        ("VmAddVsock", "s", "s", "vsock_config"),
+        ("VmBoot", "", "", ""),
+        ("VmCoredump", "s", "", "vm_coredump_data"),
+        ("VmCounters", "", "s", ""),
+        ("VmCreate", "s", "", "vm_config"),
+        ("VmInfo", "", "s", ""),
+        ("VmRemoveDevice", "s", "", "vm_remove_device"),
+        ("VmResize", "s", "", "vm_resize"),
+        ("VmResizeZone", "s", "", "vm_resize_zone"),
+        ("VmRestore", "s", "", "restore_config"),
+        ("VmReceiveMigration", "s", "", "receive_migration_data"),
+        ("VmSendMigration", "s", "", "send_migration_data"),
+        ("VmSnapshot", "s", "", "vm_snapshot_config"),
     ],
 )
-def test_method_takes_and_gives_what_its_command_does(name, takes, gives, argument):
+def test_method_takes_and_gives_what_the_references_does(name, takes, gives, argument):
     method = METHODS[name]
     assert (method.takes, method.gives, method.argument) == (takes, gives, argument)
 
