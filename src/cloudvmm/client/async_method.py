@@ -54,7 +54,7 @@ class AsyncMethods(abc.ABC):
 
         :raises ServerError: the server refused, or the command failed; its causes say why.
         :raises ClientError: there is no answer; `may_have_run` tells what that means.
-        :raises ValueError: `data` and its descriptors do not fit together.
+        :raises ValueError: `data` is nothing that a command takes, or does not fit its descriptors.
         """
 
     @abc.abstractmethod

@@ -18,8 +18,8 @@ from cloudvmm.client.exchange import (
     exchange,
     make_request,
     open_stream,
-    take_idle,
 )
+from cloudvmm.client.pool import ConnectionPool
 from cloudvmm.client.reply import Reply
 from cloudvmm.client.transport import DEFAULT_TIMEOUT_S, RETRY_CONNECT_S, rights
 
@@ -35,7 +35,7 @@ class AsyncUnixTransport:
     def __init__(self, path: str | os.PathLike[str], *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         self.path = os.fspath(path)
         self.timeout_s = timeout_s
-        self._idle: list[socket.socket] = []
+        self._pool = ConnectionPool()
 
     async def request(
         self,
@@ -47,7 +47,7 @@ class AsyncUnixTransport:
         timeout_s: float | None = None,
     ) -> Reply:
         """Send a request for `command` and return the reply; see `UnixTransport.request`."""
-        steps = exchange(self.path, self._idle, make_request(method, command, body, tuple(fds)))
+        steps = exchange(self.path, self._pool, make_request(method, command, body, tuple(fds)))
         return await _carry_out(steps, self.path, self._deadline(timeout_s))
 
     async def open_stream(self, target: str, *, timeout_s: float | None = None) -> AsyncStream | Reply:
@@ -58,8 +58,7 @@ class AsyncUnixTransport:
 
     def close(self) -> None:
         """Close the connections that are kept; a later request opens a new one."""
-        while (connection := take_idle(self._idle)) is not None:
-            connection.close()
+        self._pool.close()
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self.timeout_s if timeout_s is None else timeout_s)
@@ -102,6 +101,8 @@ async def _carry_out(steps: Generator[Step, Any, T], path: str, deadline: Deadli
                 try:
                     async with asyncio.timeout(deadline.left_s()):
                         outcome = await _do(step, path)
+                except TimeoutError as error:
+                    step = steps.throw(error if error.args else TimeoutError("timed out"))
                 except OSError as error:
                     step = steps.throw(error)
                 else:

@@ -70,11 +70,13 @@ def encode(data: object) -> tuple[bytes | None, tuple[int, ...]]:
 
     `data` is left as it is, and the descriptors stay the caller's.
 
-    :raises ValueError: `data` lacks a descriptor, or has one that cannot be passed.
+    :raises ValueError: `data` lacks a descriptor, has one that cannot be passed, or is nothing that a command
+        takes.
     """
     if data is None:
         return None, ()
-    assert isinstance(data, msgspec.Struct)
+    if not isinstance(data, msgspec.Struct):
+        raise ValueError(f"A command takes an object of cloudvmm.config, not a {type(data).__name__}")
     bare, fds = _detach(data)
     return form.encode(bare), tuple(fds)
 

@@ -17,11 +17,11 @@ from collections.abc import Generator
 from typing import Any, Final, Literal, NamedTuple
 
 from cloudvmm.client.error import ClientError, ConnectionFailed, NoAnswer
+from cloudvmm.client.pool import ConnectionPool
 from cloudvmm.client.reply import Reply, ReplyParser
 
 MAX_DESCRIPTORS: Final = 253  # of a request; the kernel passes no more in one message
 RECEIVE_BYTES: Final = 64 << 10
-MAX_IDLE: Final = 2  # kept connections: a server has room for ten, and others want some of these
 
 _ROOT: Final = "/api/v1/"
 _STALE: Final = (BrokenPipeError, ConnectionResetError)
@@ -82,13 +82,13 @@ def make_request(method: str, command: str, body: bytes | None, fds: tuple[int, 
     return Request(command, method == "GET", head.encode() + body, fds)
 
 
-def exchange(path: str, idle: list[socket.socket], request: Request) -> Steps:
-    """Send `request` and return the reply. Takes a connection from `idle`, and puts one back if it can.
+def exchange(path: str, pool: ConnectionPool, request: Request) -> Steps:
+    """Send `request` and return the reply. Takes a connection from `pool`, and puts one back if it can.
 
     :raises ClientError: there is no reply.
     """
     while True:
-        kept = take_idle(idle)
+        kept = pool.take()
         connection = yield from _connect(path) if kept is None else _just(kept)
         parser = ReplyParser()
         is_kept = False
@@ -100,8 +100,8 @@ def exchange(path: str, idle: list[socket.socket], request: Request) -> Steps:
                 continue
             raise _report(loss, path, request) from loss.reason
         finally:
-            if is_kept and len(idle) < MAX_IDLE:
-                idle.append(connection)
+            if is_kept:
+                pool.put(connection)
             else:
                 connection.close()
         return reply
@@ -124,24 +124,6 @@ def open_stream(path: str, request: Request) -> Generator[Step, Any, StreamStart
         if not is_kept:
             connection.close()
     return StreamStart(connection, parser) if is_kept else reply
-
-
-def take_idle(idle: list[socket.socket]) -> socket.socket | None:
-    """Take a connection that is still good; close those that the server has closed or written to unasked."""
-    while idle:
-        try:
-            connection = idle.pop()
-        except IndexError:  # another thread was faster
-            return None
-        try:
-            connection.setblocking(False)
-            connection.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return connection
-        except OSError:
-            pass
-        connection.close()
-    return None
 
 
 def _just(connection: socket.socket) -> Generator[Step, Any, socket.socket]:

@@ -24,8 +24,8 @@ from cloudvmm.client.exchange import (
     exchange,
     make_request,
     open_stream,
-    take_idle,
 )
+from cloudvmm.client.pool import ConnectionPool
 from cloudvmm.client.reply import Reply
 
 DEFAULT_TIMEOUT_S: Final = 60.0
@@ -44,7 +44,7 @@ class UnixTransport:
     def __init__(self, path: str | os.PathLike[str], *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
         self.path = os.fspath(path)
         self.timeout_s = timeout_s
-        self._idle: list[socket.socket] = []
+        self._pool = ConnectionPool()
 
     def connect(self) -> None:
         """Connect now, for the first request, and not with it.
@@ -52,7 +52,7 @@ class UnixTransport:
         :raises ConnectionFailed: there is no server.
         """
         try:
-            self._idle.append(connect(self.path, self._deadline(None)))
+            self._pool.put(connect(self.path, self._deadline(None)))
         except OSError as error:
             raise ConnectionFailed(self.path) from error
 
@@ -76,7 +76,7 @@ class UnixTransport:
         :raises ValueError: there are more than 253 `fds`.
         """
         request = make_request(method, command, body, tuple(fds))
-        steps = exchange(self.path, self._idle, request)
+        steps = exchange(self.path, self._pool, request)
         return _carry_out(steps, self.path, self._deadline(timeout_s))
 
     def open_stream(self, target: str, *, timeout_s: float | None = None) -> Stream | Reply:
@@ -92,8 +92,7 @@ class UnixTransport:
 
     def close(self) -> None:
         """Close the connections that are kept; a later request opens a new one."""
-        while (connection := take_idle(self._idle)) is not None:
-            connection.close()
+        self._pool.close()
 
     def __enter__(self) -> UnixTransport:
         return self

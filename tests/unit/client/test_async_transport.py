@@ -75,6 +75,7 @@ def test_server_with_a_full_queue_is_given_up_at_the_deadline(path, request_once
             request_once("GET", "vmm.ping", timeout_s=0.05)
 
     assert isinstance(caught.value.__cause__, TimeoutError)
+    assert str(caught.value.__cause__) == "timed out"
 
 
 def test_silent_server_is_given_up_at_the_deadline(path, request_once):

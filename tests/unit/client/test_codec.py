@@ -96,6 +96,12 @@ def test_descriptors_that_do_not_fit_are_refused(data):
         encode(data)
 
 
+@pytest.mark.parametrize("data", [{"path": "/d"}, '{"path":"/d"}', 1])
+def test_data_that_is_no_object_of_ours_is_refused_in_words(data):
+    with pytest.raises(ValueError, match=f"takes an object of cloudvmm.config, not a {type(data).__name__}"):
+        encode(data)
+
+
 def test_config_read_from_a_server_can_be_sent_again():
     vm_config = VmConfig(
         net=[NetConfig(id="n", fds=[INVALID_FD])],

@@ -1,5 +1,7 @@
 import os
 import socket
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -279,3 +281,34 @@ def test_something_else_than_a_socket_is_no_server(tmp_path):
         UnixTransport(tmp_path / "file").request("GET", "vmm.ping")
 
     assert isinstance(caught.value.__cause__, (ConnectionRefusedError, socket.error))
+
+
+FORKING = """
+import os, sys
+from cloudvmm.client.transport import UnixTransport
+with UnixTransport(sys.argv[1], timeout_s=5.0) as transport:
+    transport.request("GET", "parents.first")
+    if not (child := os.fork()):
+        transport.request("GET", "childs")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    transport.request("GET", "parents.second")
+"""
+
+
+def test_child_of_fork_leaves_the_parents_connection_alone(path):
+    asked = {"parent": [], "child": []}
+
+    def script(talk: Talk, who):
+        while request := talk.read_request():
+            asked[who].append(request.split(b" ")[1])
+            talk.send(PONG)
+
+    with Peer(path, lambda talk: script(talk, "parent"), lambda talk: script(talk, "child")):
+        ended = subprocess.run([sys.executable, "-c", FORKING, path], timeout=20, check=False)
+
+    assert ended.returncode == 0
+    assert asked == {
+        "parent": [b"/api/v1/parents.first", b"/api/v1/parents.second"],
+        "child": [b"/api/v1/childs"],
+    }
