@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+
+from cloudvmm.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 240
@@ -74,7 +77,34 @@ def test_command_runs(environment, name, tmp_path):
 
 
 def test_both_commands_are_declared():
-    assert "cloudvmm" in scripts()
+    assert set(scripts()) == {"cloudvmm", "cloudvmm-remote"}
+
+
+def test_commands_serve_and_ask(environment, tmp_path):
+    """A VM comes and goes by the two commands alone, with nothing installed but the wheel."""
+    (tmp_path / "vm.json").write_text('{"payload":{"kernel":"/bin/sh"},"console":{"mode":"Off"}}')
+    remote = [environment.with_name("cloudvmm-remote"), "--api-socket", "api"]
+    words = [environment.with_name("cloudvmm"), "--engine", "fake", "--api-socket", "api"]
+    server = subprocess.Popen(words, cwd=tmp_path)
+    try:
+        with Client(tmp_path / "api") as client:
+            client.wait_until_ready(LIMIT_S)
+        for command in (["create", "vm.json"], ["boot"], ["pause"]):
+            well(run(*remote, *command, cwd=tmp_path, check=False))
+        info = well(run(*remote, "info", cwd=tmp_path, check=False)).stdout
+        well(run(*remote, "shutdown-vmm", cwd=tmp_path, check=False))
+
+        assert json.loads(info)["state"] == "Paused"
+        assert server.wait(LIMIT_S) == 0
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_d_bus_is_there(environment):
+    program = "from cloudvmm.api import start_dbus_thread; import cloudvmm.dbus"
+
+    well(run(environment, "-W", "error", "-c", program, check=False))
 
 
 def test_package_is_the_installed_one(environment, tmp_path):
