@@ -1,7 +1,8 @@
 """A `cloudvmm` process under test: started, spoken to, ended, and looked after for what it leaves behind.
 
 It runs in a folder of its own, which is its working and its temporary directory too: whatever it forgets
-lies there. The module is run by the interpreter that runs the tests, so no PATH decides what is tested.
+lies there. The module is run by the interpreter that runs the tests, so no PATH decides what is tested. What
+goes over its connections, whoever the client is, is held against the API's document at the end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from support.process import ProcessId, descendants_of, identify, state_of
+from support.tap import check_all
 from support.vmm import OnAnswer, Vmm
 from support.wait import wait_until
 
+TESTS = str(Path(__file__).resolve().parents[1])
+PYTHONPATH = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+INTERPRETER = (sys.executable, "-X", "faulthandler")
 START_TIMEOUT_S = 20.0
 END_TIMEOUT_S = 30.0
 LEFTOVER_TIMEOUT_S = 2.0
@@ -43,12 +48,14 @@ class Server:
         self._kept = {"api.lock"} if has_socket else set()
         self._children: set[ProcessId] = set()
         self._stderr_path = folder.with_name(f"{folder.name}.stderr")
+        self.traffic = folder.with_name(f"{folder.name}.traffic")
+        self.traffic.mkdir()
         socket_flags = ["--api-socket", self.socket_path] if has_socket else []
         with open(self._stderr_path, "wb") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "cloudvmm.cli.main", *socket_flags, *flags],
+                [*INTERPRETER, "-m", "support.tapped", str(self.traffic), *socket_flags, *flags],
                 cwd=folder,
-                env={**os.environ, "TMPDIR": str(folder)},
+                env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": PYTHONPATH},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -122,6 +129,7 @@ class Server:
         assert status == self.expected_status, (
             f"The server's exit status is {status} instead of {self.expected_status}:\n{self.stderr}"
         )
+        check_all(self.traffic)
 
     def _leftovers(self) -> list[str]:
         """Describe what outlived the server: processes, which are ended now, and files."""
