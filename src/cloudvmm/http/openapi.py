@@ -66,7 +66,7 @@ VM object, from `vm.boot` on (A).
 Any method but the one given here answers 400: with `["Bad Request"]`, or without a body (some paths do so
 for PATCH and DELETE). Any other path answers 404 `["Not Found"]`. A body may not be sent where none is
 described, except with `vmm.shutdown` and with GET, which ignore it. The status line has no reason phrase.
-Requests may carry file descriptors (SCM_RIGHTS)."""
+`Expect: 100-continue` is answered with an interim 100. Requests may carry file descriptors (SCM_RIGHTS)."""
 
 
 def document() -> Schema:

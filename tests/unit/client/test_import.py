@@ -1,10 +1,12 @@
 """What `import cloudvmm.client` loads, and what it leaves for when it is needed."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
+LIMIT_S = 0.040
 HEAVY = ("msgspec", "asyncio", "json", "inspect", "http.client", "dataclasses", "logging", "subprocess")
 ROOMS = ("engine", "control", "http", "cli", "daemon", "guest", "config", "options", "api")
 
@@ -66,3 +68,18 @@ def test_all_names_are_there():
 
 def test_package_alone_loads_nothing_of_itself():
     assert [name for name in loaded_by("import cloudvmm") if name.startswith("cloudvmm.")] == []
+
+
+def test_import_costs_little_above_a_bare_interpreter():
+    # Processor time of the best of several, which a busy machine changes least.
+    bare, ours = (min(cpu_s(program) for _ in range(5)) for program in ("pass", "import cloudvmm.client"))
+
+    assert ours - bare < LIMIT_S
+
+
+def cpu_s(program):
+    """Return the processor time that an interpreter takes for `program`."""
+    process = os.posix_spawn(sys.executable, [sys.executable, "-c", program], os.environ)
+    _, status, usage = os.wait4(process, 0)
+    assert status == 0
+    return usage.ru_utime + usage.ru_stime
