@@ -83,7 +83,10 @@ class Faults:
         """Let `fault` strike the next `times` calls of `operation`, or every one until `clear`.
 
         :raises ValueError: no operation has that name, or `times` is less than 1.
+        :raises TypeError: `fault` is none.
         """
+        if not isinstance(fault, Fault):
+            raise TypeError(f"{fault!r} is no fault; for an error set Fail(its class, its text)")
         if operation not in OPERATIONS:
             raise ValueError(f"No operation is called {operation}; there are {', '.join(sorted(OPERATIONS))}")
         if times is not None and times < 1:

@@ -74,6 +74,11 @@ def test_failure_of_build_is_raised(engine, spec):
         engine.build(spec)
 
 
+def test_error_in_the_place_of_a_fault_is_refused_where_it_is_set(engine):
+    with pytest.raises(TypeError, match="is no fault"):
+        engine.faults.set("build", PayloadError("The kernel is invalid"))
+
+
 @pytest.mark.parametrize("operation", sorted(CALLS.keys() - {"close"}))
 def test_death_is_reported_as_the_last_event(machine, engine, operation):
     for before in BEFORE.get(operation, ()):
