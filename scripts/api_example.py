@@ -30,6 +30,8 @@ _CREATED = ("vm.create",)
 _BOOTED = ("vm.create", "vm.boot")
 _PAUSED = ("vm.create", "vm.boot", "vm.pause")
 _FOLDER = "mkdir /tmp/snapshot"
+OTHER_SOCKET = "/tmp/other.sock"
+_MIGRATION_SOCKET = "/tmp/migration.sock"
 PREPARED: dict[str, tuple[str, ...]] = {
     "information": _BOOTED,
     "sizes": _BOOTED,
@@ -49,8 +51,7 @@ ORDER: dict[str, tuple[str, ...]] = {
 BEFORE: dict[str, tuple[str, ...]] = {"vm.restore": ("vm.delete",)}
 NOT_RUN: dict[str, str] = {
     "vm.resize-zone": "needs a VM with memory zones",
-    "vm.send-migration": "needs a second VMM that receives",
-    "vm.receive-migration": "waits for a second VMM that sends",
+    "vm.receive-migration": "it waits for a VM; the first block has run it",
 }
 REMOTE: dict[str, str] = {
     "vmm.ping": "ping",
@@ -89,10 +90,21 @@ def preparation(tag: str) -> str:
     prepared = PREPARED.get(tag, ())
     if prepared or tag == "life":
         lines += [_KERNEL, f"cat >/tmp/vm.json <<'end'\n{_pretty(SAMPLES['vm.create'])}\nend"]
-    if tag == "state":
-        lines.append(_FOLDER)
     lines += [curl(name, data="@/tmp/vm.json" if name == "vm.create" else None) for name in prepared]
+    if tag == "state":
+        lines += _state_preparation()
     return f"{words}\n{fence('sh', *lines)}"
+
+
+def _state_preparation() -> list[str]:
+    """Make the folder of a snapshot, and a second VMM that waits for a VM."""
+    return [
+        _FOLDER,
+        "# Another VMM, which waits for a VM",
+        _START.replace(SOCKET, OTHER_SOCKET),
+        curl("vm.receive-migration", data=_data("vm.receive-migration"), socket=OTHER_SOCKET) + " &",
+        f"until [ -S {_MIGRATION_SOCKET} ]; do sleep 0.1; done",
+    ]
 
 
 def examples(name: str) -> Iterator[str]:
@@ -118,9 +130,9 @@ def fence(language: str, *lines: str) -> str:
     return f"```{language}\n{text}\n```\n"
 
 
-def curl(name: str, *flags: str, data: str | None = None) -> str:
+def curl(name: str, *flags: str, data: str | None = None, socket: str = SOCKET) -> str:
     command = _COMMANDS.get(name)
-    words = ["curl", "-sS", "--fail-with-body", *flags, "--unix-socket", SOCKET]
+    words = ["curl", "-sS", "--fail-with-body", *flags, "--unix-socket", socket]
     if command is not None and command.effect is Effect.CHANGES:
         words += ["-X", "PUT"]
     words.append(f"http://localhost{ROOT}{name}")
