@@ -458,4 +458,5 @@ def test_answer_after_the_cut_harms_nothing(vmm, socket_path):
     boot = vmm.await_request("vm.boot")
     server.close(deadline_s=0)
     boot.reply.send(PONG)
+    assert client.is_closed()
     client.close()

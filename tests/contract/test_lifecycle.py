@@ -85,6 +85,8 @@ def test_death_of_the_machine_is_the_last_event(machine_running, player):
 def test_close_is_idempotent(machine_running):
     machine_running.close()
     machine_running.close()
+    with pytest.raises(MachineGone):
+        machine_running.pause()
 
 
 def test_close_of_a_machine_that_never_booted(machine_built):
@@ -130,7 +132,10 @@ def test_abort_build_ends_a_build_under_way(player, spec, tmp_path):
 
 def test_abort_build_without_a_build_does_no_harm(engine, spec):
     engine.abort_build()
-    engine.build(spec).close()
+    machine = engine.build(spec)
+    machine.boot()
+    assert not [event for event in machine.take_events() if isinstance(event, Exited)]
+    machine.close()
 
 
 def _record(call, outcome):

@@ -155,9 +155,11 @@ def test_machine_goes_on_from_what_was_saved(engine, spec, machine_paused, playe
 @ABLE
 def test_one_state_serves_many_times(engine, spec, machine_paused, folder):
     machine_paused.save(str(folder))
+    before = machine_paused.counters()
     machine_paused.close()
     for _ in range(2):
         machine = engine.build(from_origin(spec, SavedIn(str(folder))))
+        assert machine.counters() == before
         machine.resume()
         machine.close()
 

@@ -713,6 +713,7 @@ def test_paused_source_stays_paused_after_a_failure(booted, url):
     booted.wait_for_event("vm/migration-failed")
     wait_until(lambda: booted(api.vm_info).state is api.VmState.PAUSED, "the VM is back")
     booted(api.vm_resume)
+    assert booted(api.vm_info).state is api.VmState.RUNNING
 
 
 def test_engine_that_cannot_send_gives_the_vm_back_running(booted, listening, url):

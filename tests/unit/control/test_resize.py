@@ -295,6 +295,8 @@ def test_resized_vm_reboots_with_its_new_sizes(booted):
 
     booted(api.vm_reboot)
 
+    config = booted(api.vm_info).config
+    assert (config.cpus.boot_vcpus, config.memory.size) == (4, GIB + 128 * MIB)
     resize(booted, desired_vcpus=1)
     resize(booted, desired_ram=2 * GIB + 128 * MIB)
 

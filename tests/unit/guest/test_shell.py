@@ -153,6 +153,9 @@ def test_wait_ready_returns_at_the_services_own_announcement(pair):
     guest.sendall(b"noise\n\n@cvm ready uptime=1.23\n")
 
     GuestShell(host).wait_ready(10)
+    guest.setblocking(False)
+    with pytest.raises(BlockingIOError):  # it did not have to ask
+        guest.recv(100)
 
 
 def test_wait_ready_asks_a_service_that_was_there_before_us(pair):

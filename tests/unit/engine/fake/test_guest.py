@@ -110,7 +110,7 @@ def test_peer_that_goes_away_harms_nothing(running, console_ends):
     ours.close()
     running.pause()
     running.resume()
-    running.close()
+    assert running.phase is Phase.RUNNING
 
 
 def test_peer_that_does_not_read_loses_output_and_holds_up_nothing(running, console_ends):
@@ -119,7 +119,7 @@ def test_peer_that_does_not_read_loses_output_and_holds_up_nothing(running, cons
     for _ in range(3 * MAX_PENDING_BYTES // len(line)):
         ours.sendall(line)
     running.pause()
-    running.close()
+    assert running.phase is Phase.PAUSED
 
 
 def test_lent_descriptor_keeps_its_flags(running, console_ends):

@@ -98,6 +98,9 @@ def test_readonly_disks_share_an_image(undo, image):
     config = {"disks": [{"id": "a", "path": image, "readonly": True}]}
     acquire(spec_of(config), undo).lock_images()
     acquire(spec_of(config), undo).lock_images()
+    writer = acquire(spec_of({"disks": [{"id": "a", "path": image}]}), undo)
+    with pytest.raises(ImageLocked):
+        writer.lock_images()
 
 
 def test_passed_queues_are_duplicated_and_stay_the_callers(undo):
