@@ -47,13 +47,14 @@ def printing_boot_sector(text: bytes) -> bytes:
     """Return a boot sector that writes `text` to the first serial port and to port 0xe9, and halts."""
     code = b"".join(
         (
-            b"\xfc\x31\xc0\x8e\xd8",  # cld; xor ax, ax; mov ds, ax
+            # cli: else SeaBIOS writes the rest of its own words in between, when its timer fires.
+            b"\xfa\xfc\x31\xc0\x8e\xd8",  # cli; cld; xor ax, ax; mov ds, ax
             b"\xbe\x19\x7c",  # mov si, text
             b"\xac\x84\xc0\x74\x08",  # next: lodsb; test al, al; jz halt
             b"\xba" + struct.pack("<H", COM1) + b"\xee",  # mov dx, 0x3f8; out dx, al
             b"\xe6" + bytes([DEBUG_PORT]),  # out 0xe9, al
             b"\xeb\xf3",  # jmp next
-            b"\xfa\xf4\xeb\xfc",  # halt: cli; hlt; jmp halt
+            b"\xf4\xeb\xfd",  # halt: hlt; jmp halt
         )
     )
     assert len(code) == 0x19
