@@ -9,7 +9,7 @@ from cloudvmm.engine.base import EngineError, NotSupportedYet
 from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator
 from cloudvmm.engine.qemu.parts import escape
 
-MAX_VCPUS: Final = 255
+MAX_VCPUS: Final = 255  # of the machine type pc
 
 # Under emulation the model is spelled out: `max` changes with every release of QEMU, and a guest restored
 # on another one would hang. This set is x86-64-v3 and what a kernel makes use of, as far as QEMU 7.2

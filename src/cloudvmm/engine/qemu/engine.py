@@ -17,6 +17,7 @@ from cloudvmm.engine.base import (
     PayloadError,
 )
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
+from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
@@ -29,7 +30,6 @@ from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts
 
-MAX_VCPUS = 255  # of the machine type pc
 _START_TIMEOUT_S = 30.0
 _PREFAULT_BYTES_PER_S = 64 * 1024 * 1024
 
