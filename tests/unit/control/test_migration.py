@@ -21,7 +21,7 @@ from cloudvmm.config.operation import MemoryZoneUpdate, MigrationMemoryMode, Res
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, LinkLost, ResetRequested
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
-from cloudvmm.engine.fake.machine import Phase
+from cloudvmm.engine.fake.phase import Phase
 from cloudvmm.errors import error_chain
 from cloudvmm.migration.address import UnixAddress, parse_address
 from cloudvmm.migration.cut import Cut

@@ -13,7 +13,7 @@ import pytest
 import support.wait
 from cloudvmm import api
 from cloudvmm.engine.fake import Delay, FakeEngine
-from cloudvmm.engine.fake.machine import Phase
+from cloudvmm.engine.fake.phase import Phase
 
 from .conftest import DEADLINE_S, Caller
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -38,41 +37,12 @@ from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
+from cloudvmm.engine.fake.phase import ALLOWED, Phase
 from cloudvmm.engine.fake.state import GuestState, save_state, send_state
 from cloudvmm.host.eventfd import EventFd
 
 BAR_BASE: Final = 0x3800_0000_0000
 BAR_BYTES: Final = 512 * 1024
-
-
-class Phase(enum.Enum):
-    BUILT = "built"
-    RUNNING = "running"
-    PAUSED = "paused"
-    HALTED = "halted"  # switched off, or waiting to be built anew
-    GONE = "gone"
-
-
-# Where an operation is allowed; GONE allows none.
-ALLOWED: Final = {
-    "boot": {Phase.BUILT},
-    "pause": {Phase.RUNNING},
-    "resume": {Phase.PAUSED},
-    "save": {Phase.PAUSED},
-    "send": {Phase.RUNNING, Phase.PAUSED},
-    "coredump": {Phase.PAUSED},
-    "power_button": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
-    "nmi": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
-    "add_device": {Phase.RUNNING, Phase.PAUSED},
-    "remove_device": {Phase.RUNNING, Phase.PAUSED},
-    "resize_vcpus": {Phase.RUNNING, Phase.PAUSED},
-    "add_memory": {Phase.RUNNING, Phase.PAUSED},
-    "request_zone_size": {Phase.RUNNING, Phase.PAUSED},
-    "resize_balloon": {Phase.RUNNING, Phase.PAUSED},
-    "resize_disk": {Phase.RUNNING, Phase.PAUSED},
-    "counters": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
-    "pci_resources": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
-}
 
 
 class FakeMachine:

@@ -7,7 +7,7 @@ import pytest
 from cloudvmm.engine.base import EngineError, GuestPanicked, PoweredOff, ResetRequested
 from cloudvmm.engine.fake import FakeEngine, PressSeen
 from cloudvmm.engine.fake.console import MAX_PENDING_BYTES
-from cloudvmm.engine.fake.machine import Phase
+from cloudvmm.engine.fake.phase import Phase
 from support.wait import is_readable, wait_until
 
 READY = b"cloudvmm-guest ready uptime=0.00\n"
