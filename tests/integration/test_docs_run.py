@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from api_example import NOT_RUN
 from support.booted import default_guest
-from support.page import LANGUAGES, SILENT, blocks_in, blocks_of, pages, run_script, script_of
+from support.page import LANGUAGES, ROOT, SILENT, blocks_in, blocks_of, pages, run_script, script_of
 
 API = "docs/reference/api/"
 # Every block by hand that is not run. It should stay short.
 LEFT_OUT = {
     "README.md": ["these run everything else", "it needs somebody at the terminal"],
     "docs/dbus.md": ["it never ends"],
-    "docs/guest.md": ["`fd` is the console of a guest that you have booted"],
+    "docs/guest.md": [
+        "it needs somebody at the terminal",
+        "`fd` is the console of a guest that you have booted",
+    ],
     "docs/how-to/ci.md": ["it installs packages"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],
     "docs/quickstart.md": ["it installs packages, and is run by itself"],
@@ -82,6 +87,13 @@ def test_examples_of_the_reference_that_are_not_run_are_those_of_the_table():
 def test_every_block_says_what_it_is():
     languages = {block.language for name in pages() for block in blocks_of(name)}
     assert languages <= {*LANGUAGES, *SILENT}
+
+
+@pytest.mark.parametrize("name", pages())
+def test_no_code_hides_from_these_tests_by_indentation(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    without_blocks = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\n\n {4}\S", without_blocks)
 
 
 def test_a_block_that_fails_is_told(tmp_path):
