@@ -35,7 +35,7 @@ async def work(client: AsyncClient) -> None:
     await client.vm_create(vm_config)
     await client.vm_boot()
     ping, info = await asyncio.gather(client.vmm_ping(), client.wait_until_running(READY_S))
-    print(f"pid {ping.pid > 0}: {info.state.value}")
+    print(f"Cloud Hypervisor {ping.version}: {info.state.value}")
     await client.vm_pause()
     try:
         await client.vm_pause()
