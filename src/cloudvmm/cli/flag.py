@@ -32,6 +32,10 @@ from cloudvmm.options.error import Conversion, GrammarError
 from cloudvmm.options.grammar import Options, parse_options, read_options
 
 MOST_CONNECTIONS = 4096  # each is a thread
+OWN_COMMANDS = (
+    "Beside the flags there are the commands 'cloudvmm guest' (a small guest for first steps) and "
+    "'cloudvmm completion' (for your shell); --help behind one tells more."
+)
 
 
 class Arity(enum.Enum):
@@ -276,7 +280,12 @@ class _Use(argparse.Action):
 
 def build_parser(program: str, *, with_help: bool) -> UsageParser:
     """Return the parser of all flags; texts for `--help` cost imports, so they are made where asked for."""
-    parser = UsageParser(prog=program, usage="%(prog)s [OPTIONS]", description="Launch a VMM.")
+    parser = UsageParser(
+        prog=program,
+        usage="%(prog)s [OPTIONS]",
+        description="Launch a VMM.",
+        epilog=OWN_COMMANDS if program == "cloudvmm" else None,
+    )
     parser.set_defaults(given=set())
     options = parser.add_argument_group("Options")
     for flag in FLAGS:

@@ -131,6 +131,14 @@ def test_help_lists_flags_alphabetically_with_their_keys(capsys):
     assert "_disable_aio" not in text
 
 
+@pytest.mark.parametrize(("program", "is_told"), [("cloudvmm", True), ("cloud-hypervisor", False)])
+def test_help_tells_of_our_own_commands_under_our_own_name(capsys, program, is_told):
+    with pytest.raises(SystemExit):
+        parse_args(["--help"], program=program)
+    text = " ".join(capsys.readouterr().out.split())
+    assert [f"cloudvmm {command}" in text for command in ("guest", "completion")] == [is_told] * 2
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
