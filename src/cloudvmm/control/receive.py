@@ -54,9 +54,8 @@ COMPLETE_S: Final = 60.0
 
 class OtherEngineRuns(MigrationError):
     def __init__(self, sender: str, receiver: str) -> None:
-        super().__init__(
-            f"A VM of the engine {readable(sender, MAX_NAME_CHARACTERS)} cannot be received by {receiver}"
-        )
+        sender = readable(sender, MAX_NAME_CHARACTERS)
+        super().__init__(f"A VM of the engine {sender} cannot be received by {receiver}")
 
 
 class Receive:
