@@ -69,9 +69,11 @@ class DriverWatch:
         self._client = client
         self._changed = threading.Condition()
         self._is_running = False
+        self._is_hurried = False
         self._is_over = False
         self._is_closed = False
         self._active: set[str] = set()
+        self._gone: set[str] = set()  # since the look under way began
         self._found: list[DriverChanged] = []
         self._news = EventFd()
         self._last_change_s = time.monotonic()
@@ -99,6 +101,13 @@ class DriverWatch:
                     raise NoThread from error
                 self._thread = thread
 
+    def hurry(self) -> None:
+        """Look often again, as soon as the guest runs: a device was plugged."""
+        with self._changed:
+            self._is_hurried = True
+            self._last_change_s = time.monotonic()
+            self._changed.notify()
+
     def rest(self) -> None:
         """Look no more until `run`: the guest stands still."""
         with self._changed:
@@ -117,6 +126,7 @@ class DriverWatch:
     def forget(self, device_id: str) -> bool:
         """Take note that the device is gone; return whether a driver had it, as far as is known."""
         with self._changed:
+            self._gone.add(device_id)
             was_active = device_id in self._active
             self._active.discard(device_id)
             return was_active
@@ -150,25 +160,31 @@ class DriverWatch:
     def _wait(self, is_settled: bool) -> bool:
         """Wait until it is time to look; False when there is nothing more to look at."""
         with self._changed:
-            due_s = time.monotonic() + self._pause_s(is_settled)
+            due_s = time.monotonic() + self._pause_s(is_settled=is_settled)
             while not self._is_over:
+                if self._is_running and self._is_hurried:
+                    self._is_hurried = False
+                    due_s = time.monotonic() + self._pause_s(is_settled=False)
                 left_s = due_s - time.monotonic()
                 if self._is_running and left_s <= 0:
                     return True
                 before = self._is_running
                 self._changed.wait(left_s if self._is_running else None)
                 if self._is_running and not before:
-                    due_s = time.monotonic() + self._pause_s(is_settled)
+                    due_s = time.monotonic() + self._pause_s(is_settled=is_settled)
             return False
 
-    def _pause_s(self, is_settled: bool) -> float:
+    def _pause_s(self, *, is_settled: bool) -> float:
         return pause_s(time.monotonic() - self._last_change_s, is_settled=is_settled)
 
     def _look(self) -> bool:
         """Ask about every device; return whether all have their driver."""
+        with self._changed:
+            self._gone.clear()
         paths = device_paths(self._execute("x-query-virtio", {}))
         active = {name for name, path in paths.items() if self._is_active(path)}
         with self._changed:
+            active -= self._gone
             gone = self._active - active
             found = [DriverChanged(name, is_active=False) for name in sorted(gone)]
             found += [DriverChanged(name, is_active=True) for name in paths if name in active - self._active]

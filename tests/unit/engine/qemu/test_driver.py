@@ -2,11 +2,19 @@
 
 import select
 import threading
+import time
 
 import pytest
 
 from cloudvmm.engine.base import DriverChanged, EngineTimeout, MachineGone
-from cloudvmm.engine.qemu.driver import DriverWatch, NoThread, device_paths, is_active, pause_s
+from cloudvmm.engine.qemu.driver import (
+    LONGEST_PAUSE_S,
+    DriverWatch,
+    NoThread,
+    device_paths,
+    is_active,
+    pause_s,
+)
 from cloudvmm.engine.qemu.qmp import QmpError
 
 TIMEOUT_S = 10.0
@@ -26,6 +34,7 @@ class ScriptedClient:
         self.looks = 0
         self.looked = threading.Condition()
         self.fault = None
+        self.during_status = lambda: None
 
     def execute(self, command, arguments, *, timeout_s):
         if command == "x-query-virtio":
@@ -38,6 +47,7 @@ class ScriptedClient:
             return [{"name": "virtio-x", "path": path_of(one)} for one in self.statuses]
         assert command == "x-query-virtio-status"
         answer = self.statuses[arguments["path"].split("/")[3]]
+        self.during_status()
         if isinstance(answer, Exception):
             raise answer
         return {"status": {"statuses": answer}}
@@ -119,6 +129,18 @@ def test_device_that_is_plugged_later_is_told_and_one_that_is_gone_is_reset(watc
     assert take(watch, 2) == [DriverChanged("_net1", is_active=False), DriverChanged("_new", is_active=True)]
 
 
+def test_watch_that_is_hurried_looks_often_again(watch, client):
+    client.statuses = {"d_net1": OK}
+    watch.run()
+    take(watch, 1)
+    client.await_looks(client.looks + 1)  # all is up: the next look would be far away
+    started_s = time.monotonic()
+    client.statuses = {"d_net1": OK, "d_new": OK}
+    watch.hurry()
+    assert take(watch, 1) == [DriverChanged("_new", is_active=True)]
+    assert time.monotonic() - started_s < LONGEST_PAUSE_S
+
+
 def test_device_unplugged_between_the_questions_counts_as_inactive(watch, client):
     client.statuses["d_net1"] = QmpError(
         "x-query-virtio-status", "GenericError", "Path is not a VirtIODevice"
@@ -133,6 +155,14 @@ def test_forgotten_device_is_told_no_more(watch, client):
     take(watch, 1)
     client.statuses = {"d_disk0": BARE}
     assert (watch.forget("_net1"), watch.forget("_disk0"), watch.forget("_net1")) == (True, False, False)
+    client.await_looks(client.looks + 2)
+    assert watch.take() == []
+
+
+def test_device_that_goes_while_it_is_looked_at_does_not_come_back(watch, client):
+    watch.run()
+    take(watch, 1)
+    client.during_status = lambda: watch.forget("_net1")
     client.await_looks(client.looks + 2)
     assert watch.take() == []
 
