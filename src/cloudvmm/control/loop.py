@@ -226,6 +226,8 @@ class ControlLoop:
                 vm.vcpus = Vcpus(vcpus)
             case base.DeviceRemoved(device_id=device_id):
                 self._on_device_removed(vm, device_id)
+            case base.RemovalRefused(device_id=device_id):
+                self._log("warn", f"The guest does not let go of the device {device_id}")
             case base.DriverChanged() if vm.state is VmState.CREATED or vm.unreported:
                 vm.unreported.append(event)
             case base.DriverChanged():

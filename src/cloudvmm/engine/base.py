@@ -211,6 +211,12 @@ class DeviceRemoved(msgspec.Struct, frozen=True):
     device_id: str
 
 
+class RemovalRefused(msgspec.Struct, frozen=True):
+    """The guest says that it does not let go of a device that `remove_device` asked for."""
+
+    device_id: str
+
+
 class DriverChanged(msgspec.Struct, frozen=True):
     """The guest's driver has taken a virtio device into use (`is_active`), or has reset it."""
 
@@ -245,6 +251,7 @@ EngineEvent = (
     | BalloonChanged
     | PciChanged
     | DeviceRemoved
+    | RemovalRefused
     | DriverChanged
     | VcpusRemoved
     | ZoneChanged

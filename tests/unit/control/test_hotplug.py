@@ -24,8 +24,11 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, ImageLocked
+from cloudvmm.engine.base import EngineError, ImageLocked, RemovalRefused
 from cloudvmm.engine.fake import Fail
+from support.wait import wait_until
+
+from .conftest import DEADLINE_S
 
 VFIO_PATH = "/sys/bus/pci/devices/0000:01:00.0"
 ADD_DISK = "The disk could not be added to the VM"
@@ -387,3 +390,10 @@ def test_engine_that_fails_to_remove_changes_nothing(booted, engine):
 
     assert removal_refusal(booted, "_disk0") == [REMOVE, MANAGER, "no"]
     assert booted(api.vm_info) == before
+
+
+def test_guest_that_says_that_it_keeps_a_device_is_in_the_log(booted, engine):
+    remove(booted, "_disk0")
+    engine.last_machine._report(RemovalRefused("_disk0"))
+    wanted = "warn: The guest does not let go of the device _disk0"
+    wait_until(lambda: wanted in booted.logged, wanted, timeout_s=DEADLINE_S)

@@ -43,7 +43,7 @@ def console_parts(spec: MachineSpec, *, fd: int | None) -> Parts:
     controller = {
         "driver": "virtio-serial-pci",
         "id": bus,
-        **place(spec, console_id),
+        **place(spec.slots, console_id),
         "disable-legacy": "on",
         "max_ports": 1,
     }

@@ -50,16 +50,21 @@ def balloon_target_bytes(spec: MachineSpec, ram_bytes: int) -> int | None:
 def pvpanic_parts(spec: MachineSpec) -> Parts:
     if not spec.vm_config.pvpanic:
         return Parts()
-    device = {"driver": "pvpanic-pci", "id": qdev_id(PVPANIC_ID), **place(spec, PVPANIC_ID)}
+    device = {"driver": "pvpanic-pci", "id": qdev_id(PVPANIC_ID), **place(spec.slots, PVPANIC_ID)}
     return Parts(devices=[device])
 
 
 def watchdog_parts(spec: MachineSpec) -> Parts:
     if not spec.vm_config.watchdog:
         return Parts()
-    device = {"driver": "i6300esb", "id": qdev_id(WATCHDOG_ID), **place(spec, WATCHDOG_ID)}
+    device = {"driver": "i6300esb", "id": qdev_id(WATCHDOG_ID), **place(spec.slots, WATCHDOG_ID)}
     return Parts(devices=[device])
 
 
 def _virtio(spec: MachineSpec, driver: str, device_id: str) -> Properties:
-    return {"driver": driver, "id": qdev_id(device_id), **place(spec, device_id), "disable-legacy": "on"}
+    return {
+        "driver": driver,
+        "id": qdev_id(device_id),
+        **place(spec.slots, device_id),
+        "disable-legacy": "on",
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from cloudvmm.config.disk import DiskConfig, ImageType
-from cloudvmm.engine.base import MachineSpec
 from cloudvmm.engine.qemu.image import Image
 from cloudvmm.engine.qemu.name import node_name, qdev_id
 from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
@@ -21,21 +20,30 @@ _DRIVERS = {
 
 
 def disk_parts(
-    spec: MachineSpec, disk: DiskConfig, *, disk_id: str, image: Image, fdsets: list[FdSet], boot_index: int
+    slots: dict[str, int],
+    disk: DiskConfig,
+    *,
+    disk_id: str,
+    image: Image,
+    fdsets: list[FdSet],
+    boot_index: int | None = None,
 ) -> Parts:
-    """Describe `disk`; `fdsets` are the descriptors of the chain of `image`, top first."""
+    """Describe `disk`; `fdsets` are the descriptors of the chain of `image`, top first.
+
+    A firmware looks at what has a `boot_index`, lowest first.
+    """
     node = {"node-name": node_name(disk_id), **_format_node(disk, image, fdsets)}
     if not disk.readonly:
         node["discard"] = "unmap" if disk.sparse else "ignore"
     device: Properties = {
         "driver": "virtio-blk-pci",
         "id": qdev_id(disk_id),
-        **place(spec, disk_id),
+        **place(slots, disk_id),
         "disable-legacy": "on",
         "drive": node["node-name"],
         "num-queues": disk.num_queues,
         "queue-size": disk.queue_size,
-        "bootindex": boot_index,
+        **({} if boot_index is None else {"bootindex": boot_index}),
         "discard": disk.sparse,
         "write-zeroes": disk.sparse,
         # The guest gets its I/O error. QEMU's default stops the whole VM where the host's disk is full.

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import select
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudvmm.engine.base import (
     BalloonChanged,
+    DeviceRemoved,
     EngineError,
     EngineEvent,
     Exited,
@@ -17,9 +19,12 @@ from cloudvmm.engine.base import (
     MachineGone,
     PciChanged,
     PoweredOff,
+    RemovalRefused,
     ResetRequested,
 )
-from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu.codec import Event, Refusal, Reply
+from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.parts import Command
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.driver import DriverWatch
@@ -42,10 +47,18 @@ def translate(event: Event) -> EngineEvent | None:
             return GuestPanicked("crash_loaded")
         case "BALLOON_CHANGE":
             return BalloonChanged(event.data["actual"])
+        case "DEVICE_UNPLUG_GUEST_ERROR":
+            name = _device_of(event)
+            return None if name is None else RemovalRefused(name)
         case "RESET" | "DEVICE_DELETED":
             return PciChanged()
         case _:
             return None
+
+
+def _device_of(event: Event) -> str | None:
+    """Return the id of the device of ours that `event` is about; parts of a device have none."""
+    return device_id(event.data.get("device", ""))
 
 
 def _translate_shutdown(reason: object) -> EngineEvent | None:
@@ -59,12 +72,19 @@ def _translate_shutdown(reason: object) -> EngineEvent | None:
 class EventStream:
     """Owns an epoll over `client` (a monitor whose negotiation is done) and `process`; both are lent.
 
+    When the guest has let go of a device, the commands that `remains_of` gives for it are posted on `client`,
+    and `DeviceRemoved` comes once QEMU has carried them out: name and descriptors are free then.
+
     `expect_end` makes the end of the process no event: somebody asked for it.
     """
 
-    def __init__(self, client: QmpClient, process: QemuProcess) -> None:
+    def __init__(
+        self, client: QmpClient, process: QemuProcess, *, remains_of: Callable[[str], list[Command]]
+    ) -> None:
         self._client = client
         self._process = process
+        self._remains_of = remains_of
+        self._leaving: dict[int, str] = {}  # the number of the last command for a device to its id
         self._expected = False
         self._ended = False
         self._fault = ""
@@ -93,7 +113,7 @@ class EventStream:
         told = self._read()
         while ended and (more := self._read()):
             told += more
-        events = [event for event in map(translate, told) if event is not None]
+        events = told
         if ended:
             self._ended = True
             self._epoll.unregister(self._process)
@@ -106,22 +126,42 @@ class EventStream:
         self._ended = True
         self._epoll.close()
 
-    def _read(self) -> list[Event]:
+    def _read(self) -> list[EngineEvent]:
         if not self._reading:
             return []
         try:
             told = self._client.poll_events()
             if any(event.name == "STOP" for event in told):
                 self._client.post("query-status")  # the event does not say why
-            for answer in self._client.take_answers():
-                self._judge(answer)
-            return told
+            gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
+            gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
+            return [*(event for event in map(translate, told) if event is not None), *gone]
         except EngineError as error:
             self._reading = False
             self._epoll.unregister(self._client)
             if not isinstance(error, MachineGone):
                 self._process.kill()  # it speaks no QMP: a QEMU that cannot be watched must not go on
             return []
+
+    def _clear(self, event: Event) -> list[EngineEvent]:
+        """Have taken away what a device leaves in QEMU; return what is to be told at once."""
+        name = _device_of(event)
+        commands = [] if name is None else self._remains_of(name)
+        if name is None or not commands:
+            return []
+        numbers = [self._client.post(command.name, command.arguments) for command in commands]
+        if numbers[-1] is None:
+            return [DeviceRemoved(name)]  # QEMU hears nothing more
+        self._leaving[numbers[-1]] = name
+        return []
+
+    def _hear(self, answer: Reply | Refusal) -> list[EngineEvent]:
+        name = None if answer.command_id is None else self._leaving.pop(answer.command_id, None)
+        if name is not None:
+            return [DeviceRemoved(name)]
+        if isinstance(answer, Reply):
+            self._judge(answer.value)
+        return []
 
     def _judge(self, answer: Any) -> None:
         """End a guest that QEMU has stopped because it cannot go on with it; any other stop was asked for."""

@@ -143,13 +143,18 @@ def refusal(process: QemuProcess) -> EngineError:
     """Return the error that says in QEMU's words why the `process`, which has ended, ended."""
     words = process.complaint() or process.ending()
     text = "\n".join(_without_json(line) for line in words.splitlines())
-    if any(slot_words in words for slot_words in _SLOT_WORDS):
+    if is_about_slot(words):
         return SlotError(text)
     if words.startswith(_DEVICE_OPTIONS):
         return DeviceError(text)
     if any(_is_about_payload(line) for line in words.splitlines()):
         return PayloadError(text)
     return EngineError(text)
+
+
+def is_about_slot(words: str) -> bool:
+    """Say whether QEMU's words are about a PCI slot that cannot be had."""
+    return any(slot_words in words for slot_words in _SLOT_WORDS)
 
 
 def _is_about_payload(line: str) -> bool:

@@ -22,17 +22,19 @@ from cloudvmm.engine.base import (
     MachineSpec,
     NotSupportedYet,
     PciBar,
+    PciChanged,
     SentTo,
 )
-from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path, disk_counters, net_counters
+from cloudvmm.engine.qemu.counter import disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
+from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.launch import Monitors
-from cloudvmm.engine.qemu.name import device_id, qdev_id
+from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import QemuProcess
-from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.resource import NetResource, Resources
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
@@ -71,10 +73,12 @@ class QemuMachine:
         self._ram_bytes = resources.ram.size
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.ram.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
-        self._taps = dict(resources.tap_names)
-        self._taps_before = {name: net_counters(tap) for name, tap in self._taps.items()}
+        # Device id to interface and what it had counted before.
+        self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.tap_names.items()}
+        self._was_booted = False
         self._killed = False
-        self._stream = EventStream(monitors.events, process)
+        self._hotplug = Hotplug(spec, resources, monitors.control)
+        self._stream = EventStream(monitors.events, process, remains_of=self._hotplug.remains_of)
         self._drivers = DriverWatch(monitors.reader)
         self._stream.add_source(self._drivers)
 
@@ -91,9 +95,14 @@ class QemuMachine:
 
     def take_events(self) -> list[EngineEvent]:
         events: list[EngineEvent] = [*self._drivers.take()]
+        if events:
+            events.append(PciChanged())  # a driver has its device's BARs placed before it takes it
         for event in self._stream.take():
-            if isinstance(event, DeviceRemoved) and self._drivers.forget(event.device_id):
-                events.append(DriverChanged(event.device_id, is_active=False))
+            if isinstance(event, DeviceRemoved):
+                self._hotplug.forget(event.device_id)
+                self._taps.pop(event.device_id, None)
+                if self._drivers.forget(event.device_id):
+                    events.append(DriverChanged(event.device_id, is_active=False))
             if isinstance(event, Exited):
                 self._drivers.end()  # nothing comes behind it
             events.append(event)
@@ -106,10 +115,7 @@ class QemuMachine:
     def start_counting(self) -> None:
         """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
         for disk_id in self._disk_ids:
-            self._monitors.control.execute(
-                "block-latency-histogram-set",
-                {"id": backend_path(qdev_id(disk_id)), "boundaries": LATENCY_BOUNDARIES_NS},
-            )
+            self._hotplug.start_counting(disk_id)
 
     def boot(self) -> None:
         if self._killed:
@@ -120,6 +126,7 @@ class QemuMachine:
             if self._balloon_target_bytes is not None:
                 self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
             self._monitors.control.execute("cont")
+        self._was_booted = True
         self._drivers.run()
 
     def pause(self) -> None:
@@ -158,14 +165,17 @@ class QemuMachine:
             raise DumpFailed(done.data.get("error", "The dump failed"))
 
     def add_device(self, device: PciDevice, slot: int) -> None:
-        raise NotSupportedYet(
-            "Adding a device to a booted VM comes with a later release; add it before vm.boot"
-        )
+        self._check_booted()
+        with self._end_explained():
+            resource = self._hotplug.plug(device, slot)
+        if isinstance(resource, NetResource) and resource.interface is not None:
+            self._taps[resource.net_id] = (resource.interface, net_counters(resource.interface))
+        self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:
-        raise NotSupportedYet(
-            "Removing a device from a booted VM comes with a later release; remove it before vm.boot"
-        )
+        self._check_booted()
+        with self._end_explained():
+            self._hotplug.ask_removal(device_id)
 
     def resize_vcpus(self, vcpus: int) -> None:
         raise _no_resize()
@@ -191,8 +201,8 @@ class QemuMachine:
     def counters(self) -> dict[str, dict[str, int]]:
         stats = self._monitors.reader.execute("query-blockstats", timeout_s=_QUERY_TIMEOUT_S)
         counters = disk_counters(stats, device_id)
-        for net_id, tap in self._taps.items():
-            now, before = net_counters(tap), self._taps_before[net_id]
+        for net_id, (tap, before) in list(self._taps.items()):  # devices come and go meanwhile
+            now = net_counters(tap)
             if now is not None and before is not None:
                 counters[net_id] = {name: now[name] - before[name] for name in now}
         return counters
@@ -208,6 +218,10 @@ class QemuMachine:
         self._process.kill()
         self._monitors.control.abort()
         self._monitors.reader.abort()
+
+    def _check_booted(self) -> None:
+        if not self._was_booted:
+            raise EngineError("The machine does not run yet: its devices cannot change")
 
     @contextlib.contextmanager
     def _end_explained(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Final
 
 from cloudvmm.config.net import NetConfig
-from cloudvmm.engine.base import MachineSpec
 from cloudvmm.engine.qemu.name import part_id, qdev_id
 from cloudvmm.engine.qemu.parts import Parts, Properties
 from cloudvmm.engine.qemu.slot import place
@@ -19,15 +18,14 @@ _SEGMENTATION: Final = ("host_tso4", "host_tso6", "host_ecn", "guest_tso4", "gue
 _FRAGMENTATION: Final = ("host_ufo", "guest_ufo")
 
 
-def net_parts(spec: MachineSpec, net: NetConfig, *, net_id: str, fds: list[int]) -> Parts:
-    """Describe `net`; `fds` are its TAP queues, under the same numbers in the QEMU process."""
+def net_parts(slots: dict[str, int], net: NetConfig, *, net_id: str, fds: list[int]) -> Parts:
+    """Describe `net`; `fds` are its TAP queues."""
     backend = part_id(net_id, "net")
-    netdev: Properties = {"type": "tap", "id": backend, "vhost": False}
-    netdev |= {"fd": str(fds[0])} if len(fds) == 1 else {"fds": ":".join(str(fd) for fd in fds)}
+    netdev: Properties = {"type": "tap", "id": backend, "vhost": False, "fds": fds}
     device: Properties = {
         "driver": "virtio-net-pci",
         "id": qdev_id(net_id),
-        **place(spec, net_id),
+        **place(slots, net_id),
         "disable-legacy": "on",
         "netdev": backend,
         "romfile": "",

@@ -3,7 +3,9 @@
 A device is described once, by the file of its resource, as the JSON objects that QMP takes: `objects` for
 ``object-add``, `chardevs` for ``chardev-add``, `blockdevs` for ``blockdev-add``, `netdevs` for
 ``netdev_add`` and `devices` for ``device_add``, in the order in which they must be made. `render` gives the
-same things as a command line; a hot add sends them one by one.
+same things as a command line, `steps` as the commands of a hot add.
+
+The `fds` of a netdev are numbers of descriptors: those that QEMU has at its start, ours when it is hot.
 """
 
 from __future__ import annotations
@@ -26,6 +28,19 @@ class FdSet(msgspec.Struct, frozen=True):
         return f"/dev/fdset/{self.set_id}"
 
 
+class Command(msgspec.Struct, frozen=True):
+    name: str
+    arguments: Properties
+
+
+class Step(msgspec.Struct, frozen=True):
+    """`does`, with the descriptor `fd` (lent) beside it, makes one thing; `undoes` takes it away again."""
+
+    does: Command
+    undoes: Command
+    fd: int | None = None
+
+
 class Parts(msgspec.Struct, kw_only=True):
     fdsets: list[FdSet] = msgspec.field(default_factory=list)
     objects: list[Properties] = msgspec.field(default_factory=list)
@@ -44,12 +59,75 @@ def render(parts: Parts) -> list[str]:
         *(("-object", each) for each in parts.objects),
         *(("-chardev", each) for each in parts.chardevs),
         *(("-blockdev", each) for each in parts.blockdevs),
-        *(("-netdev", each) for each in parts.netdevs),
+        *(("-netdev", _with_queues(each, [str(fd) for fd in each["fds"]])) for each in parts.netdevs),
         *(("-device", each) for each in parts.devices),
     ):
-        value = _chardev(properties) if option == "-chardev" else msgspec.json.encode(properties).decode()
+        value = _chardev(properties) if option == "-chardev" else _json(properties)
         arguments += [option, value]
     return arguments
+
+
+def steps(parts: Parts) -> list[Step]:
+    """Return the commands that make `parts` in a QEMU that runs, in order.
+
+    No device that can be added has objects or character devices.
+    """
+    assert not parts.objects
+    assert not parts.chardevs
+    return [
+        *(
+            Step(Command("add-fd", {"fdset-id": fdset.set_id}), _remove_fd(fdset), fd=fdset.fd)
+            for fdset in parts.fdsets
+        ),
+        *(Step(Command("blockdev-add", node), _blockdev_del(node)) for node in parts.blockdevs),
+        *(step for netdev in parts.netdevs for step in _netdev_steps(netdev)),
+        *(
+            Step(Command("device_add", device), Command("device_del", {"id": device["id"]}))
+            for device in parts.devices
+        ),
+    ]
+
+
+def remains(parts: Parts) -> list[Command]:
+    """Return the commands that take away what is left in QEMU when the guest has let go of the device."""
+    return [
+        *(_netdev_del(netdev) for netdev in parts.netdevs),
+        *(_blockdev_del(node) for node in parts.blockdevs),
+        *(_remove_fd(fdset) for fdset in parts.fdsets),
+    ]
+
+
+def _netdev_steps(netdev: Properties) -> list[Step]:
+    """Name each queue, then make the back end, which takes the queues by their names."""
+    names = [f"{netdev['id']}.{number}" for number, _ in enumerate(netdev["fds"])]
+    return [
+        *(
+            Step(Command("getfd", {"fdname": name}), Command("closefd", {"fdname": name}), fd=fd)
+            for name, fd in zip(names, netdev["fds"], strict=True)
+        ),
+        Step(Command("netdev_add", _with_queues(netdev, names)), _netdev_del(netdev)),
+    ]
+
+
+def _with_queues(netdev: Properties, names: list[str]) -> Properties:
+    rest = {key: value for key, value in netdev.items() if key != "fds"}
+    return rest | ({"fd": names[0]} if len(names) == 1 else {"fds": ":".join(names)})
+
+
+def _netdev_del(netdev: Properties) -> Command:
+    return Command("netdev_del", {"id": netdev["id"]})
+
+
+def _blockdev_del(node: Properties) -> Command:
+    return Command("blockdev-del", {"node-name": node["node-name"]})
+
+
+def _remove_fd(fdset: FdSet) -> Command:
+    return Command("remove-fd", {"fdset-id": fdset.set_id})
+
+
+def _json(properties: Properties) -> str:
+    return msgspec.json.encode(properties).decode()
 
 
 def escape(value: str) -> str:

@@ -85,11 +85,11 @@ def _disks(spec: MachineSpec, resources: Resources) -> list[Parts]:
     result: list[Parts] = []
     for index, disk in enumerate(disks, start=1):
         resource = opened[_id_of(disk)]
-        fdsets = _fdsets(resource, first=set_id)
+        fdsets = number_fdsets(resource, first=set_id)
         set_id += len(fdsets)
         result.append(
             disk_parts(
-                spec,
+                spec.slots,
                 disk,
                 disk_id=resource.disk_id,
                 image=resource.image,
@@ -100,7 +100,7 @@ def _disks(spec: MachineSpec, resources: Resources) -> list[Parts]:
     return result
 
 
-def _fdsets(resource: DiskResource, *, first: int) -> list[FdSet]:
+def number_fdsets(resource: DiskResource, *, first: int) -> list[FdSet]:
     """Number the descriptors of an image and of its backing images, top first."""
     return [FdSet(image.fd, set_id) for set_id, image in enumerate(resource.image.chain(), start=first)]
 
@@ -108,7 +108,7 @@ def _fdsets(resource: DiskResource, *, first: int) -> list[FdSet]:
 def _nets(spec: MachineSpec, resources: Resources) -> list[Parts]:
     opened: dict[str, NetResource] = {resource.net_id: resource for resource in resources.nets}
     return [
-        net_parts(spec, net, net_id=_id_of(net), fds=opened[_id_of(net)].fds)
+        net_parts(spec.slots, net, net_id=_id_of(net), fds=opened[_id_of(net)].fds)
         for net in spec.vm_config.net or []
     ]
 

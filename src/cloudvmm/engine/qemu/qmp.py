@@ -64,7 +64,7 @@ class QmpClient:
         self._events: deque[Event] = deque(maxlen=MAX_KEPT_EVENTS)
         self._last_id = _HANDSHAKE_ID
         self._posted: set[int | None] = set()
-        self._answers: list[Any] = []
+        self._answers: list[Reply | Refusal] = []
         self._aborted = False
         self._at_end = False
         self._turn = threading.RLock()
@@ -168,23 +168,24 @@ class QmpClient:
             raise self._gone("events")
         return events
 
-    def post(self, command: str) -> None:
-        """Send one short command; what QEMU returns is given by `take_answers`, its refusal is dropped.
+    def post(self, command: str, arguments: dict[str, Any] | None = None) -> int | None:
+        """Send one short command and return its number; the answer is given by `take_answers`.
 
-        Never blocks: where the socket has no room, or the connection has ended, nothing is sent. One thread
-        alone may use a client in this way, and execute nothing on it.
+        Never blocks: where the socket has no room, or the connection has ended, nothing is sent, and there is
+        no number. One thread alone may use a client in this way, and execute nothing on it.
         """
         if self._observe is not None:
-            self._observe(command, {})
+            self._observe(command, arguments or {})
         self._last_id += 1
         try:
             self._socket.settimeout(0)
-            self._socket.send(encode_command(command, command_id=self._last_id))
+            self._socket.send(encode_command(command, arguments, command_id=self._last_id))
         except OSError:
-            return
+            return None
         self._posted.add(self._last_id)
+        return self._last_id
 
-    def take_answers(self) -> list[Any]:
+    def take_answers(self) -> list[Reply | Refusal]:
         """Return and forget what `poll_events` received as answers to what was posted, in order."""
         answers, self._answers = self._answers, []
         return answers
@@ -205,8 +206,7 @@ class QmpClient:
     def _keep_answer(self, message: Message) -> None:
         if isinstance(message, Reply | Refusal) and message.command_id in self._posted:
             self._posted.discard(message.command_id)
-            if isinstance(message, Reply):
-                self._answers.append(message.value)
+            self._answers.append(message)
 
     def _send(self, command: str, line: bytes, fds: Sequence[int], deadline: float) -> None:
         try:

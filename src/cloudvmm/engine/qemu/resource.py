@@ -22,7 +22,7 @@ from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
-from cloudvmm.host.lock import LockConflict, LockError, lock_file
+from cloudvmm.host.lock import LockConflict, LockError, lock_file, unlock_file
 from cloudvmm.host.tap import TapError, interface_of, open_tap
 
 
@@ -54,6 +54,22 @@ class DiskResource(msgspec.Struct, kw_only=True):
     image: Image
     granularity: LockGranularity
 
+    def lock(self) -> None:
+        """Lock the chain; see `Resources.lock_images`."""
+        for image in self.image.chain():
+            _lock(image, self.granularity)
+
+    def release(self) -> None:
+        """Unlock the chain, for QEMU too, which may hold it open still, and close it. Idempotent."""
+        for image in self.image.chain():
+            if image.fd >= 0:
+                unlock_file(image.fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close the chain; its locks last for as long as QEMU holds it. Idempotent."""
+        self.image.close()
+
 
 class NetResource(msgspec.Struct, kw_only=True):
     """`fds` are queues of a TAP, one for each pair; `interface` is its name if it lies in our namespace."""
@@ -61,6 +77,11 @@ class NetResource(msgspec.Struct, kw_only=True):
     net_id: str
     fds: list[int]
     interface: str | None
+
+    def close(self) -> None:
+        """Close the queues; idempotent."""
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 class Resources(msgspec.Struct, kw_only=True):
@@ -105,20 +126,18 @@ class Resources(msgspec.Struct, kw_only=True):
         :raises ImageLockError: the file system cannot lock.
         """
         for disk in self.disks:
-            for image in disk.image.chain():
-                _lock(image, disk.granularity)
+            disk.lock()
 
     def release_images(self) -> None:
         """Close every image, which ends its lock; what was found out about it stays. Idempotent."""
         for disk in self.disks:
-            disk.image.close()
+            disk.close()
 
     def close(self) -> None:
         """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
         self.release_images()
         for net in self.nets:
-            while net.fds:
-                os.close(net.fds.pop())
+            net.close()
         for name in ("ram_fd", "serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
             fd = getattr(self, name)
             if fd is not None:
@@ -143,16 +162,20 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for disk in vm_config.disks or []:
-        resources.disks.append(_open_disk(disk))
+        resources.disks.append(open_disk(disk))
     for net in vm_config.net or []:
-        resources.nets.append(_open_net(net))
+        resources.nets.append(open_net(net))
     resources.serial_fd = _duplicate_stream(spec.serial)
     resources.console_fd = _duplicate_stream(spec.console)
     resources.debug_console_fd = _duplicate_stream(spec.debug_console)
     return resources
 
 
-def _open_disk(disk: DiskConfig) -> DiskResource:
+def open_disk(disk: DiskConfig) -> DiskResource:
+    """Open the image of `disk` and what it stands on; nothing is locked yet. The caller owns the result.
+
+    :raises DeviceError: it cannot be had, or is not what `disk` says.
+    """
     if disk.id is None:
         raise MissingDeviceId
     if disk.path is None:
@@ -167,7 +190,11 @@ def _open_disk(disk: DiskConfig) -> DiskResource:
     return DiskResource(disk_id=disk.id, image=image, granularity=disk.lock_granularity)
 
 
-def _open_net(net: NetConfig) -> NetResource:
+def open_net(net: NetConfig) -> NetResource:
+    """Attach to the TAP of `net`, create it, or duplicate what is passed. The caller owns the result.
+
+    :raises DeviceError: it cannot be had.
+    """
     if net.id is None:
         raise MissingDeviceId
     if net.fds:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloudvmm.engine.base import MachineSpec, SlotError
+from cloudvmm.engine.base import SlotError
 from cloudvmm.engine.qemu.parts import Properties
 
 BUS: Final = "pci.0"
@@ -45,11 +45,11 @@ def check_slots(slots: dict[str, int]) -> None:
         taken.add(slot)
 
 
-def place(spec: MachineSpec, device_id: str) -> Properties:
+def place(slots: dict[str, int], device_id: str) -> Properties:
     """Return the properties that put `device_id` on its slot.
 
-    :raises NoSlot: `spec` has none for it.
+    :raises NoSlot: `slots` has none for it.
     """
-    if device_id not in spec.slots:
+    if device_id not in slots:
         raise NoSlot
-    return {"bus": BUS, "addr": f"0x{spec.slots[device_id]:x}"}
+    return {"bus": BUS, "addr": f"0x{slots[device_id]:x}"}

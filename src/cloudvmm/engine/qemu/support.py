@@ -6,13 +6,34 @@ Refused with its name, so that nothing in a configuration is passed over in sile
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.config.device import (
+    DeviceConfig,
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    UserDeviceConfig,
+    VdpaConfig,
+    VsockConfig,
+)
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import NotSupportedYet
+
+_ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
+    GenericVhostUserConfig: "generic vhost-user devices",
+    FsConfig: "fs devices",
+    PmemConfig: "pmem devices",
+    DeviceConfig: "VFIO devices",
+    UserDeviceConfig: "vfio-user devices",
+    VdpaConfig: "vDPA devices",
+    VsockConfig: "vsock devices",
+}
 
 
 def check_supported(vm_config: VmConfig) -> None:
@@ -21,18 +42,44 @@ def check_supported(vm_config: VmConfig) -> None:
     :raises NotSupportedYet: there is one.
     """
     for missing in _missing(vm_config):
-        raise NotSupportedYet(f"Not supported by this release: {missing}")
+        raise _refusal(missing)
+
+
+def check_device_supported(device: PciDevice) -> None:
+    """Raise why `device` cannot be added to a machine that runs.
+
+    :raises NotSupportedYet: its means, or those of a member of it, come with a later release.
+    """
+    for missing in _missing_in_device(device):
+        raise _refusal(missing)
+
+
+def _refusal(missing: str) -> NotSupportedYet:
+    return NotSupportedYet(f"Not supported by this release: {missing}")
+
+
+def _missing_in_device(device: PciDevice) -> Iterator[str]:
+    if isinstance(device, DiskConfig):
+        yield from _missing_in_disk(device)
+    elif isinstance(device, NetConfig):
+        yield from _missing_in_net(device)
+    else:
+        yield _ABSENT_DEVICES.get(type(device), "adding such a device")
+    if device.iommu:
+        yield "the virtual IOMMU"
+    if device.pci_segment:
+        yield "PCI segments"
 
 
 def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
-        "generic vhost-user devices": vm.generic_vhost_user,
-        "fs devices": vm.fs,
-        "pmem devices": vm.pmem,
-        "VFIO devices": vm.devices,
-        "vfio-user devices": vm.user_devices,
-        "vDPA devices": vm.vdpa,
-        "vsock devices": vm.vsock,
+        _ABSENT_DEVICES[GenericVhostUserConfig]: vm.generic_vhost_user,
+        _ABSENT_DEVICES[FsConfig]: vm.fs,
+        _ABSENT_DEVICES[PmemConfig]: vm.pmem,
+        _ABSENT_DEVICES[DeviceConfig]: vm.devices,
+        _ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
+        _ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
+        _ABSENT_DEVICES[VsockConfig]: vm.vsock,
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,

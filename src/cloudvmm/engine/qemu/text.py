@@ -12,7 +12,6 @@ from typing import Final
 
 import msgspec
 
-from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError
 
 # Opened by us, or handed to QEMU as an argument and not as JSON.
@@ -25,12 +24,12 @@ class TextNotUtf8(EngineError):
         self.member = member
 
 
-def check_texts(vm_config: VmConfig) -> None:
+def check_texts(config: msgspec.Struct) -> None:
     """Raise where a text cannot be handed on.
 
     :raises TextNotUtf8: with the member, such as ``disks[0].serial``.
     """
-    for member, text in _texts(vm_config, ""):
+    for member, text in _texts(config, ""):
         is_bytes = member.rpartition(".")[2] in _BYTES_MEMBERS
         try:
             os.fsencode(text) if is_bytes else text.encode("utf-8")

@@ -12,18 +12,25 @@ import pytest
 
 from cloudvmm.engine.base import (
     BalloonChanged,
+    DeviceRemoved,
     Exited,
     GuestPanicked,
     PciChanged,
     PoweredOff,
+    RemovalRefused,
     ResetRequested,
 )
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.event import EventStream, translate
+from cloudvmm.engine.qemu.parts import Command
 from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
 from cloudvmm.engine.qemu.qmp import QmpClient
 
 LONG_S = 20.0
+REMAINS = {
+    "disk": [Command("blockdev-del", {"node-name": "ddisk"}), Command("remove-fd", {"fdset-id": 4})],
+    "net": [Command("netdev_del", {"id": "net.dnet"})],
+}
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,12 @@ LONG_S = 20.0
         ("GUEST_CRASHLOADED", {"action": "run"}, GuestPanicked("crash_loaded")),
         ("BALLOON_CHANGE", {"actual": 4096}, BalloonChanged(4096)),
         ("DEVICE_DELETED", {"device": "d0", "path": "/machine/peripheral/d0"}, PciChanged()),
+        (
+            "DEVICE_UNPLUG_GUEST_ERROR",
+            {"device": "d0", "path": "/machine/peripheral/d0"},
+            RemovalRefused("0"),
+        ),
+        ("DEVICE_UNPLUG_GUEST_ERROR", {"path": "/machine/unattached/device[1]"}, None),
         ("STOP", {}, None),
         ("SOMETHING_NEW", {"x": 1}, None),
     ],
@@ -57,7 +70,7 @@ def process():
 def far_and_stream(process):
     near, far = socket.socketpair()
     client = QmpClient(near)
-    stream = EventStream(client, process)
+    stream = EventStream(client, process, remains_of=lambda name: REMAINS.get(name, []))
     with far:
         yield far, stream
     stream.close()
@@ -171,3 +184,61 @@ def test_status_that_cannot_be_asked_for_keeps_nobody_waiting(far_and_stream):
     far.shutdown(socket.SHUT_RD)
 
     assert stream.take() == []
+
+
+def delete(far, qdev_id):
+    """Say that a device is gone as QEMU does: first a part of it, which has no name."""
+    say(far, "DEVICE_DELETED", path=f"/machine/peripheral/{qdev_id}/virtio-backend")
+    say(far, "DEVICE_DELETED", device=qdev_id, path=f"/machine/peripheral/{qdev_id}")
+
+
+def read_commands(far, count):
+    data = b""
+    while data.count(b"\n") < count:
+        data += far.recv(4096)
+    return [msgspec.json.decode(line) for line in data.splitlines()]
+
+
+def test_removal_is_told_once_what_is_left_of_the_device_is_taken_away(far_and_stream):
+    far, stream = far_and_stream
+    far.settimeout(LONG_S)
+    delete(far, "ddisk")
+    assert stream.take() == [PciChanged(), PciChanged()]
+    commands = read_commands(far, 2)
+    assert [(each["execute"], each["arguments"]) for each in commands] == [
+        ("blockdev-del", {"node-name": "ddisk"}),
+        ("remove-fd", {"fdset-id": 4}),
+    ]
+    answers = [{"return": {}, "id": each["id"]} for each in commands]
+    far.sendall(msgspec.json.encode(answers[0]) + b"\r\n")
+    assert readable(stream, LONG_S)
+    assert stream.take() == []
+    far.sendall(msgspec.json.encode(answers[1]) + b"\r\n")
+    assert readable(stream, LONG_S)
+    assert stream.take() == [DeviceRemoved("disk")]
+
+
+def test_removal_is_told_where_there_is_nothing_left_to_take_away(far_and_stream):
+    far, stream = far_and_stream
+    far.settimeout(LONG_S)
+    delete(far, "dnet")
+    assert stream.take() == [PciChanged(), PciChanged()]
+    (command,) = read_commands(far, 1)
+    error = {"class": "DeviceNotFound", "desc": "Device 'net.dnet' not found"}
+    far.sendall(msgspec.json.encode({"error": error, "id": command["id"]}) + b"\r\n")
+    assert readable(stream, LONG_S)
+    assert stream.take() == [DeviceRemoved("net")]
+
+
+def test_removal_of_what_is_not_ours_is_not_told(far_and_stream):
+    far, stream = far_and_stream
+    delete(far, "dother")
+    assert stream.take() == [PciChanged(), PciChanged()]
+    assert not readable(stream)
+
+
+def test_removal_is_told_where_qemu_hears_nothing_more(far_and_stream):
+    far, stream = far_and_stream
+    delete(far, "dnet")
+    far.shutdown(socket.SHUT_RD)
+    assert stream.take() == [PciChanged(), PciChanged(), DeviceRemoved("net")]

@@ -1,8 +1,10 @@
 """Every option of every struct as a golden pair: a configuration, and the arguments or the refusal it gives.
 
 ``golden/NAME.json`` holds a `Case`, of which only what it is about is given. Beside it lies ``NAME.args``,
-one argument a line, or ``NAME.err``, the text of the refusal. To write them anew: ``CLOUDVMM_WRITE_GOLDEN=1
-pytest tests/unit/engine/qemu/test_plan.py``.
+one argument a line, or ``NAME.err``, the text of the refusal. Where the case is about disks or network
+devices, ``NAME.qmp`` holds what adds the same devices to a guest that runs: one command a line with its
+descriptor behind it, then, newest first, the commands that undo them; or the text of the refusal. To write
+all anew: ``CLOUDVMM_WRITE_GOLDEN=1 pytest tests/unit/engine/qemu/test_plan.py``.
 """
 
 from __future__ import annotations
@@ -19,15 +21,18 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, MachineSpec
 from cloudvmm.engine.qemu import plan
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.hotplug import hot_parts
 from cloudvmm.engine.qemu.image import Image
 from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.parts import Command, steps
 from cloudvmm.engine.qemu.resource import DiskResource, NetResource, Resources
 from cloudvmm.engine.qemu.slot import check_slots
-from cloudvmm.engine.qemu.support import check_supported
+from cloudvmm.engine.qemu.support import check_device_supported, check_supported
 from support.sink import sink_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-"))]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
@@ -138,6 +143,29 @@ def outcome(case: Case) -> tuple[str, str]:
         return ".err", f"{type(error).__name__}: {error}\n"
 
 
+def hot_outcome(case: Case) -> str:
+    """Return what should be in the golden file of the hot form."""
+    spec, resources = spec_of(case), resources_of(case)
+    opened = {disk.disk_id: disk for disk in resources.disks} | {net.net_id: net for net in resources.nets}
+    lines: list[str] = []
+    first_fdset = 1
+    for device in [*(case.config.disks or []), *(case.config.net or [])]:
+        try:
+            check_device_supported(device)
+            parts = hot_parts(device, opened[device.id or ""], spec.slots, first_fdset=first_fdset)
+        except EngineError as error:
+            return f"{type(error).__name__}: {error}\n"
+        first_fdset += len(parts.fdsets)
+        todo = steps(parts)
+        lines += [line_of(step.does) + ("" if step.fd is None else f" fd={step.fd}") for step in todo]
+        lines += [f"undo {line_of(step.undoes)}" for step in reversed(todo)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def line_of(command: Command) -> str:
+    return f"{command.name} {msgspec.json.encode(command.arguments).decode()}"
+
+
 def test_golden_folder_has_a_case_for_every_outcome():
     outcomes = {path.stem for path in GOLDEN.iterdir() if path.suffix != ".json"}
     assert outcomes == set(NAMES)
@@ -147,6 +175,15 @@ def test_golden_folder_has_a_case_for_every_outcome():
 def test_case_gives_its_golden_outcome(name):
     suffix, text = outcome(read_case(name))
     golden = GOLDEN / f"{name}{suffix}"
+    if WRITE:
+        golden.write_text(text)
+    assert text == golden.read_text()
+
+
+@pytest.mark.parametrize("name", HOT_NAMES)
+def test_hot_case_gives_its_golden_commands(name):
+    golden = GOLDEN / f"{name}.qmp"
+    text = hot_outcome(read_case(name))
     if WRITE:
         golden.write_text(text)
     assert text == golden.read_text()

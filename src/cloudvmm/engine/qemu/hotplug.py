@@ -1,0 +1,228 @@
+"""Disks and network devices that come and go while a guest is there.
+
+`Hotplug` knows, for one machine, which devices can go, what of QEMU's and of ours they hold, and which slots
+are taken. The worker plugs and asks for removals, the control loop clears up when QEMU says that the guest
+has let go: what both touch is behind a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import Final
+
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.pci import PciDevice
+from cloudvmm.engine.base import (
+    DeviceError,
+    EngineError,
+    EngineTimeout,
+    MachineSpec,
+    NotSupportedYet,
+    SlotError,
+)
+from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
+from cloudvmm.engine.qemu.disk import disk_parts
+from cloudvmm.engine.qemu.launch import is_about_slot
+from cloudvmm.engine.qemu.name import device_id, qdev_id
+from cloudvmm.engine.qemu.net import net_parts
+from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
+from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts, number_fdsets
+from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.resource import (
+    DiskResource,
+    MissingDeviceId,
+    NetResource,
+    Resources,
+    open_disk,
+    open_net,
+)
+from cloudvmm.engine.qemu.slot import check_slots
+from cloudvmm.engine.qemu.support import check_device_supported
+from cloudvmm.engine.qemu.text import check_texts
+
+_STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
+_UNDO_TIMEOUT_S: Final = 2.0
+_NOT_FOUND: Final = "DeviceNotFound"
+_UNDER_WAY: Final = "already in the process of unplug"
+
+
+class DeviceIdInUse(DeviceError):
+    def __init__(self, device_id: str) -> None:
+        super().__init__(f"The machine has a device {device_id} already")
+
+
+class DeviceUnknown(DeviceError):
+    def __init__(self, device_id: str) -> None:
+        super().__init__(f"The machine has no device {device_id}")
+
+
+class Hotplug:
+    """`control` is the worker's monitor, `resources` what the machine stands on; both are lent.
+
+    What a plugged device stands on joins `resources`, so that their `close` releases all.
+    """
+
+    def __init__(self, spec: MachineSpec, resources: Resources, control: QmpClient) -> None:
+        parts = machine_parts(spec, resources)
+        self._lock = threading.Lock()
+        self._control = control
+        self._resources = resources
+        self._slots = dict(spec.slots)
+        self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
+        self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
+
+    def plug(self, device: PciDevice, slot: int) -> DiskResource | NetResource:
+        """Blocking. Plug `device` into `slot`, wholly or not at all; return what it stands on, lent.
+
+        :raises NotSupportedYet: there are no means for such a device; nothing was touched.
+        :raises SlotError: the slot is taken, or there is no such slot.
+        :raises DeviceError: what it stands on cannot be had, or QEMU refused in its own words.
+        :raises ImageLocked: another process holds its image.
+        """
+        check_device_supported(device)
+        check_texts(device)
+        if device.id is None:
+            raise MissingDeviceId
+        slots = self._slots_with(device.id, slot)
+        with contextlib.ExitStack() as undo:
+            resource = _open(device)
+            undo.callback(resource.close)
+            if isinstance(resource, DiskResource):
+                resource.lock()
+            parts = hot_parts(device, resource, slots, first_fdset=self._last_fdset + 1)
+            self._last_fdset += len(parts.fdsets)
+            self._make(parts, undo)
+            undo.pop_all()
+        self._note(device.id, slot, parts, resource)
+        if isinstance(resource, DiskResource):
+            # Without it, only minimum and maximum are coarser: no reason to give up what is plugged.
+            with contextlib.suppress(QmpError, EngineTimeout):
+                self.start_counting(device.id)
+        return resource
+
+    def start_counting(self, disk_id: str) -> None:
+        """Blocking. Make QEMU keep how long each request of a disk took."""
+        self._control.execute(
+            "block-latency-histogram-set",
+            {"id": backend_path(qdev_id(disk_id)), "boundaries": LATENCY_BOUNDARIES_NS},
+        )
+
+    def ask_removal(self, device_id: str) -> None:
+        """Blocking. Ask the guest to let go of a disk or network device.
+
+        Its image is unlocked and our descriptors are closed now, as in the reference.
+
+        QEMU has its own until the guest lets go, and the guest may write until then: whoever opens the image
+        meanwhile is not kept from it.
+
+        :raises DeviceUnknown: there is none that can go.
+        :raises NotSupportedYet: it is of another kind.
+        """
+        with self._lock:
+            is_known, is_removable = device_id in self._slots, bool(self._remains.get(device_id))
+        if not is_known:
+            raise DeviceUnknown(device_id)
+        if not is_removable:
+            raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
+        self._ask_guest(device_id)
+        with self._lock:
+            for disk in self._resources.disks:
+                if disk.disk_id == device_id:
+                    disk.release()
+            for net in self._resources.nets:
+                if net.net_id == device_id:
+                    net.close()
+
+    def remains_of(self, device_id: str) -> list[Command]:
+        """Return what is left in QEMU when the guest has let go of a device. Any thread."""
+        with self._lock:
+            return self._remains.get(device_id, [])
+
+    def forget(self, device_id: str) -> None:
+        """Free the id and the slot of a device that is gone from QEMU. Any thread; never blocks."""
+        with self._lock:
+            self._slots.pop(device_id, None)
+            self._remains.pop(device_id, None)
+            resources = self._resources
+            resources.disks = [disk for disk in resources.disks if disk.disk_id != device_id]
+            resources.nets = [net for net in resources.nets if net.net_id != device_id]
+
+    def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
+        with self._lock:
+            if device_id in self._slots:
+                raise DeviceIdInUse(device_id)
+            slots = {**self._slots, device_id: slot}
+        check_slots(slots)
+        return slots
+
+    def _make(self, parts: Parts, undo: contextlib.ExitStack) -> None:
+        todo = steps(parts)
+        if any(
+            "\0" in text for step in todo for text in step.does.arguments.values() if isinstance(text, str)
+        ):
+            raise NulCharacter
+        for step in todo:
+            # Before it is done: one that timed out may have been done. Where it was not, QEMU just says so.
+            undo.callback(self._undo, step.undoes)
+            try:
+                self._control.execute(
+                    step.does.name,
+                    step.does.arguments,
+                    timeout_s=_STEP_TIMEOUT_S,
+                    fds=() if step.fd is None else (step.fd,),
+                )
+            except QmpError as error:
+                raise _named(error) from error
+
+    def _undo(self, command: Command) -> None:
+        with contextlib.suppress(EngineError):
+            self._control.execute(command.name, command.arguments, timeout_s=_UNDO_TIMEOUT_S)
+
+    def _note(self, device_id: str, slot: int, parts: Parts, resource: DiskResource | NetResource) -> None:
+        with self._lock:
+            self._slots[device_id] = slot
+            self._remains[device_id] = remains(parts)
+            if isinstance(resource, DiskResource):
+                self._resources.disks = [*self._resources.disks, resource]
+            else:
+                self._resources.nets = [*self._resources.nets, resource]
+
+    def _ask_guest(self, device_id: str) -> None:
+        try:
+            self._control.execute("device_del", {"id": qdev_id(device_id)})
+        except QmpError as error:
+            # It is gone, which is about to be told, or the guest was asked a moment ago.
+            if error.error_class != _NOT_FOUND and _UNDER_WAY not in error.description:
+                raise DeviceError(error.description) from error
+
+
+def hot_parts(
+    device: PciDevice, resource: DiskResource | NetResource, slots: dict[str, int], *, first_fdset: int
+) -> Parts:
+    """Describe `device`, which `slots` has a place for, on what was opened for it. Pure."""
+    if isinstance(resource, DiskResource):
+        assert isinstance(device, DiskConfig)
+        fdsets = number_fdsets(resource, first=first_fdset)
+        return disk_parts(slots, device, disk_id=resource.disk_id, image=resource.image, fdsets=fdsets)
+    assert isinstance(device, NetConfig)
+    return net_parts(slots, device, net_id=resource.net_id, fds=resource.fds)
+
+
+def _open(device: PciDevice) -> DiskResource | NetResource:
+    if isinstance(device, DiskConfig):
+        return open_disk(device)
+    assert isinstance(device, NetConfig)
+    return open_net(device)
+
+
+def _device_ids(parts: Parts) -> list[str]:
+    found = (device_id(device["id"]) for device in parts.devices if "id" in device)
+    return [name for name in found if name is not None]
+
+
+def _named(error: QmpError) -> EngineError:
+    if is_about_slot(error.description):
+        return SlotError(error.description)
+    return DeviceError(error.description)

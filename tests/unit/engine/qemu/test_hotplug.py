@@ -1,0 +1,275 @@
+"""Plugging into a QEMU that is played: all or nothing, and what is released when."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.device import FsConfig
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.memory import MemoryConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.number import MIB
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import (
+    ConsoleSink,
+    DeviceError,
+    EngineTimeout,
+    ImageLocked,
+    MachineGone,
+    MachineSpec,
+    NotSupportedYet,
+    SinkKind,
+    SlotError,
+)
+from cloudvmm.engine.qemu.hotplug import DeviceIdInUse, DeviceUnknown, Hotplug
+from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.plan import NulCharacter
+from cloudvmm.engine.qemu.qmp import QmpError
+from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.text import TextNotUtf8
+from cloudvmm.host.lock import LockConflict, lock_file
+from support.leak import Holdings
+
+OFF = ConsoleSink(kind=SinkKind.OFF)
+SLOTS = {"__rng": 2}
+SLOT = 5
+
+
+class PlayedQemu:
+    """Takes every command but those in `refuses`, and keeps their names with the inodes sent beside them."""
+
+    def __init__(self):
+        self.commands = []
+        self.files = []
+        self.refuses = {}
+
+    def execute(self, command, arguments=None, *, timeout_s=None, fds=()):
+        self.commands.append((command, arguments))
+        self.files += [os.fstat(fd).st_ino for fd in fds]
+        if command in self.refuses:
+            raise self.refuses[command]
+        return {}
+
+    def names(self):
+        return [name for name, _ in self.commands]
+
+
+@pytest.fixture
+def qemu():
+    return PlayedQemu()
+
+
+@pytest.fixture
+def resources():
+    resources = Resources(ram=ram_of(MemoryConfig(size=128 * MIB)), ram_fd=None)
+    yield resources
+    resources.close()
+
+
+@pytest.fixture
+def hotplug(qemu, resources):
+    vm_config = VmConfig(
+        memory=MemoryConfig(size=128 * MIB, mergeable=True), console=ConsoleConfig(mode=ConsoleOutputMode.OFF)
+    )
+    spec = MachineSpec(vm_config=vm_config, slots=SLOTS, serial=OFF, console=OFF, debug_console=OFF)
+    return Hotplug(spec, resources, qemu)
+
+
+@pytest.fixture
+def image(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(bytes(MIB))
+    return path
+
+
+@pytest.fixture
+def disk(image):
+    return DiskConfig(id="new", path=str(image), image_type=ImageType.RAW)
+
+
+@pytest.fixture
+def net():
+    """A network device on a descriptor that stands for a queue."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield NetConfig(id="new", fds=[theirs.fileno()])
+
+
+def refusal(command, words="no"):
+    return QmpError(command, "GenericError", words)
+
+
+def is_locked(path):
+    with path.open("r+b") as file:
+        try:
+            lock_file(file.fileno(), path=str(path), write=True)
+        except LockConflict:
+            return True
+    return False
+
+
+def test_disk_is_made_in_order_with_its_descriptor_and_stays_locked(hotplug, qemu, resources, disk, image):
+    hotplug.plug(disk, SLOT)
+    assert qemu.names() == ["add-fd", "blockdev-add", "device_add", "block-latency-histogram-set"]
+    assert qemu.files == [image.stat().st_ino]
+    assert is_locked(image)
+    assert resources.image_types == {"new": ImageType.RAW}
+
+
+@pytest.mark.parametrize(
+    ("refused", "undone"),
+    [
+        ("add-fd", ["remove-fd"]),
+        ("blockdev-add", ["blockdev-del", "remove-fd"]),
+        ("device_add", ["device_del", "blockdev-del", "remove-fd"]),
+    ],
+)
+def test_disk_that_qemu_refuses_is_undone_backwards(hotplug, qemu, resources, disk, image, refused, undone):
+    before = Holdings()
+    qemu.refuses[refused] = refusal(refused, "QEMU's words")
+    with pytest.raises(DeviceError, match="QEMU's words"):
+        hotplug.plug(disk, SLOT)
+    names = qemu.names()
+    assert names[names.index(refused) + 1 :] == undone
+    assert not is_locked(image)
+    assert resources.image_types == {}
+    assert hotplug.remains_of("new") == []
+    before.assert_nothing_added()
+
+
+@pytest.mark.parametrize(
+    ("refused", "undone"),
+    [("netdev_add", ["netdev_del", "closefd"]), ("device_add", ["device_del", "netdev_del", "closefd"])],
+)
+def test_network_device_that_qemu_refuses_is_undone_backwards(hotplug, qemu, net, refused, undone):
+    before = Holdings()
+    qemu.refuses = {name: refusal(name) for name in (refused, "closefd")}
+    with pytest.raises(DeviceError):
+        hotplug.plug(net, SLOT)
+    names = qemu.names()
+    assert names[names.index(refused) + 1 :] == undone
+    before.assert_nothing_added()
+
+
+def test_what_fails_in_qemu_can_be_tried_again(hotplug, qemu, disk):
+    qemu.refuses["device_add"] = refusal("device_add")
+    with pytest.raises(DeviceError):
+        hotplug.plug(disk, SLOT)
+    qemu.refuses.clear()
+    hotplug.plug(disk, SLOT)
+    fdsets = [arguments["fdset-id"] for name, arguments in qemu.commands if name == "add-fd"]
+    assert len(set(fdsets)) == 2
+
+
+def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
+    before = Holdings()
+    for command in ("blockdev-add", "blockdev-del", "remove-fd"):
+        qemu.refuses[command] = MachineGone("gone")
+    with pytest.raises(MachineGone):
+        hotplug.plug(disk, SLOT)
+    assert not is_locked(image)
+    before.assert_nothing_added()
+
+
+@pytest.mark.parametrize(
+    ("device", "slot", "error"),
+    [
+        (FsConfig(id="new", tag="t", socket="/s"), SLOT, NotSupportedYet),
+        (DiskConfig(id="new", path="/d", vhost_user=True), SLOT, NotSupportedYet),
+        (DiskConfig(id="new", path="/d", rate_limit_group="g"), SLOT, NotSupportedYet),
+        (NetConfig(id="new", iommu=True), SLOT, NotSupportedYet),
+        (NetConfig(id="new", pci_segment=1), SLOT, NotSupportedYet),
+        (DiskConfig(id="new", path="/d", serial="\udcff"), SLOT, TextNotUtf8),
+        (DiskConfig(id="new"), SLOT, DeviceError),
+        (DiskConfig(path="/d"), SLOT, DeviceError),
+        (DiskConfig(id="new", path="/d"), 2, SlotError),
+        (DiskConfig(id="new", path="/d"), 32, SlotError),
+        (DiskConfig(id="__rng", path="/d"), SLOT, DeviceIdInUse),
+    ],
+)
+def test_what_cannot_be_is_refused_before_qemu_is_asked(hotplug, qemu, device, slot, error):
+    with pytest.raises(error):
+        hotplug.plug(device, slot)
+    assert qemu.commands == []
+
+
+def test_locked_image_and_nul_are_refused_before_qemu_is_asked(hotplug, qemu, disk, image):
+    disk.serial = "a\0b"
+    with pytest.raises(NulCharacter):
+        hotplug.plug(disk, SLOT)
+    with image.open("r+b") as other:
+        lock_file(other.fileno(), path=str(image), write=False)
+        with pytest.raises(ImageLocked):
+            hotplug.plug(disk, SLOT)
+    assert qemu.commands == []
+
+
+def test_slot_that_qemu_has_something_in_is_a_slot_error(hotplug, qemu, disk):
+    qemu.refuses["device_add"] = refusal("device_add", "PCI: slot 5 function 0 not available for x, in use")
+    with pytest.raises(SlotError):
+        hotplug.plug(disk, SLOT)
+
+
+@pytest.mark.parametrize("fault", [refusal("block-latency-histogram-set"), EngineTimeout("late")])
+def test_latencies_that_qemu_does_not_keep_are_no_reason_to_refuse(hotplug, qemu, disk, fault):
+    qemu.refuses["block-latency-histogram-set"] = fault
+    hotplug.plug(disk, SLOT)
+    assert hotplug.remains_of("new") != []
+
+
+def test_removal_unlocks_at_once_and_forgetting_frees_slot_and_id(hotplug, qemu, resources, disk, image):
+    held = os.dup(hotplug.plug(disk, SLOT).image.fd)  # as QEMU has it
+    assert is_locked(image)
+    for _ in range(2):
+        hotplug.ask_removal("new")
+        assert not is_locked(image)
+    with pytest.raises(DeviceIdInUse):
+        hotplug.plug(disk, SLOT)
+    assert [command.name for command in hotplug.remains_of("new")] == ["blockdev-del", "remove-fd"]
+    os.close(held)
+    hotplug.forget("new")
+    assert resources.disks == []
+    hotplug.plug(disk, SLOT)
+
+
+def test_passed_queue_is_closed_when_the_removal_is_asked_for(hotplug, resources, net):
+    before = Holdings()
+    hotplug.plug(net, SLOT)
+    assert len(resources.nets[0].fds) == 1
+    hotplug.ask_removal("new")
+    before.assert_nothing_added()
+    hotplug.forget("new")
+    assert resources.nets == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        QmpError("device_del", "DeviceNotFound", "Device 'dnew' not found"),
+        refusal("device_del", "Device dnew is already in the process of unplug"),
+    ],
+)
+def test_removal_that_is_under_way_may_be_asked_for(hotplug, qemu, disk, answer):
+    hotplug.plug(disk, SLOT)
+    qemu.refuses["device_del"] = answer
+    hotplug.ask_removal("new")
+
+
+def test_removal_that_qemu_refuses_leaves_the_image_locked(hotplug, qemu, disk, image):
+    hotplug.plug(disk, SLOT)
+    qemu.refuses["device_del"] = refusal("device_del", "not now")
+    with pytest.raises(DeviceError, match="not now"):
+        hotplug.ask_removal("new")
+    assert is_locked(image)
+
+
+def test_only_what_is_there_and_can_go_is_removed(hotplug, qemu):
+    with pytest.raises(DeviceUnknown):
+        hotplug.ask_removal("none")
+    with pytest.raises(NotSupportedYet):
+        hotplug.ask_removal("__rng")
+    assert qemu.commands == []
