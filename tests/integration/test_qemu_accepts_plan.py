@@ -1,8 +1,10 @@
 """QEMU itself accepts every golden argument list, silently, and puts each device where the plan says.
 
 The configurations are those of ``tests/unit/engine/qemu/golden``, on real images and interfaces. No vCPU
-runs. The QEMU on the path is asked, and the one that CLOUDVMM_TEST_OLD_QEMU names: a folder into which the
-Debian packages of an older release were unpacked (``dpkg -x``).
+runs. The same disks and network devices are plugged into a machine that stands ready, and each command is
+held against the schema that QEMU reports. The QEMU on the path is asked, and the one that
+CLOUDVMM_TEST_OLD_QEMU names: a folder into which the Debian packages of an older release were unpacked
+(``dpkg -x``).
 """
 
 from __future__ import annotations
@@ -17,19 +19,21 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cloudvmm.config.console import ConsoleOutputMode
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import MachineSpec
-from cloudvmm.engine.qemu import plan
+from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
+from cloudvmm.engine.qemu import QemuEngine, plan
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.resource import acquire
 from support.guest import find_guest
+from support.qmp_schema import QmpSchema
 from support.sink import sink_of
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
+HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-"))]
 IMAGE_BYTES = 1 << 20
 FORMATS = {ImageType.QCOW2: "qcow2", ImageType.FIXED_VHD: "vpc", ImageType.VHDX: "vhdx"}
 TIMEOUT_S = 60
@@ -201,6 +205,62 @@ def test_qemu_makes_every_device_on_its_slot_without_a_word(qemu, golden, stream
     (_, (bus,), *_), said = ask(qemu, spec, ["query-pci"])
     assert said == ""
     assert devices_on(bus) == {each: spec.slots[each] for each in expected_devices(golden.config)}
+
+
+@pytest.fixture(scope="module")
+def sent() -> list[tuple[str, dict]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(qemu: Qemu, sent: list, tmp_path_factory: pytest.TempPathFactory) -> QemuEngine:
+    program = tmp_path_factory.mktemp("qemu") / "qemu-system-x86_64"
+    variables = "".join(f"export {name}={value}\n" for name, value in qemu.environment.items())
+    program.write_text(f'#!/bin/sh\n{variables}exec {" ".join(qemu.command)} "$@"\n')
+    program.chmod(0o755)
+    return QemuEngine(str(program), "tcg", observe=lambda name, arguments: sent.append((name, arguments)))
+
+
+@pytest.fixture(scope="module")
+def schema(engine: QemuEngine) -> QmpSchema:
+    machine = engine.build(empty_spec(VmConfig()))
+    try:
+        return QmpSchema(machine._monitors.control.execute("query-qmp-schema"))
+    finally:
+        machine.close()
+
+
+def empty_spec(config: VmConfig) -> MachineSpec:
+    """A machine with nothing of its own but the entropy device, and the vCPUs of `config`."""
+    bare = VmConfig(cpus=config.cpus, console=ConsoleConfig(mode=ConsoleOutputMode.OFF))
+    off = ConsoleSink(kind=SinkKind.OFF)
+    return MachineSpec(vm_config=bare, slots={"__rng": 31}, serial=off, console=off, debug_console=off)
+
+
+def stated(name: str, arguments: dict) -> dict:
+    """Return what of `arguments` the schema knows: it leaves a device's properties to the device."""
+    common = ("driver", "bus", "id")
+    return {key: arguments[key] for key in common} if name == "device_add" else arguments
+
+
+@pytest.mark.parametrize("golden", HOT_CASES, indirect=True)
+def test_qemu_takes_every_device_hot_on_its_slot(engine, schema, sent, golden):
+    slots = default_slots(golden.config) if golden.slots is None else golden.slots
+    devices = [*(golden.config.disks or []), *(golden.config.net or [])]
+    machine = engine.build(empty_spec(golden.config))
+    try:
+        sent.clear()
+        for device in devices:
+            machine._hotplug.plug(device, slots[device.id])
+        assert [text for name, each in sent for text in schema.complaints(name, stated(name, each))] == []
+        assert sent
+        (bus,) = machine._monitors.reader.execute("query-pci")
+        found = devices_on(bus)
+        assert {device.id: found[device.id] for device in devices} == {
+            device.id: slots[device.id] for device in devices
+        }
+    finally:
+        machine.close()
 
 
 @pytest.fixture
