@@ -128,12 +128,7 @@ class Hotplug:
             raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
         self._ask_guest(device_id)
         with self._lock:
-            for disk in self._resources.disks:
-                if disk.disk_id == device_id:
-                    disk.release()
-            for net in self._resources.nets:
-                if net.net_id == device_id:
-                    net.close()
+            self._release(device_id)
 
     def remains_of(self, device_id: str) -> list[Command]:
         """Return what is left in QEMU when the guest has let go of a device. Any thread."""
@@ -141,13 +136,26 @@ class Hotplug:
             return self._remains.get(device_id, [])
 
     def forget(self, device_id: str) -> None:
-        """Free the id and the slot of a device that is gone from QEMU. Any thread; never blocks."""
+        """Free the id and the slot of a device that is gone from QEMU, and what it stood on. Any thread.
+
+        Nobody may have asked for its removal: a guest can eject what it likes, and be quicker than we are.
+        """
         with self._lock:
             self._slots.pop(device_id, None)
             self._remains.pop(device_id, None)
+            self._release(device_id)
             resources = self._resources
             resources.disks = [disk for disk in resources.disks if disk.disk_id != device_id]
             resources.nets = [net for net in resources.nets if net.net_id != device_id]
+
+    def _release(self, device_id: str) -> None:
+        """Unlock and close what a device stands on here; the lock is held."""
+        for disk in self._resources.disks:
+            if disk.disk_id == device_id:
+                disk.release()
+        for net in self._resources.nets:
+            if net.net_id == device_id:
+                net.close()
 
     def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
         with self._lock:

@@ -46,12 +46,14 @@ class PlayedQemu:
         self.commands = []
         self.files = []
         self.refuses = {}
+        self.observers = {}  # called when the command of that name is carried out
 
     def execute(self, command, arguments=None, *, timeout_s=None, fds=()):
         self.commands.append((command, arguments))
         self.files += [os.fstat(fd).st_ino for fd in fds]
         if command in self.refuses:
             raise self.refuses[command]
+        self.observers.get(command, lambda: None)()
         return {}
 
     def names(self):
@@ -244,6 +246,30 @@ def test_passed_queue_is_closed_when_the_removal_is_asked_for(hotplug, resources
     before.assert_nothing_added()
     hotplug.forget("new")
     assert resources.nets == []
+
+
+def test_disk_that_goes_without_being_asked_is_unlocked_and_closed(hotplug, disk, image):
+    before = Holdings()
+    hotplug.plug(disk, SLOT)
+    hotplug.forget("new")
+    assert not is_locked(image)
+    before.assert_nothing_added()
+
+
+def test_network_device_that_goes_without_being_asked_is_closed(hotplug, net):
+    before = Holdings()
+    hotplug.plug(net, SLOT)
+    hotplug.forget("new")
+    before.assert_nothing_added()
+
+
+def test_device_that_goes_while_it_is_asked_is_unlocked_and_closed(hotplug, qemu, disk, image):
+    before = Holdings()
+    hotplug.plug(disk, SLOT)
+    qemu.observers["device_del"] = lambda: hotplug.forget("new")
+    hotplug.ask_removal("new")
+    assert not is_locked(image)
+    before.assert_nothing_added()
 
 
 @pytest.mark.parametrize(
