@@ -93,7 +93,13 @@ class Hotplug:
                 resource.lock()
             parts = hot_parts(device, resource, slots, first_fdset=self._last_fdset + 1)
             self._last_fdset += len(parts.fdsets)
-            self._make(parts, undo)
+            try:
+                self._make(parts)
+            except (DeviceError, SlotError):
+                # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
+                if isinstance(resource, DiskResource):
+                    resource.release()
+                raise
             undo.pop_all()
         self._note(device.id, slot, parts, resource)
         if isinstance(resource, DiskResource):
@@ -165,24 +171,26 @@ class Hotplug:
         check_slots(slots)
         return slots
 
-    def _make(self, parts: Parts, undo: contextlib.ExitStack) -> None:
+    def _make(self, parts: Parts) -> None:
         todo = steps(parts)
         if any(
             "\0" in text for step in todo for text in step.does.arguments.values() if isinstance(text, str)
         ):
             raise NulCharacter
-        for step in todo:
-            # Before it is done: one that timed out may have been done. Where it was not, QEMU just says so.
-            undo.callback(self._undo, step.undoes)
-            try:
-                self._control.execute(
-                    step.does.name,
-                    step.does.arguments,
-                    timeout_s=_STEP_TIMEOUT_S,
-                    fds=() if step.fd is None else (step.fd,),
-                )
-            except QmpError as error:
-                raise _named(error) from error
+        with contextlib.ExitStack() as undo:
+            for step in todo:
+                # Before it is done: one that timed out may have been done. If it was not, QEMU just says so.
+                undo.callback(self._undo, step.undoes)
+                try:
+                    self._control.execute(
+                        step.does.name,
+                        step.does.arguments,
+                        timeout_s=_STEP_TIMEOUT_S,
+                        fds=() if step.fd is None else (step.fd,),
+                    )
+                except QmpError as error:
+                    raise _named(error) from error
+            undo.pop_all()
 
     def _undo(self, command: Command) -> None:
         with contextlib.suppress(EngineError):

@@ -46,11 +46,14 @@ class PlayedQemu:
         self.commands = []
         self.files = []
         self.refuses = {}
+        self.kept = None  # or a list: then it has descriptors of its own for as long as it likes
         self.observers = {}  # called when the command of that name is carried out
 
     def execute(self, command, arguments=None, *, timeout_s=None, fds=()):
         self.commands.append((command, arguments))
         self.files += [os.fstat(fd).st_ino for fd in fds]
+        if self.kept is not None:
+            self.kept += [os.dup(fd) for fd in fds]
         if command in self.refuses:
             raise self.refuses[command]
         self.observers.get(command, lambda: None)()
@@ -165,6 +168,18 @@ def test_what_fails_in_qemu_can_be_tried_again(hotplug, qemu, disk):
     hotplug.plug(disk, SLOT)
     fdsets = [arguments["fdset-id"] for name, arguments in qemu.commands if name == "add-fd"]
     assert len(set(fdsets)) == 2
+
+
+def test_refused_disk_is_unlocked_where_qemu_keeps_its_descriptor(hotplug, qemu, disk, image):
+    qemu.kept = []
+    qemu.refuses["device_add"] = refusal("device_add")
+    with pytest.raises(DeviceError):
+        hotplug.plug(disk, SLOT)
+    was_locked = is_locked(image)
+    for fd in qemu.kept:
+        os.close(fd)
+    assert len(qemu.kept) == 1
+    assert not was_locked
 
 
 def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
