@@ -382,6 +382,23 @@ def test_cold_devices_are_removed_and_a_reboot_does_not_bring_them_back(
         assert "left" not in vm.info()["device_tree"]
 
 
+def test_devices_that_the_guest_ejects_unasked_are_gone_and_come_back_with_a_reboot(
+    namespace: None, tmp_path: Path
+) -> None:
+    names = ("cold", "coldnet", "__rng")
+    with booting(tmp_path, cold_config(tmp_path)) as vm:
+        before = vm.info()["device_tree"].keys()
+        for device_id in names:
+            slot = int(vm.info()["device_tree"][f"_virtio-pci-{device_id}"]["pci_bdf"][8:10], 16)
+            vm.run(f"echo 0 >/sys/bus/pci/slots/{slot}/power")
+        for device_id in names:
+            wait_removed(vm, device_id)
+        assert not is_locked(tmp_path / "cold.raw")
+        assert "owntap" not in ip("link show")
+        vm.vmm.put("vm.reboot")
+        assert vm.info()["device_tree"].keys() == before
+
+
 def test_qemu_that_dies_meanwhile_leaves_nothing(namespace: None, tmp_path: Path) -> None:
     with booting(tmp_path, cold_config(tmp_path), "--no-shutdown") as vm, vm.vmm.second() as other:
         config, qemu = vm.config(), vm.qemu_pid()

@@ -206,7 +206,7 @@ class PciChanged(msgspec.Struct, frozen=True):
 
 
 class DeviceRemoved(msgspec.Struct, frozen=True):
-    """The guest has let go of a device that `remove_device` asked for; its slot is free."""
+    """The guest has let go of a device, asked for by `remove_device` or not; its slot is free."""
 
     device_id: str
 

@@ -79,7 +79,7 @@ class EventStream:
     """
 
     def __init__(
-        self, client: QmpClient, process: QemuProcess, *, remains_of: Callable[[str], list[Command]]
+        self, client: QmpClient, process: QemuProcess, *, remains_of: Callable[[str], list[Command] | None]
     ) -> None:
         self._client = client
         self._process = process
@@ -146,9 +146,11 @@ class EventStream:
     def _clear(self, event: Event) -> list[EngineEvent]:
         """Have taken away what a device leaves in QEMU; return what is to be told at once."""
         name = _device_of(event)
-        commands = [] if name is None else self._remains_of(name)
-        if name is None or not commands:
+        commands = None if name is None else self._remains_of(name)
+        if name is None or commands is None:
             return []
+        if not commands:
+            return [DeviceRemoved(name)]  # a guest can eject what nobody can ask it for
         numbers = [self._client.post(command.name, command.arguments) for command in commands]
         if numbers[-1] is None:
             return [DeviceRemoved(name)]  # QEMU hears nothing more

@@ -136,10 +136,10 @@ class Hotplug:
         with self._lock:
             self._release(device_id)
 
-    def remains_of(self, device_id: str) -> list[Command]:
-        """Return what is left in QEMU when the guest has let go of a device. Any thread."""
+    def remains_of(self, device_id: str) -> list[Command] | None:
+        """Return what clears up in QEMU behind a device that went; None where there was none. Any thread."""
         with self._lock:
-            return self._remains.get(device_id, [])
+            return self._remains.get(device_id)
 
     def forget(self, device_id: str) -> None:
         """Free the id and the slot of a device that is gone from QEMU, and what it stood on. Any thread.

@@ -30,6 +30,7 @@ LONG_S = 20.0
 REMAINS = {
     "disk": [Command("blockdev-del", {"node-name": "ddisk"}), Command("remove-fd", {"fdset-id": 4})],
     "net": [Command("netdev_del", {"id": "net.dnet"})],
+    "rng": [],
 }
 
 
@@ -70,7 +71,7 @@ def process():
 def far_and_stream(process):
     near, far = socket.socketpair()
     client = QmpClient(near)
-    stream = EventStream(client, process, remains_of=lambda name: REMAINS.get(name, []))
+    stream = EventStream(client, process, remains_of=REMAINS.get)
     with far:
         yield far, stream
     stream.close()
@@ -235,6 +236,12 @@ def test_removal_of_what_is_not_ours_is_not_told(far_and_stream):
     delete(far, "dother")
     assert stream.take() == [PciChanged(), PciChanged()]
     assert not readable(stream)
+
+
+def test_removal_of_what_leaves_nothing_is_told_at_once(far_and_stream):
+    far, stream = far_and_stream
+    delete(far, "drng")
+    assert stream.take() == [PciChanged(), PciChanged(), DeviceRemoved("rng")]
 
 
 def test_removal_is_told_where_qemu_hears_nothing_more(far_and_stream):
