@@ -8,7 +8,7 @@ one `close`.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import msgspec
 
@@ -63,7 +63,9 @@ class DiskResource(msgspec.Struct, kw_only=True):
         """Unlock the chain, for QEMU too, which may hold it open still, and close it. Idempotent."""
         for image in self.image.chain():
             if image.fd >= 0:
-                unlock_file(image.fd)
+                # A file system that is gone unlocks nothing; its image is closed all the same.
+                with suppress(OSError):
+                    unlock_file(image.fd)
         self.close()
 
     def close(self) -> None:

@@ -146,6 +146,15 @@ def test_close_is_idempotent(undo, image):
     assert resources.ram_fd is None
 
 
+def test_image_that_cannot_be_unlocked_is_closed(undo, image):
+    (disk,) = acquire(spec_of({"disks": [{"id": "a", "path": image}]}), undo).disks
+    path_only = os.open(image, os.O_PATH)
+    os.dup2(path_only, disk.image.fd, inheritable=False)
+    os.close(path_only)
+    disk.release()
+    assert disk.image.fd == -1
+
+
 def test_balloon_target_is_what_is_left_to_the_guest():
     assert balloon_target_bytes(spec_of({"balloon": {"size": 16 * MIB}}), 64 * MIB) == 48 * MIB
     assert balloon_target_bytes(spec_of({"balloon": {"size": 0}}), 64 * MIB) is None
