@@ -13,6 +13,7 @@ from cloudvmm.config.device import (
     DeviceConfig,
     FsConfig,
     GenericVhostUserConfig,
+    PmemConfig,
     RtcConfig,
     UserDeviceConfig,
     VdpaConfig,
@@ -111,6 +112,16 @@ def test_added_net_gets_a_mac_that_stays(booted):
 )
 def test_every_kind_has_its_name_and_one_counter(booted, function, device, device_id):
     assert add(booted, function, device)["id"] == device_id
+
+
+def test_pmem_in_a_folder_is_there_from_the_boot_on_and_added(caller, vm_config, tmp_path):
+    vm_config.pmem = [PmemConfig(file=str(tmp_path), size=2 * MIB)]
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+
+    added = add(caller, api.vm_add_pmem, PmemConfig(file=str(tmp_path), size=2 * MIB))
+
+    assert [pmem.id for pmem in caller(api.vm_info).config.pmem] == ["_pmem1", added["id"]]
 
 
 def test_device_is_added_while_paused(booted, image):

@@ -54,8 +54,10 @@ def check_device(device: PciDevice) -> ImageType | None:
         check_type(device.image_type, image_type)
         return image_type
     if isinstance(device, PmemConfig):
+        # In a folder it is a file without a name, which the kernel makes for writing only.
+        extra = os.O_TMPFILE if os.path.isdir(device.file) else 0
         what = f"The pmem file {device.file}"
-        _open_once(device.file, what, readonly=device.discard_writes, error_type=DeviceError)
+        _open_once(device.file, what, readonly=device.discard_writes, error_type=DeviceError, extra=extra)
     return None
 
 
@@ -86,11 +88,11 @@ def check_payload(vm_config: VmConfig) -> None:
             raise PayloadError(f"The {name} {path} is empty")
 
 
-def _open_once(path: str, what: str, *, readonly: bool, error_type: type[EngineError]) -> int:
-    """Open `path` and let it go again; return its size, 0 for what has none."""
+def _open_once(path: str, what: str, *, readonly: bool, error_type: type[EngineError], extra: int = 0) -> int:
+    """Open `path` with the flags `extra` and let it go again; return its size, 0 for what has none."""
     access = os.O_RDONLY if readonly else os.O_RDWR
     try:
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, access | extra | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:  # a path with a NUL in it is a ValueError
         raise error_type(f"{what} cannot be opened") from error
     try:

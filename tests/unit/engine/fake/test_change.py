@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from cloudvmm.config.device import BalloonConfig
+from cloudvmm.config.device import BalloonConfig, PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import HotplugMethod, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
@@ -65,6 +65,34 @@ def test_device_that_cannot_be_added_changes_nothing(running, device, slot, erro
         running.add_device(device, slot)
     assert running.pci_resources() == before
     assert running.take_events() == []
+
+
+@pytest.fixture
+def pmem_folder(tmp_path):
+    folder = tmp_path / "pmem"
+    folder.mkdir()
+    return folder
+
+
+def test_pmem_in_a_folder_is_there_from_the_build_on_and_leaves_no_file(engine, spec, pmem_folder):
+    spec.vm_config.pmem = [PmemConfig(id="p", file=str(pmem_folder), size=2 * MIB)]
+    machine = engine.build(msgspec.structs.replace(spec, slots={**spec.slots, "p": 9}))
+    machine.boot()
+    assert machine.pci_resources()["p"]
+    machine.close()
+    assert list(pmem_folder.iterdir()) == []
+
+
+def test_pmem_in_a_folder_is_added_and_leaves_no_file(running, pmem_folder):
+    running.add_device(PmemConfig(id="p", file=str(pmem_folder), size=2 * MIB), 9)
+    assert running.take_events() == [PciChanged(), DriverChanged("p", is_active=True)]
+    assert list(pmem_folder.iterdir()) == []
+
+
+def test_pmem_in_a_folder_that_is_only_read_is_refused_as_in_the_reference(running, pmem_folder):
+    with pytest.raises(DeviceError, match="cannot be opened"):
+        running.add_device(PmemConfig(id="p", file=str(pmem_folder), size=2 * MIB, discard_writes=True), 9)
+    assert "p" not in running.pci_resources()
 
 
 def test_image_of_another_type_than_said_is_refused(running, tmp_path):
