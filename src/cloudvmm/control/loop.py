@@ -250,8 +250,10 @@ class ControlLoop:
             self._tell_driver(event)
 
     def _tell_driver(self, event: base.DriverChanged) -> None:
-        what = "activated" if event.is_active else "reset"
-        self._events.emit("virtio-device", what, {"id": event.device_id})
+        if event.is_active and event.kind is base.DriverKind.VHOST_USER:
+            return  # as in the reference, which tells of its reset alone
+        source = "vdpa" if event.kind is base.DriverKind.VDPA else "virtio-device"
+        self._events.emit(source, "activated" if event.is_active else "reset", {"id": event.device_id})
 
     def _from_guest(self, vm: Vm, name: str, steps: Callable[[], Steps]) -> None:
         """Queue what the guest asked for; it is void if another command ends that VM first."""

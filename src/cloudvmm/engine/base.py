@@ -217,11 +217,21 @@ class RemovalRefused(msgspec.Struct, frozen=True):
     device_id: str
 
 
+class DriverKind(enum.Enum):
+    """What a driver of the guest drives, as far as it is told of in different ways."""
+
+    VIRTIO = "virtio"
+    VHOST_USER = "vhost-user"
+    """A vhost-user disk or network device; other vhost-user devices are VIRTIO."""
+    VDPA = "vdpa"
+
+
 class DriverChanged(msgspec.Struct, frozen=True):
-    """The guest's driver has taken a virtio device into use (`is_active`), or has reset it."""
+    """The guest's driver has taken a device into use (`is_active`), or has reset it."""
 
     device_id: str
     is_active: bool
+    kind: DriverKind = DriverKind.VIRTIO
 
 
 class VcpusRemoved(msgspec.Struct, frozen=True):

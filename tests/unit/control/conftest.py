@@ -61,7 +61,7 @@ class Caller:
 
     def names(self) -> list[str]:
         """Return "source/event" of what happened, apart from what the guest's drivers did."""
-        return [name for name in self.all_names() if not name.startswith("virtio-device/")]
+        return [name for name in self.all_names() if not name.startswith(("virtio-device/", "vdpa/"))]
 
     def all_names(self) -> list[str]:
         return [f"{event.source}/{event.event}" for event in self.events]

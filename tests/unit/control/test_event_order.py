@@ -6,10 +6,14 @@ their share. A later command adds its rows.
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from cloudvmm import api
-from cloudvmm.config.device import BalloonConfig
+from cloudvmm.config.device import BalloonConfig, VdpaConfig
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.fake import Delay, FakeEngine
 from support.wait import wait_until
@@ -17,7 +21,13 @@ from support.wait import wait_until
 from .conftest import DEADLINE_S, Caller
 
 ACTIVATED, RESET = "virtio-device/activated", "virtio-device/reset"
+VDPA = VdpaConfig(path="/dev/vhost-vdpa-0", id="vdpa")
+VHOST_NET = NetConfig(vhost_user=True, vhost_socket="/s", id="net")
+VHOST_DISK = DiskConfig(vhost_user=True, vhost_socket="/s", id="disk")
 BOOT = ["vm/booting", "vm/booted", ACTIVATED, ACTIVATED]
+VDPA_ACTIVATED, VDPA_RESET = "vdpa/activated", "vdpa/reset"
+REMOVED = "vm/device-removed"
+LET_GO = [VDPA_RESET, REMOVED, RESET, REMOVED, RESET, REMOVED]
 REBOOT = ["vm/rebooting", "vm/rebooted", ACTIVATED, ACTIVATED]
 END = ["vm/shutdown", "vm/deleted", "vmm/shutdown"]
 
@@ -28,6 +38,8 @@ class Stage:
     def __init__(self, caller: Caller, vm_config: VmConfig, folder) -> None:
         self.caller = caller
         self.vm_config = vm_config
+        self.folder_url = f"file://{folder}/snapshot"
+        (folder / "snapshot").mkdir()
         self.core = api.VmCoredumpData(destination_url=f"file://{folder}/core")
 
     @property
@@ -97,6 +109,42 @@ class Stage:
         self.machine.drivers.unbind("__balloon")
         self.machine.drivers.bind("__balloon")
 
+    def add_vdpa(self):
+        self.caller(api.vm_add_vdpa, copy.copy(VDPA))
+
+    def add_vhost_net(self):
+        self.caller(api.vm_add_net, copy.copy(VHOST_NET))
+
+    def add_vhost_disk(self):
+        self.caller(api.vm_add_disk, copy.copy(VHOST_DISK))
+
+    def configure(self):
+        """Have each of the three in the configuration."""
+        self.vm_config.vdpa = [copy.copy(VDPA)]
+        self.vm_config.net = [copy.copy(VHOST_NET)]
+        self.vm_config.disks = [copy.copy(VHOST_DISK)]
+
+    def remove(self):
+        for device_id in ("vdpa", "net", "disk"):
+            self.call(api.vm_remove_device, api.VmRemoveDeviceData(id=device_id))
+
+    def guest_keeps(self):
+        self.machine.guest.refuse("device")
+
+    def guest_lets_go(self):
+        self.machine.guest.obey("device")
+
+    def guest_rebind_all(self):
+        for device_id in ("vdpa", "net", "disk"):
+            self.machine.drivers.unbind(device_id)
+            self.machine.drivers.bind(device_id)
+
+    def snapshot(self):
+        self.caller(api.vm_snapshot, api.VmSnapshotConfig(destination_url=self.folder_url))
+
+    def restore(self):
+        self.caller(api.vm_restore, api.RestoreConfig(source_url=self.folder_url))
+
 
 ROWS = {
     "create": ("", "create", []),
@@ -135,12 +183,47 @@ ROWS = {
     "guest panics": ("create boot", "guest_panic", ["guest/panic"]),
     "driver lets go": ("create boot", "guest_unbind", [RESET]),
     "driver comes back": ("create boot", "guest_rebind", [RESET, ACTIVATED]),
+    "boot with vDPA and vhost-user": (
+        "configure create",
+        "boot",
+        ["vm/booting", "vm/booted", ACTIVATED, ACTIVATED, VDPA_ACTIVATED],
+    ),
+    "vDPA is added": ("create boot", "add_vdpa", [VDPA_ACTIVATED]),
+    "vhost-user net is added": ("create boot", "add_vhost_net", []),
+    "vhost-user disk is added": ("create boot", "add_vhost_disk", []),
+    "drivers of vDPA and vhost-user come back": (
+        "configure create boot",
+        "guest_rebind_all",
+        [VDPA_RESET, VDPA_ACTIVATED, RESET, RESET],
+    ),
+    "vDPA and vhost-user are removed": ("configure create boot", "remove", LET_GO),
+    "added vDPA and vhost-user are removed": (
+        "create boot add_vdpa add_vhost_net add_vhost_disk",
+        "remove",
+        LET_GO,
+    ),
+    "removal of vDPA and vhost-user waits": (
+        "configure create boot guest_keeps remove",
+        "guest_lets_go",
+        LET_GO,
+    ),
+    "restore with vDPA and vhost-user": (
+        "configure create boot pause snapshot delete",
+        "restore",
+        ["vm/restoring", "vm/restored", ACTIVATED, ACTIVATED, VDPA_ACTIVATED],
+    ),
+    "removal that waits in a snapshot": (
+        "configure create boot guest_keeps remove pause snapshot delete restore",
+        "resume",
+        ["vm/resuming", *LET_GO, "vm/resumed"],
+    ),
 }
 
 
 @pytest.fixture
 def stage(caller, vm_config, tmp_path):
     vm_config.balloon = BalloonConfig(size=0)
+    vm_config.memory.shared = True  # as vhost-user wants it
     return Stage(caller, vm_config, tmp_path)
 
 

@@ -14,7 +14,6 @@ from cloudvmm.engine.base import (
     BalloonChanged,
     DeviceError,
     DeviceRemoved,
-    DriverChanged,
     EngineError,
     EngineEvent,
     Exited,
@@ -32,7 +31,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.fake.check import check_payload
 from cloudvmm.engine.fake.console import Console
 from cloudvmm.engine.fake.core import write_core
-from cloudvmm.engine.fake.driver import FakeDrivers, is_virtio, virtio_ids
+from cloudvmm.engine.fake.driver import FakeDrivers, driven_ids, has_driver
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
@@ -71,8 +70,8 @@ class FakeMachine:
         self._was_booted = False
         self._is_closed = False
         self._events: list[EngineEvent] = []
-        self._virtio_ids = virtio_ids(spec)
-        self.drivers = FakeDrivers(self._hear)
+        self._driven_ids = driven_ids(spec)
+        self.drivers = FakeDrivers(self._hear, spec.vm_config)
         self.guest = FakeGuest(self._hear, self._lock, honours_power_button=guest_honours_power_button)
         self._event_fd = EventFd()
         try:
@@ -117,7 +116,7 @@ class FakeMachine:
             self._phase = Phase.RUNNING
             self._console.start()
             self._report(PciChanged())
-            for device_id in self._virtio_ids:
+            for device_id in self._driven_ids:
                 self.drivers.bind(device_id)
             self.guest.wake()
             self._ask_configured_ram()
@@ -154,7 +153,8 @@ class FakeMachine:
         with self._changing("add_device"):
             self._hardware.plug(device, slot, tick_ms=self.guest.tick)
             self._report(PciChanged())
-            if is_virtio(device) and device.id is not None:
+            self.drivers.know(device)
+            if has_driver(device) and device.id is not None:
                 self.guest.ask("driver", device.id, partial(self.drivers.bind, device.id))
 
     def remove_device(self, device_id: str) -> None:
@@ -300,13 +300,14 @@ class FakeMachine:
                 unseen=unseen,
                 asked=self.guest.waiting(),
                 active=self.drivers.active,
+                kinds=self.drivers.kinds,
                 hardware=self._hardware.state(),
             )
 
     def _go_on_from(self, state: GuestState) -> None:
         self._hardware.become(state.hardware)
         self.guest.remember(state.tick_ms, state.seen, state.unseen)
-        self.drivers.keep(state.active)
+        self.drivers.keep(state.active, state.kinds)
         for kind, what, amount in state.asked:
             match kind:
                 case "driver":
@@ -324,7 +325,7 @@ class FakeMachine:
         self._console.start(is_fresh=False)
         self._report(PciChanged())
         for device_id in state.active:  # as a device that is restored in use is activated
-            self._report(DriverChanged(device_id, is_active=True))
+            self._report(self.drivers.change(device_id, is_active=True))
 
     def _begin(self, operation: str) -> None:
         """Check, take the time that the operation takes, let a fault strike, check again."""
@@ -362,8 +363,9 @@ class FakeMachine:
             self._report(event)
 
     def _report(self, event: EngineEvent) -> None:
-        if isinstance(event, DeviceRemoved) and self.drivers.forget(event.device_id):
-            self._events.append(DriverChanged(event.device_id, is_active=False))
+        reset = self.drivers.forget(event.device_id) if isinstance(event, DeviceRemoved) else None
+        if reset is not None:
+            self._events.append(reset)
         self._events.append(event)
         self._event_fd.write()
 

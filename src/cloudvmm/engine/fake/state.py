@@ -19,6 +19,7 @@ import msgspec
 
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
+    DriverKind,
     EngineError,
     EngineTimeout,
     LinkLost,
@@ -45,7 +46,7 @@ class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     """`tick_ms` is how long the guest ran, `seen` what it noticed, `unseen` what it will when it wakes.
 
     `asked` is what it was asked for and has not done: of which kind, about what, how much. `active` are the
-    devices that its drivers have.
+    devices that its drivers have, `kinds` what those are of which drivers are told of in another way.
     """
 
     engine: str
@@ -55,6 +56,7 @@ class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     asked: list[tuple[RequestKind, str, int]]
     hardware: HardwareState
     active: list[str] = []
+    kinds: dict[str, DriverKind] = {}
 
 
 def ram_bytes_of(vm_config: VmConfig) -> int:
