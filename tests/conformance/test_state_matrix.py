@@ -148,6 +148,16 @@ TABLE = [
         "Invalid receive migration configuration",
         "Expected receiver_url to either use `tcp` or `unix` prefix",
     ),
+    # At a good one where no socket can be made, so that whoever listens says so at once.
+    (
+        "vm.receive-migration unix",
+        "NC",
+        500,
+        RECEIVE,
+        NOT_RECEIVED,
+        "Error binding to UNIX socket",
+        "No such file or directory (os error 2)",
+    ),
     (
         "vm.receive-migration",
         "RP",
@@ -171,6 +181,7 @@ NO_ADD = {
     "vm.add-vdpa": "vDPA devices",
     "vm.add-vsock": "vsock devices",
 }
+NO_MIGRATION = "Live migration comes with a later release"
 NO_HANDLER = "No virtio-mem resizing handler found"  # there is no virtio-mem to be had
 
 CANNOT_YET = {
@@ -201,7 +212,8 @@ CANNOT_YET = {
             NOT_RECEIVED,
             "The snapshot was taken with the engine fake and cannot be restored by QEMU",
         ),
-        ("vm.send-migration", "RP", 500, SEND, NOT_SENT, "Live migration comes with a later release"),
+        ("vm.receive-migration unix", "NC", 500, RECEIVE, NOT_RECEIVED, NO_MIGRATION),
+        ("vm.send-migration", "RP", 500, SEND, NOT_SENT, NO_MIGRATION),
     ],
 }
 

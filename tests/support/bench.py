@@ -196,6 +196,11 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
         lambda bench: {"destination_url": f"unix:{bench.folder}/nobody"},
     ),
     "vm.receive-migration": ("PUT", "vm.receive-migration", _is({"receiver_url": "nowhere:/x"})),
+    "vm.receive-migration unix": (
+        "PUT",
+        "vm.receive-migration",
+        _is({"receiver_url": "unix:/no/such/folder/socket"}),
+    ),
     "vm.resize": ("PUT", "vm.resize", _is({"desired_vcpus": 2})),
     "vm.resize-zone": ("PUT", "vm.resize-zone", _is({"id": "z", "desired_ram": RAM_BYTES + 2 * MIB})),
     "vm.resize-zone unknown": ("PUT", "vm.resize-zone", _is({"id": "x", "desired_ram": RAM_BYTES})),
