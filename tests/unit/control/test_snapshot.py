@@ -311,6 +311,16 @@ def test_restore_of_another_engines_snapshot_is_refused(saved, other, monkeypatc
     assert other.refusal(api.vm_restore, saved_in(saved))[-1] == text
 
 
+def test_restore_on_demand_is_a_copy_on_the_fake_and_nothing_waits_for_it(saved, other, tmp_path):
+    again = tmp_path / "again"
+    again.mkdir()
+
+    other(api.vm_restore, saved_in(saved, memory_restore_mode=MemoryRestoreMode.ON_DEMAND))
+    other(api.vm_snapshot, to(again))
+
+    assert sorted(os.listdir(again)) == FILES
+
+
 def test_rule_that_is_broken_is_a_validation_error_and_nothing_is_held(saved, other):
     data = saved_in(saved, prefault=True, memory_restore_mode=MemoryRestoreMode.ON_DEMAND)
 
