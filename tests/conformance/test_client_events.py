@@ -139,6 +139,20 @@ def test_wait_for_event_from_the_beginning(server, hub, socket_path):
         assert made.wait_for_event("vm", "booted", 5, from_number=0).number == 0
 
 
+def test_event_that_does_not_come_is_named(server, socket_path):
+    async def work():
+        async with client.AsyncClient(socket_path) as made:
+            await made.wait_for_event("vm", "booted", 0.05)
+
+    with client.Client(socket_path) as made, pytest.raises(TimeoutError) as caught:
+        made.wait_for_event("vm", "booted", 0.05)
+    with pytest.raises(TimeoutError) as caught_by_task:
+        asyncio.run(work())
+
+    texts = [str(caught.value), str(caught_by_task.value)]
+    assert texts == ["There was no vm/booted in 0.05 s"] * 2
+
+
 def test_task_waits_for_an_event(server, hub, socket_path):
     hub.emit("vm", "booted")
 

@@ -84,7 +84,7 @@ class AsyncMethods(abc.ABC):
 
         Another client may create and boot it. Asks again and again, so that it works with every server.
 
-        :raises TimeoutError: it does not run in time.
+        :raises TimeoutError: it does not run in time; the text has the last state seen, if any.
         """
         patience = Patience(timeout_s, "The VM does not run")
         while True:
@@ -92,6 +92,7 @@ class AsyncMethods(abc.ABC):
                 info = await self.call(table.VM_INFO, timeout_s=patience.question_s)
                 if is_running(info):
                     return info
+                patience.last_state = info.state.value
                 pause_s = patience.pause_s()
             except ClientError as error:
                 if not may_be_well_later(error):

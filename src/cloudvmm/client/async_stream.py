@@ -56,9 +56,12 @@ class AsyncEventStream:
         :raises ClientError: the server is lost.
         """
         deadline = Deadline(timeout_s)
-        while (found := await self.next(deadline.left_s())) is not None:
-            if (found.source, found.event) == (source, event):
-                return found
+        try:
+            while (found := await self.next(deadline.left_s())) is not None:
+                if (found.source, found.event) == (source, event):
+                    return found
+        except TimeoutError as error:
+            raise TimeoutError(f"There was no {source}/{event} in {timeout_s:g} s") from error
         raise TimeoutError(f"The stream has ended without {source}/{event}")
 
     def close(self) -> None:

@@ -24,13 +24,17 @@ _SHORTEST_QUESTION_S: Final = 0.01
 
 
 class Patience:
-    """Questions asked for `timeout_s` again and again, with pauses that grow, and a complaint at the end."""
+    """Questions asked for `timeout_s` again and again, with pauses that grow, and a complaint at the end.
+
+    The complaint has `last_state`, what an answer said last, where there was one.
+    """
 
     def __init__(self, timeout_s: float, complaint: str) -> None:
         self._timeout_s = timeout_s
         self._end = time.monotonic() + timeout_s
         self._complaint = complaint
         self._next_pause_s = _FIRST_PAUSE_S
+        self.last_state: str | None = None
 
     @property
     def question_s(self) -> float:
@@ -44,9 +48,13 @@ class Patience:
         """
         left_s = self._end - time.monotonic()
         if left_s <= 0:
-            raise TimeoutError(f"{self._complaint} after {self._timeout_s:g} s") from error
+            raise TimeoutError(self._text()) from error
         pause_s, self._next_pause_s = self._next_pause_s, min(self._next_pause_s * 2, _LONGEST_PAUSE_S)
         return min(pause_s, left_s)
+
+    def _text(self) -> str:
+        text = f"{self._complaint} after {self._timeout_s:g} s"
+        return text if self.last_state is None else f"{text}; the last state seen is {self.last_state}"
 
 
 def is_running(info: VmInfo) -> bool:

@@ -44,9 +44,12 @@ class EventStream(abc.ABC):
         :raises ClientError: the server is lost.
         """
         deadline = Deadline(timeout_s)
-        while (found := self.next(deadline.left_s())) is not None:
-            if (found.source, found.event) == (source, event):
-                return found
+        try:
+            while (found := self.next(deadline.left_s())) is not None:
+                if (found.source, found.event) == (source, event):
+                    return found
+        except TimeoutError as error:
+            raise TimeoutError(f"There was no {source}/{event} in {timeout_s:g} s") from error
         raise TimeoutError(f"The stream has ended without {source}/{event}")
 
     def __iter__(self) -> EventStream:
