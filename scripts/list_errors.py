@@ -196,12 +196,14 @@ def _branch_words(error: type[VmmError]) -> str:
 
 
 def _own_initializer(error: type[VmmError]) -> ast.FunctionDef | None:
-    """Return the nearest initializer that the tree itself has."""
+    """Return the nearest initializer that the tree itself has, if that makes the text."""
     for one in error.__mro__:
         if one is VmmError:
             return None
         if "__init__" in vars(one):
             source = textwrap.dedent(inspect.getsource(vars(one)["__init__"]))
+            if "super().__init__()" in source:
+                return None
             function = ast.parse(source).body[0]
             assert isinstance(function, ast.FunctionDef)
             return function

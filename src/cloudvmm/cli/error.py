@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from cloudvmm.errors import VmmError
 
+_EVENT_MONITOR = "path=<path> or fd=<number>"
+_GDB = "path=<path>"
+
 
 class FlagError(VmmError):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself. `hint` tells what is allowed, in no text of the reference."""
+
+    hint: str | None = None
 
 
 class ParsingConfig(FlagError):
@@ -19,21 +24,33 @@ class ParsingConfig(FlagError):
 class ParsingApiSocket(FlagError):
     """Error parsing --api-socket"""
 
+    def __init__(self, given: str) -> None:
+        super().__init__()
+        self.hint = f"<path>, path=<path> or fd=<number>; given: fd={given}"
+
 
 class ParsingEventMonitor(FlagError):
     """Error parsing --event-monitor"""
+
+    hint = _EVENT_MONITOR
 
 
 class BareEventMonitor(FlagError):
     """Error parsing --event-monitor: path or fd required"""
 
+    hint = _EVENT_MONITOR
+
 
 class ParsingGdb(FlagError):
     """Error parsing --gdb"""
 
+    hint = _GDB
+
 
 class BareGdb(FlagError):
     """Error parsing --gdb: path required"""
+
+    hint = _GDB
 
 
 class ParsingRestore(FlagError):
@@ -42,6 +59,10 @@ class ParsingRestore(FlagError):
 
 class ParsingMaxConnections(FlagError):
     """Error parsing --max-connections"""
+
+    def __init__(self, given: str, most: int) -> None:
+        super().__init__()
+        self.hint = f"a number from 1 to {most}; given: {given}"
 
 
 class ConnectionsOutOfRange(FlagError):
@@ -63,6 +84,10 @@ class LogFileCreation(FlagError):
 
 class LoggerFormat(FlagError):
     """Error parsing logger format"""
+
+    def __init__(self, given: str, tokens: str) -> None:
+        super().__init__()
+        self.hint = f"--log-format of text, {{{{, }}}} and {tokens}; given: {given}"
 
 
 class InvalidDescriptor(FlagError):

@@ -173,7 +173,7 @@ def parse_api_socket(text: str) -> str | int:
     try:
         return _descriptor(fd)
     except ValueError:
-        raise ParsingApiSocket from InvalidDescriptor()
+        raise ParsingApiSocket(fd) from InvalidDescriptor()
 
 
 def parse_max_connections(text: str) -> int:
@@ -184,9 +184,10 @@ def parse_max_connections(text: str) -> int:
     try:
         count = _descriptor(text)
     except ValueError:
-        raise ParsingMaxConnections from InvalidDescriptor()
+        raise ParsingMaxConnections(text, MOST_CONNECTIONS) from InvalidDescriptor()
     if not 1 <= count <= MOST_CONNECTIONS:
-        raise ParsingMaxConnections from ConnectionsOutOfRange(count, MOST_CONNECTIONS)
+        failure = ParsingMaxConnections(text, MOST_CONNECTIONS)
+        raise failure from ConnectionsOutOfRange(count, MOST_CONNECTIONS)
     return count
 
 

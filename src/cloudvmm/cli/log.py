@@ -70,7 +70,7 @@ class Logger:
         try:
             self._renderers = compile_format(log_format)
         except FormatError as error:
-            raise LoggerFormat from error
+            raise LoggerFormat(log_format, _token_names()) from error
         self._level = level
         self._sink = sink
         self._start = time.monotonic()
@@ -205,6 +205,11 @@ def _token(name: str) -> Renderer:
         pattern = _TIME_FIELDS[field]
         return _moment(pattern, is_local=field != name)
     raise UnknownToken(name)
+
+
+def _token_names() -> str:
+    names = [*_TOKENS, *_TIME_FIELDS, *(f"local{field}" for field in _TIME_FIELDS)]
+    return " ".join(f"{{{name}}}" for name in names)
 
 
 def _moment(pattern: str, *, is_local: bool) -> Renderer:

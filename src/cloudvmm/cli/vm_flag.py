@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cloudvmm.cli.error import ParsingConfig, ParsingRestore
 from cloudvmm.config.device import GenericVhostUserConfig, PvmemcontrolConfig
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.landlock import InvalidLandlockAccess
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
@@ -79,7 +80,16 @@ def _validate(vm_config: VmConfig, warn: Warn) -> None:
     try:
         validate(vm_config, warn)
     except ValidationError as error:
-        raise ValidationFailed from error
+        raise ValidationFailed(hint=_hint(error)) from error
+
+
+def _hint(error: ValidationError) -> str | None:
+    """Return what is allowed, for a rule whose text does not tell which flag it is about."""
+    if not isinstance(error, InvalidLandlockAccess):
+        return None
+    from cloudvmm.options.platform import LANDLOCK_ACCESS_HINT
+
+    return LANDLOCK_ACCESS_HINT
 
 
 def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:

@@ -27,6 +27,7 @@ _FLAGS = {
 }
 _WORDS = {mode: flag for flag, mode in _FLAGS.items()}
 _IO_PORT = re.compile(r"0x([0-9a-fA-F]+)")
+_IO_PORT_SYNTAX = "0x<port>"
 
 
 def _parse_io_port(text: str) -> int:
@@ -34,14 +35,16 @@ def _parse_io_port(text: str) -> int:
     match = _IO_PORT.fullmatch(digits)
     port = int(match[1], 16) if match else -1
     if not 0 <= port <= 0xFFFF:
-        raise ValidationFailed from InvalidIoPortHex(digits)
+        raise ValidationFailed(hint=f"--debug-console iobase={_IO_PORT_SYNTAX}") from InvalidIoPortHex(digits)
     return port
 
 
 _FILE = Key("file", PATH, "File that output goes to; there is no input")
 _SOCKET = Key("socket", PATH, "UNIX socket that a client connects to")
 _IOBASE = Key(
-    "iobase", ValueType(_parse_io_port, "{:#x}".format, syntax="0x<port>"), "I/O port of the device, in hex"
+    "iobase",
+    ValueType(_parse_io_port, "{:#x}".format, syntax=_IO_PORT_SYNTAX),
+    "I/O port of the device, in hex",
 )
 
 SERIAL = Schema("--serial", SerialConfig, _FILE, _SOCKET, flags=tuple(_FLAGS))
@@ -53,14 +56,14 @@ def parse_serial(text: str) -> SerialConfig:
     """:raises OptionError: when `text` is not what `--serial` takes."""
     options = SERIAL.parse(text)
     mode = _mode(options, SERIAL)
-    return SerialConfig(mode=mode, file=_file(options, mode), socket=_socket(options, mode))
+    return SerialConfig(mode=mode, file=_file(options, mode, SERIAL), socket=_socket(options, mode, SERIAL))
 
 
 def parse_console(text: str) -> ConsoleConfig:
     """:raises OptionError: when `text` is not what `--console` takes."""
     options = CONSOLE.parse(text)
     mode = _mode(options, CONSOLE)
-    file, socket = _file(options, mode), _socket(options, mode)
+    file, socket = _file(options, mode, CONSOLE), _socket(options, mode, CONSOLE)
     return ConsoleConfig(mode=mode, file=file, socket=socket, **CONSOLE.convert(options, PCI_KEYS_IOMMU))
 
 
@@ -68,7 +71,7 @@ def parse_debug_console(text: str) -> DebugConsoleConfig:
     """:raises OptionError: when `text` is not what `--debug-console` takes."""
     options = DEBUG_CONSOLE.parse(text)
     mode = _mode(options, DEBUG_CONSOLE)
-    file = _file(options, mode)
+    file = _file(options, mode, DEBUG_CONSOLE)
     return DebugConsoleConfig(mode=mode, file=file, **DEBUG_CONSOLE.convert(options, [_IOBASE]))
 
 
@@ -95,22 +98,24 @@ def _mode(options: Options, schema: Schema) -> ConsoleOutputMode:
         return ConsoleOutputMode.FILE
     if options.is_set("socket"):
         return ConsoleOutputMode.SOCKET
-    raise InvalidConsoleMode(hint=schema.syntax)
+    if schema is SERIAL:  # which is `--console` to the reference here
+        raise InvalidConsoleMode(CONSOLE.what, hint=f"{SERIAL.what} {SERIAL.syntax}")
+    raise InvalidConsoleMode(schema.what, hint=schema.syntax)
 
 
-def _file(options: Options, mode: ConsoleOutputMode) -> str | None:
+def _file(options: Options, mode: ConsoleOutputMode, schema: Schema) -> str | None:
     if mode is not ConsoleOutputMode.FILE:
         return None
     file = options.get("file")
     if file is None:
-        raise ValidationFailed from ConsoleFileMissing()
+        raise ValidationFailed(hint=f"{schema.what} {_FILE.syntax}") from ConsoleFileMissing()
     return file
 
 
-def _socket(options: Options, mode: ConsoleOutputMode) -> str | None:
+def _socket(options: Options, mode: ConsoleOutputMode, schema: Schema) -> str | None:
     if mode is not ConsoleOutputMode.SOCKET:
         return None
     socket = options.get("socket")
     if socket is None:
-        raise ValidationFailed from ConsoleSocketPathMissing()
+        raise ValidationFailed(hint=f"{schema.what} {_SOCKET.syntax}") from ConsoleSocketPathMissing()
     return socket

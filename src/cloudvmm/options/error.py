@@ -26,11 +26,12 @@ class OptionError(VmmError):
 
 
 def hint_of(error: BaseException) -> str | None:
-    """Return what is allowed instead, for the option string that `error` or one of its causes is about."""
+    """Return what is allowed instead, as the first of `error` and its causes to have a `hint` tells."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OptionError) and cause.hint is not None:
-            return cause.hint
+        hint: str | None = getattr(cause, "hint", None)
+        if hint is not None:
+            return hint
         cause = cause.__cause__
     return None
 
@@ -76,6 +77,10 @@ class MissingKey(OptionError):
 class ValidationFailed(OptionError):
     """Error validating configuration"""
 
+    def __init__(self, *, hint: str | None = None) -> None:
+        super().__init__()
+        self.hint = hint
+
 
 class Unprintable(OptionError):
     def __init__(self, what: str, member: str | None = None) -> None:
@@ -90,10 +95,10 @@ class InvalidCpuFeatures(OptionError):
 
 
 class InvalidConsoleMode(OptionError):
-    """Error parsing --console: invalid console mode given"""
+    """`what` is the flag; the reference says `--console` of the serial one, too."""
 
-    def __init__(self, hint: str) -> None:
-        super().__init__()
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        super().__init__(f"Error parsing {what}: invalid console mode given")
         self.hint = hint
 
 

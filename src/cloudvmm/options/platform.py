@@ -8,6 +8,7 @@ from cloudvmm.config.pci import PciSegmentConfig
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.options.error import InvalidValue, ParseError
+from cloudvmm.options.grammar import dequote, enquote
 from cloudvmm.options.schema import Key, Schema
 from cloudvmm.options.value import (
     I32,
@@ -18,6 +19,7 @@ from cloudvmm.options.value import (
     U8,
     U16,
     U32,
+    ValueType,
     bare_truncated,
     truncated_integer_list,
     tuple_list,
@@ -87,11 +89,21 @@ NUMA = Schema(
 )
 
 _LANDLOCK_MISSING = "path/access field missing"
+_ACCESS = Key(
+    "access",
+    # Which letters it has is a rule of the configuration.
+    ValueType(dequote, enquote, syntax="r|w|rw", choices=("r", "w", "rw")),
+    "What is allowed there: to read, to write or both",
+    missing=_LANDLOCK_MISSING,
+)
+LANDLOCK_ACCESS_HINT = f"--landlock-rules {_ACCESS.syntax}"
+"""What is allowed where the rule of a configuration refuses the letters."""
+
 LANDLOCK_RULES = Schema(
     "--landlock-rules",
     LandlockConfig,
     Key("path", PATH, "File or folder, which must exist", missing=_LANDLOCK_MISSING),
-    Key("access", TEXT, "What is allowed there: r, w or rw", missing=_LANDLOCK_MISSING),
+    _ACCESS,
 )
 
 
@@ -128,7 +140,7 @@ def parse_landlock_rule(text: str) -> LandlockConfig:
     """:raises OptionError: when `text` is not what `--landlock-rules` takes."""
     members = LANDLOCK_RULES.members(text)
     if len(members["access"]) > 2:
-        raise ParseError("--landlock-rules", hint="access=r|w|rw") from InvalidValue(members["access"])
+        raise ParseError("--landlock-rules", hint=_ACCESS.syntax) from InvalidValue(members["access"])
     return LandlockConfig(**members)
 
 

@@ -62,6 +62,7 @@ def test_text_has_its_arguments_in_braces(script):
 
     assert texts["NoDeviceToRemove"] == 'No device with id "{device_id}" to remove'
     assert texts["WrongMethod"] == "Bad Request"
+    assert texts["ParsingMaxConnections"] == "Error parsing --max-connections"
     assert texts["EngineTimeout"] == script.VARIES
 
 

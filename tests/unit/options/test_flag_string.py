@@ -406,6 +406,11 @@ BAD = [
     (console.parse_console, "nope", ["Error parsing --console", UNKNOWN]),
     (console.parse_console, "id=c", ["Error parsing --console: invalid console mode given"]),
     (
+        console.parse_debug_console,
+        "iobase=0x10",
+        ["Error parsing --debug-console: invalid console mode given"],
+    ),
+    (
         console.parse_console,
         "socket=",
         ["Error validating configuration", "Path missing when using socket console mode"],
@@ -520,10 +525,13 @@ HINTS = [
     (disk.parse_disk, "image_type=iso", "image_type=vmdk|vhd|qcow2|raw|vhdx"),
     (device.parse_tpm, "nope=1", "socket=<path>"),
     (device.parse_vsock, "cid=3,pci_segment=x", "pci_segment=<number>"),
-    (console.parse_serial, "", "off|pty|tty|null,file=<path>,socket=<path>"),
+    (console.parse_serial, "", "--serial off|pty|tty|null,file=<path>,socket=<path>"),
     (cpu.parse_cpus, "features=sse", "features=[amx]"),
     (platform.parse_landlock_rule, "path=/p,access=rwx", "access=r|w|rw"),
-    (console.parse_serial, "file=", None),
+    (console.parse_debug_console, "iobase=0x10", "off|pty|tty|null,file=<path>,iobase=0x<port>"),
+    (console.parse_serial, "file=", "--serial file=<path>"),
+    (console.parse_console, "socket=", "--console socket=<path>"),
+    (console.parse_debug_console, "file=", "--debug-console file=<path>"),
 ]
 
 

@@ -10,8 +10,12 @@ RemoteError
 ├── NotOpened            there is no way to a server; logged, and not shown as a chain
 ├── NotOnDBus            the D-Bus interface lacks this
 ├── ConfigSyntax         an option string does not parse; caused by an OptionError
-└── InvalidCpuCount, InvalidMemorySize, InvalidBalloonSize, InvalidDiskSize, ReadingStdin, ReadingFile,
-    ReceiveMigrationConfig, SendMigrationConfig
+├── InvalidCpuCount
+├── SizeError            the text is no size
+│   ├── InvalidMemorySize
+│   ├── InvalidBalloonSize
+│   └── InvalidDiskSize
+└── ReadingStdin, ReadingFile, ReceiveMigrationConfig, SendMigrationConfig
 
 A usage error is not among them: the parser prints it and exits with status 2.
 """
@@ -33,7 +37,9 @@ _STATUS_NAMES = {
 
 
 class RemoteError(VmmError):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; never raised itself. `hint` tells what is allowed, in no text of the reference."""
+
+    hint: str | None = None
 
 
 class HttpApiClient(RemoteError):
@@ -99,16 +105,28 @@ class Reason(RemoteError):
 class InvalidCpuCount(RemoteError):
     """Error parsing CPU count"""
 
+    def __init__(self, given: str) -> None:
+        super().__init__()
+        self.hint = f"--cpus <number>; given: {given}"
 
-class InvalidMemorySize(RemoteError):
+
+class SizeError(RemoteError):
+    """Root of the sizes that do not parse, `given` as the value of `option`."""
+
+    def __init__(self, option: str, given: str) -> None:
+        super().__init__()
+        self.hint = f"{option} <size>[K|M|G]; given: {given}"
+
+
+class InvalidMemorySize(SizeError):
     """Error parsing memory size"""
 
 
-class InvalidBalloonSize(RemoteError):
+class InvalidBalloonSize(SizeError):
     """Error parsing balloon size"""
 
 
-class InvalidDiskSize(RemoteError):
+class InvalidDiskSize(SizeError):
     """Invalid disk size"""
 
 

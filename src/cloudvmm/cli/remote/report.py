@@ -1,7 +1,6 @@
 """How a failure is shown on standard error: a log line with everything, then the chain, numbered.
 
-The server's own chain continues the numbers of ours. Where an option string is at fault, what is allowed
-follows.
+The server's own chain continues the numbers of ours. Where an option is at fault, what is allowed follows.
 """
 
 from __future__ import annotations
@@ -9,12 +8,7 @@ from __future__ import annotations
 import sys
 
 from cloudvmm.cli.fatal import fatal_text
-from cloudvmm.cli.remote.error import (
-    ConfigSyntax,
-    ReceiveMigrationConfig,
-    SendMigrationConfig,
-    ServerResponse,
-)
+from cloudvmm.cli.remote.error import DBusApiClient, HttpApiClient, ServerResponse
 from cloudvmm.cli.remote.log import REPORT_TARGET, log_error
 from cloudvmm.cli.remote.version import REFERENCE_NAME
 from cloudvmm.errors import error_chain
@@ -51,8 +45,8 @@ def _lines(error: BaseException) -> list[str]:
 
 
 def _hint(error: BaseException) -> str | None:
-    if not isinstance(error, (ConfigSyntax, ReceiveMigrationConfig, SendMigrationConfig)):
-        return None
+    if isinstance(error, (HttpApiClient, DBusApiClient)):
+        return None  # it is no option that is at fault
     from cloudvmm.options.error import hint_of
 
     return hint_of(error)

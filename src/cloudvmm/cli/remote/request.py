@@ -23,8 +23,8 @@ from cloudvmm.cli.remote.error import (
     ReadingStdin,
     Reason,
     ReceiveMigrationConfig,
-    RemoteError,
     SendMigrationConfig,
+    SizeError,
 )
 
 if TYPE_CHECKING:
@@ -163,8 +163,8 @@ def _resize(args: argparse.Namespace) -> Content:
     return _encode(
         VmResizeData(
             desired_vcpus=None if args.cpus is None else _parse_cpus(args.cpus),
-            desired_ram=None if args.memory is None else _parse_size(args.memory, InvalidMemorySize),
-            desired_balloon=None if args.balloon is None else _parse_size(args.balloon, InvalidBalloonSize),
+            desired_ram=_maybe_size("--memory", args.memory, InvalidMemorySize),
+            desired_balloon=_maybe_size("--balloon", args.balloon, InvalidBalloonSize),
         )
     )
 
@@ -172,29 +172,33 @@ def _resize(args: argparse.Namespace) -> Content:
 def _resize_disk(args: argparse.Namespace) -> Content:
     from cloudvmm.config.operation import VmResizeDiskData
 
-    size_bytes = _parse_size(args.size, InvalidDiskSize)
+    size_bytes = _parse_size("--size", args.size, InvalidDiskSize)
     return _encode(VmResizeDiskData(id=args.disk, desired_size=size_bytes))
 
 
 def _resize_zone(args: argparse.Namespace) -> Content:
     from cloudvmm.config.operation import VmResizeZoneData
 
-    size_bytes = _parse_size(args.size, InvalidMemorySize)
+    size_bytes = _parse_size("--size", args.size, InvalidMemorySize)
     return _encode(VmResizeZoneData(id=args.id, desired_ram=size_bytes))
 
 
 def _parse_cpus(text: str) -> int:
     digits = text.removeprefix("+")
     if not text:
-        raise InvalidCpuCount from Reason("cannot parse integer from empty string")
+        raise InvalidCpuCount(text) from Reason("cannot parse integer from empty string")
     if not (digits.isascii() and digits.isdigit()):
-        raise InvalidCpuCount from Reason("invalid digit found in string")
+        raise InvalidCpuCount(text) from Reason("invalid digit found in string")
     if len(digits.lstrip("0")) > 10 or int(digits) > _U32_MAX:
-        raise InvalidCpuCount from Reason("number too large to fit in target type")
+        raise InvalidCpuCount(text) from Reason("number too large to fit in target type")
     return int(digits)
 
 
-def _parse_size(text: str, failure: type[RemoteError]) -> int:
+def _maybe_size(option: str, text: str | None, failure: type[SizeError]) -> int | None:
+    return None if text is None else _parse_size(option, text, failure)
+
+
+def _parse_size(option: str, text: str, failure: type[SizeError]) -> int:
     from cloudvmm.options.error import InvalidValue
     from cloudvmm.options.value import parse_byte_size
 
@@ -203,7 +207,7 @@ def _parse_size(text: str, failure: type[RemoteError]) -> int:
             return parse_byte_size(text)
         except ValueError:
             pass
-    raise failure from InvalidValue(text.strip().rstrip("KMG"))
+    raise failure(option, text) from InvalidValue(text.strip().rstrip("KMG"))
 
 
 # Files and addresses

@@ -88,8 +88,12 @@ def test_single_error_has_no_number(capsys, monkeypatch):
 
 
 def test_own_chain_is_numbered(capsys, monkeypatch):
-    text = reported(InvalidCpuCount(), Reason("invalid digit found in string"), capsys, monkeypatch)
-    assert text == f"{HEAD}  0: Error parsing CPU count\n  1: invalid digit found in string\n"
+    cause = Reason("invalid digit found in string")
+    text = reported(InvalidCpuCount("x"), cause, capsys, monkeypatch)
+    assert text == (
+        f"{HEAD}  0: Error parsing CPU count\n  1: invalid digit found in string\n"
+        "\nAllowed: --cpus <number>; given: x\n"
+    )
 
 
 def test_log_line_comes_first(capsys, monkeypatch):
