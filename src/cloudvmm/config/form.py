@@ -116,6 +116,7 @@ def _decode(raw: bytes, kind: type[T]) -> T:
         raw = modernise(raw)
     try:
         value: T = _decoder(kind).decode(raw)
+        raw.decode()  # what it skipped may be no UTF-8
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(explain(error, raw, kind)) from None
     if _MAYBE_ABOVE_U64.search(raw):

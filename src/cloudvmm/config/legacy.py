@@ -18,6 +18,8 @@ from cloudvmm.config.error import DecodeError
 _PAYLOAD_MEMBERS = (("kernel", "path"), ("initramfs", "path"), ("cmdline", "args"))
 _NO_PAYLOAD = re.compile(rb'"payload"\s*:\s*null')
 _PLATFORM_ALIASES = (("serial_number", "system_serial_number"), ("uuid", "system_uuid"))
+# A number that no float can hold may be in a member that nobody knows: it stays as it is written.
+_decoder = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 
 
 def modernise(raw: bytes) -> bytes:
@@ -32,7 +34,7 @@ def modernise(raw: bytes) -> bytes:
     if has_payload and not has_alias:
         return raw
     try:
-        document = msgspec.json.decode(raw)
+        document = _decoder.decode(raw)
         if not isinstance(document, dict):
             return raw
         is_changed = _rename_platform_members(document.get("platform"))

@@ -221,6 +221,20 @@ def test_text_that_is_not_utf8_is_refused():
         decode(b'{"payload":{"kernel":"\xff"}}', VmConfig)
 
 
+@pytest.mark.parametrize("member", [b'"\xff":1', b'"unknown":"\xff"'])
+def test_text_that_is_not_utf8_is_refused_in_a_member_that_nobody_knows(member):
+    with pytest.raises(DecodeError, match="utf-8"):
+        decode(b'{"payload":{"kernel":"/k"},"platform":{"serial_number":"a"},%s}' % member, VmConfig)
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"1e30", b"0.1", b"9" * 400])
+def test_number_in_a_member_that_nobody_knows_does_not_hide_an_old_name(number):
+    config = decode(
+        b'{"payload":{"kernel":"/k"},"platform":{"serial_number":"a"},"unknown":%s}' % number, VmConfig
+    )
+    assert config.platform.system_serial_number == "a"
+
+
 def test_descriptors_in_a_request_are_dropped():
     raw = b'{"net":[{"fds":[3,4]}],"devices":[{"fd":5}],"platform":{"iommufd_fd":6}}'
     vm = decode(raw, VmConfig)
