@@ -1,7 +1,8 @@
 """Fuzz the bodies of requests: the first line is the name of a command, the rest is its JSON.
 
 What must hold: decoding gives a value or a DecodeError; a value written and read again is the same, to the
-byte; validation gives a ValidationError or leaves a configuration that holds, and holds again.
+byte; validation gives a ValidationError or leaves a configuration that holds, and holds again; and what is
+decoded is what the document allows.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from collections.abc import Hashable
 
 import msgspec
 
+from answered import check_answered
 from cloudvmm.api import COMMANDS
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.errors import error_chain, json_text
+from cloudvmm.http.route import ROOT
+from cloudvmm.wire.http import Request
 from json_tree import mutate_json
 from runner import Target, main
 
@@ -42,6 +46,7 @@ def check(data: bytes) -> Hashable:
     kind = KINDS.get(name.decode(errors="replace"))
     if kind is None:
         return None
+    check_answered(Request("PUT", ROOT + name.decode(), raw or None))
     try:
         value = form.decode(raw, kind)
     except DecodeError as error:

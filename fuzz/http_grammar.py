@@ -1,8 +1,8 @@
 """Fuzz the HTTP grammar: `wire.http.RequestParser` on any bytes, cut in any way.
 
 What must hold: nothing is raised; a piece yields at most one refusal, as its last event; each event's bytes
-are a whole response; the parser keeps less than a line between pieces; and a stream without a refusal yields
-the same requests however it is cut.
+are a whole response; the parser keeps less than a line between pieces; a stream without a refusal yields
+the same requests however it is cut; and the document has the answer to each request, and each refusal.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Hashable
 
+from answered import check_answered, check_response
 from cloudvmm.wire.http import LINE_LIMIT_BYTES, Continue, Event, Refusal, Request, RequestParser
 from runner import Target, main
 
@@ -58,6 +59,7 @@ def check_event(event: Event) -> None:
         assert event.method in ("GET", "PUT", "PATCH", "DELETE")
         assert event.path == "" or event.path.startswith("/")
         assert event.body is None or event.body
+        check_answered(event)
         return
     head, _, body = event.raw.partition(b"\r\n\r\n")
     if isinstance(event, Continue):
@@ -65,6 +67,7 @@ def check_event(event: Event) -> None:
     else:
         assert head.startswith(b"HTTP/1.1 400 \r\n")
         assert head.endswith(b"Content-Length: %d" % len(body))
+        check_response(event.raw)
 
 
 def describe(event: Event) -> Hashable:

@@ -103,8 +103,15 @@ def check_curl(words: Sequence[str], answer: Answer) -> None:
 
 def check_answer_alone(answer: Answer) -> None:
     """:raises AssertionError: the document gives no such answer for any path."""
-    faults = [_fault_of_answer(one, answer) for status, one in _all_answers() if status == answer.status]
-    assert None in faults, f"{answer}: not an answer of any path: {faults}"
+    faults = []
+    for status, described in _all_answers():
+        if status != answer.status:
+            continue
+        fault = _fault_of_answer(described, answer)
+        if fault is None:
+            return
+        faults.append(fault)
+    raise AssertionError(f"{answer}: not an answer of any path: {faults}")
 
 
 @functools.lru_cache(CACHE_SIZE)
