@@ -23,6 +23,7 @@ LEFT_OUT = {
     "docs/how-to/kernel.md": ["it names a disk that you have"],
     "docs/quickstart.md": ["it installs packages, and is run by itself"],
 }
+PROMPT = re.compile(r"^\s*\$ ", re.MULTILINE)
 
 
 def needs_guest(name):
@@ -87,6 +88,12 @@ def test_examples_of_the_reference_that_are_not_run_are_those_of_the_table():
 def test_every_block_says_what_it_is():
     languages = {block.language for name in pages() for block in blocks_of(name)}
     assert languages <= {*LANGUAGES, *SILENT}
+
+
+@pytest.mark.parametrize("name", pages())
+def test_no_command_hides_in_a_block_that_is_not_run(name):
+    silent = [block.text for block in blocks_of(name) if block.language in SILENT]
+    assert [text for text in silent if PROMPT.search(text)] == []
 
 
 @pytest.mark.parametrize("name", pages())
