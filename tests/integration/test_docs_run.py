@@ -21,7 +21,7 @@ LEFT_OUT = {
     ],
     "docs/how-to/ci.md": ["it installs packages"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],
-    "docs/quickstart.md": ["it installs packages, and is run by itself"],
+    "docs/quickstart.md": ["it installs packages; the demo that it ends in is run as an example"],
 }
 PROMPT = re.compile(r"^\s*\$ ", re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Every example that needs no QEMU runs, those in the README too, and says what it promises to."""
+"""Every example runs, those in the README too, and says what it promises to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from support.booted import default_guest
 from support.vm import choose_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 60
-# demo.py boots a real guest; ./demo.sh runs it.
+# It boots a real guest, twice.
 NEEDS_QEMU = {"demo.py"}
 
 
@@ -88,6 +89,18 @@ def test_in_process_example_runs_on_each_engine(engine):
         "booted twice: VmAlreadyCreated",
         "ended: True",
     ]
+
+
+@pytest.mark.qemu
+def test_demo_holds_in_every_step():
+    choose_engine("qemu")
+    default_guest()
+    ended = run_example("demo.py")
+
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    _, summary, verdict = ended.stdout.rsplit(f"{'=' * 78}\n", 2)
+    assert [line.split()[0] for line in summary.splitlines()] == ["ok"] * 10
+    assert verdict == "Every step held.\n"
 
 
 def test_python_of_the_readme_boots_a_vm():
