@@ -126,6 +126,7 @@ def _operation(command: type[ApiRequest]) -> Schema:
             "required": True,
             "content": {_JSON: {"schema": _ref(command.body.__name__), "example": SAMPLES[command.name]}},
         }
+        operation["responses"] = {"100": _response("Continue")} | operation["responses"]
     return operation
 
 
@@ -215,6 +216,7 @@ def _responses() -> Schema:
         "What the HTTP grammar refuses has a body that is not JSON"
     )
     return {
+        "Continue": {"description": "An interim answer to `Expect: 100-continue`: the body may be sent"},
         "BadRequest": _error(refused, bodies=[REFUSAL_BODY]),
         "BadRequestOrNothing": _error(
             refused + "; without a request body the answer has none", bodies=[REFUSAL_BODY, EMPTY_BODY]
