@@ -32,6 +32,16 @@ def error_of(ended: subprocess.CompletedProcess[str]) -> str:
     return f"Error: {error}"
 
 
+EVENT_MONITOR = "path=<path> or fd=<number>"
+API_SOCKET = "<path>, path=<path> or fd=<number>; given: fd=x"
+LOG_FORMAT = (
+    "--log-format of text, {{, }} and {boottime} {wallclock} {glog} {localglog} {thread} {level} "
+    "{levelchar} {location} {msg} {pid} {tid} {year} {month} {day} {hour} {minute} {second} {micros} "
+    "{offset} {localyear} {localmonth} {localday} {localhour} {localminute} {localsecond} {localmicros} "
+    "{localoffset}"
+)
+
+
 def chain(*texts: str, allowed: str | None = None) -> str:
     lines = "".join(f"  {number}: {text}\n" for number, text in enumerate(texts))
     return CHAIN + lines + (f"\nAllowed: {allowed}\n" if allowed else "")
@@ -67,11 +77,20 @@ def chain(*texts: str, allowed: str | None = None) -> str:
                 "zone_updates=[<id>@<host_numa_node>]",
             ),
         ),
-        (["--gdb", "socket=/s"], chain("Error parsing --gdb", "Unknown option: socket")),
-        (["--gdb", ""], SINGLE + "  Error parsing --gdb: path required\n"),
+        (
+            ["--gdb", "socket=/s"],
+            chain("Error parsing --gdb", "Unknown option: socket", allowed="path=<path>"),
+        ),
+        (["--gdb", ""], SINGLE + "  Error parsing --gdb: path required\n\nAllowed: path=<path>\n"),
         (["--gdb", "path=/s"], SINGLE + "  --gdb is not available in this version of cloudvmm\n"),
-        (["--event-monitor", "nope=1"], chain("Error parsing --event-monitor", "Unknown option: nope")),
-        (["--event-monitor", ""], SINGLE + "  Error parsing --event-monitor: path or fd required\n"),
+        (
+            ["--event-monitor", "nope=1"],
+            chain("Error parsing --event-monitor", "Unknown option: nope", allowed=EVENT_MONITOR),
+        ),
+        (
+            ["--event-monitor", ""],
+            SINGLE + f"  Error parsing --event-monitor: path or fd required\n\nAllowed: {EVENT_MONITOR}\n",
+        ),
         (
             ["--event-monitor", "path=/does/not/exist"],
             chain("Error doing event monitor I/O", "No such file or directory: /does/not/exist (os error 2)"),
@@ -89,10 +108,13 @@ def test_start_that_fails_prints_the_references_chain_and_ends_with_status_1(
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (["--api-socket", "fd=x"], chain("Error parsing --api-socket", "invalid digit found in string")),
+        (
+            ["--api-socket", "fd=x"],
+            chain("Error parsing --api-socket", "invalid digit found in string", allowed=API_SOCKET),
+        ),
         (
             ["--api-socket", "fd=x", "--log-file", "/does/not/exist"],
-            chain("Error parsing --api-socket", "invalid digit found in string"),
+            chain("Error parsing --api-socket", "invalid digit found in string", allowed=API_SOCKET),
         ),
         (
             ["--log-file", "/does/not/exist", "--log-format", "{nope}"],
@@ -100,11 +122,19 @@ def test_start_that_fails_prints_the_references_chain_and_ends_with_status_1(
         ),
         (
             ["--log-format", "{nope}"],
-            chain("Error parsing logger format", "Unknown format token '{nope}'"),
+            chain(
+                "Error parsing logger format",
+                "Unknown format token '{nope}'",
+                allowed=f"{LOG_FORMAT}; given: {{nope}}",
+            ),
         ),
         (
             ["--log-format", "{msg"],
-            chain("Error parsing logger format", "Unterminated '{' in format string"),
+            chain(
+                "Error parsing logger format",
+                "Unterminated '{' in format string",
+                allowed=f"{LOG_FORMAT}; given: {{msg",
+            ),
         ),
     ],
 )
