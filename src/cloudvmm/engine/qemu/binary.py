@@ -16,7 +16,7 @@ from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu import cache
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.launch import Attempt
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 
 BINARY_NAME = "qemu-system-x86_64"
 PACKAGE_NAME = "qemu-system-x86"
@@ -127,7 +127,7 @@ def _ask(binary: str, attempt: Attempt) -> QemuFacts:
 
 def _run(attempt: Attempt, deadline: float, binary: str, *arguments: str) -> str:
     try:
-        process = QemuProcess(ProcessSpec([binary, *arguments]))
+        process = ChildProcess(ProcessSpec([binary, *arguments]))
     except EngineError as error:
         raise BinaryUnusable(f"{binary} does not run") from error
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from cloudvmm.config.disk import DiskConfig, ImageType
-from cloudvmm.engine.qemu.image import Image
+from cloudvmm.config.disk import DiskConfig, ImageType, LockGranularity
+from cloudvmm.engine.base import DeviceError, ImageLocked
+from cloudvmm.engine.qemu.backing import Backing, id_of
+from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image
 from cloudvmm.engine.qemu.name import node_name, qdev_id
 from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
-from cloudvmm.engine.qemu.slot import place
+from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.host.lock import LockConflict, LockError, lock_file, unlock_file
 
 # A fixed VHD is raw data with a footer behind it.
 _DRIVERS = {
@@ -19,31 +23,78 @@ _DRIVERS = {
 }
 
 
-def disk_parts(
-    slots: dict[str, int],
-    disk: DiskConfig,
-    *,
-    disk_id: str,
-    image: Image,
-    fdsets: list[FdSet],
-    boot_index: int | None = None,
-) -> Parts:
-    """Describe `disk`; `fdsets` are the descriptors of the chain of `image`, top first.
+class ImageLockError(DeviceError):
+    """A disk image could not be locked"""
 
-    A firmware looks at what has a `boot_index`, lowest first.
+
+class DiskBacking(Backing, kw_only=True):
+    """An open disk image and how much of it is locked."""
+
+    image: Image
+    granularity: LockGranularity
+
+    @property
+    def fds(self) -> list[int]:
+        return [image.fd for image in self.image.chain() if image.fd >= 0]
+
+    def lock(self) -> None:
+        """Lock the chain: what is writable for writing, what is read-only and backing files for reading.
+
+        The locks sit on the descriptors that QEMU uses, so that they last as long as QEMU does. Idempotent.
+
+        :raises ImageLocked: another process holds an image; those locked so far stay so until `close`.
+        :raises ImageLockError: the file system cannot lock.
+        """
+        for image in self.image.chain():
+            _lock(image, self.granularity)
+
+    def release(self) -> None:
+        """Unlock the chain, for QEMU too, which may hold it open still, and close it."""
+        for image in self.image.chain():
+            if image.fd >= 0:
+                # A file system that is gone unlocks nothing; its image is closed all the same.
+                with suppress(OSError):
+                    unlock_file(image.fd)
+        self.close()
+
+    def close(self) -> None:
+        """Close the chain; its locks last for as long as QEMU holds it."""
+        self.image.close()
+
+
+def open_disk(disk: DiskConfig) -> DiskBacking:
+    """Open the image of `disk` and what it stands on; nothing is locked yet. The caller owns the result.
+
+    :raises DeviceError: it cannot be had, or is not what `disk` says.
     """
-    node = {"node-name": node_name(disk_id), **_format_node(disk, image, fdsets)}
+    if disk.path is None:
+        raise DiskPathMissing
+    image = open_image(
+        disk.path,
+        readonly=disk.readonly,
+        direct=disk.direct,
+        image_type=disk.image_type,
+        backing_files=disk.backing_files,
+    )
+    return DiskBacking(device_id=id_of(disk.id), image=image, granularity=disk.lock_granularity)
+
+
+def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
+    """Describe `disk` on its open image."""
+    image = backing.image
+    fdsets = [FdSet(each.fd, set_id) for set_id, each in enumerate(image.chain(), start=seat.first_fdset)]
+    node = {"node-name": node_name(backing.device_id), **_format_node(disk, image, fdsets)}
     if not disk.readonly:
         node["discard"] = "unmap" if disk.sparse else "ignore"
     device: Properties = {
         "driver": "virtio-blk-pci",
-        "id": qdev_id(disk_id),
-        **place(slots, disk_id),
+        "id": qdev_id(backing.device_id),
+        **seat.place(backing.device_id),
         "disable-legacy": "on",
         "drive": node["node-name"],
         "num-queues": disk.num_queues,
         "queue-size": disk.queue_size,
-        **({} if boot_index is None else {"bootindex": boot_index}),
+        **({} if seat.boot_index is None else {"bootindex": seat.boot_index}),
         "discard": disk.sparse,
         "write-zeroes": disk.sparse,
         # The guest gets its I/O error. QEMU's default stops the whole VM where the host's disk is full.
@@ -83,3 +134,14 @@ def _file_node(disk: DiskConfig, image: Image, fdset: FdSet, *, cache: dict[str,
         "cache": cache,
         "discard": "unmap" if disk.sparse and not image.readonly else "ignore",
     }
+
+
+def _lock(image: Image, granularity: LockGranularity) -> None:
+    whole = granularity is LockGranularity.FULL
+    size_bytes = None if whole else image.size_bytes
+    try:
+        lock_file(image.fd, path=image.path, write=not image.readonly, size_bytes=size_bytes)
+    except LockConflict as error:
+        raise ImageLocked from error
+    except LockError as error:
+        raise ImageLockError from error

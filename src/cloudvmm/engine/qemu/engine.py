@@ -18,6 +18,7 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
+from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
@@ -25,7 +26,7 @@ from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
-from cloudvmm.engine.qemu.resource import ImageLockError, Resources, acquire
+from cloudvmm.engine.qemu.resource import Resources, acquire
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts

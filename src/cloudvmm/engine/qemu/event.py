@@ -28,7 +28,7 @@ from cloudvmm.engine.qemu.parts import Command
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.driver import DriverWatch
-    from cloudvmm.engine.qemu.process import QemuProcess
+    from cloudvmm.engine.qemu.process import ChildProcess
     from cloudvmm.engine.qemu.qmp import QmpClient
 
 _CANNOT_GO_ON: Final = "internal-error"
@@ -79,7 +79,7 @@ class EventStream:
     """
 
     def __init__(
-        self, client: QmpClient, process: QemuProcess, *, remains_of: Callable[[str], list[Command] | None]
+        self, client: QmpClient, process: ChildProcess, *, remains_of: Callable[[str], list[Command] | None]
     ) -> None:
         self._client = client
         self._process = process

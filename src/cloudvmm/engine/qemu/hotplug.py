@@ -1,4 +1,4 @@
-"""Disks and network devices that come and go while a guest is there.
+"""Devices that come and go while a guest is there.
 
 `Hotplug` knows, for one machine, which devices can go, what of QEMU's and of ours they hold, and which slots
 are taken. The worker plugs and asks for removals, the control loop clears up when QEMU says that the guest
@@ -11,8 +11,6 @@ import contextlib
 import threading
 from typing import Final
 
-from cloudvmm.config.disk import DiskConfig
-from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     DeviceError,
@@ -22,22 +20,17 @@ from cloudvmm.engine.base import (
     NotSupportedYet,
     SlotError,
 )
+from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
-from cloudvmm.engine.qemu.disk import disk_parts
+from cloudvmm.engine.qemu.disk import DiskBacking
+from cloudvmm.engine.qemu.kind import describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
 from cloudvmm.engine.qemu.name import device_id, qdev_id
-from cloudvmm.engine.qemu.net import net_parts
 from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
-from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts, number_fdsets
+from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
-from cloudvmm.engine.qemu.resource import (
-    DiskResource,
-    MissingDeviceId,
-    NetResource,
-    Resources,
-    open_disk,
-    open_net,
-)
+from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_device_supported
 from cloudvmm.engine.qemu.text import check_texts
@@ -73,7 +66,7 @@ class Hotplug:
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
         self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
 
-    def plug(self, device: PciDevice, slot: int) -> DiskResource | NetResource:
+    def plug(self, device: PciDevice, slot: int) -> Backing:
         """Blocking. Plug `device` into `slot`, wholly or not at all; return what it stands on, lent.
 
         :raises NotSupportedYet: there are no means for such a device; nothing was touched.
@@ -83,30 +76,26 @@ class Hotplug:
         """
         check_device_supported(device)
         check_texts(device)
-        if device.id is None:
-            raise MissingDeviceId
-        slots = self._slots_with(device.id, slot)
+        slots = self._slots_with(id_of(device.id), slot)
         with contextlib.ExitStack() as undo:
-            resource = _open(device)
-            undo.callback(resource.close)
-            if isinstance(resource, DiskResource):
-                resource.lock()
-            parts = hot_parts(device, resource, slots, first_fdset=self._last_fdset + 1)
+            backing = open_backing(device)
+            undo.callback(backing.close)
+            backing.lock()
+            parts = describe(device, backing, Seat(slots=slots, first_fdset=self._last_fdset + 1))
             self._last_fdset += len(parts.fdsets)
             try:
                 self._make(parts)
             except (DeviceError, SlotError):
                 # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
-                if isinstance(resource, DiskResource):
-                    resource.release()
+                backing.release()
                 raise
             undo.pop_all()
-        self._note(device.id, slot, parts, resource)
-        if isinstance(resource, DiskResource):
+        self._note(slot, parts, backing)
+        if isinstance(backing, DiskBacking):
             # Without it, only minimum and maximum are coarser: no reason to give up what is plugged.
             with contextlib.suppress(QmpError, EngineTimeout):
-                self.start_counting(device.id)
-        return resource
+                self.start_counting(backing.device_id)
+        return backing
 
     def start_counting(self, disk_id: str) -> None:
         """Blocking. Make QEMU keep how long each request of a disk took."""
@@ -116,7 +105,7 @@ class Hotplug:
         )
 
     def ask_removal(self, device_id: str) -> None:
-        """Blocking. Ask the guest to let go of a disk or network device.
+        """Blocking. Ask the guest to let go of a device.
 
         Its image is unlocked and our descriptors are closed now, as in the reference.
 
@@ -127,14 +116,16 @@ class Hotplug:
         :raises NotSupportedYet: it is of another kind.
         """
         with self._lock:
-            is_known, is_removable = device_id in self._slots, bool(self._remains.get(device_id))
+            is_known, is_removable = device_id in self._slots, device_id in self._resources.backings
         if not is_known:
             raise DeviceUnknown(device_id)
         if not is_removable:
             raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
         self._ask_guest(device_id)
         with self._lock:
-            self._release(device_id)
+            backing = self._resources.backings.get(device_id)
+            if backing is not None:  # the guest may have been quicker
+                backing.release()
 
     def remains_of(self, device_id: str) -> list[Command] | None:
         """Return what clears up in QEMU behind a device that went; None where there was none. Any thread."""
@@ -149,19 +140,13 @@ class Hotplug:
         with self._lock:
             self._slots.pop(device_id, None)
             self._remains.pop(device_id, None)
-            self._release(device_id)
-            resources = self._resources
-            resources.disks = [disk for disk in resources.disks if disk.disk_id != device_id]
-            resources.nets = [net for net in resources.nets if net.net_id != device_id]
-
-    def _release(self, device_id: str) -> None:
-        """Unlock and close what a device stands on here; the lock is held."""
-        for disk in self._resources.disks:
-            if disk.disk_id == device_id:
-                disk.release()
-        for net in self._resources.nets:
-            if net.net_id == device_id:
-                net.close()
+            backing = self._resources.backings.get(device_id)
+            if backing is not None:
+                backing.release()
+                backing.close()
+                self._resources.backings = {
+                    name: each for name, each in self._resources.backings.items() if name != device_id
+                }
 
     def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
         with self._lock:
@@ -196,14 +181,11 @@ class Hotplug:
         with contextlib.suppress(EngineError):
             self._control.execute(command.name, command.arguments, timeout_s=_UNDO_TIMEOUT_S)
 
-    def _note(self, device_id: str, slot: int, parts: Parts, resource: DiskResource | NetResource) -> None:
+    def _note(self, slot: int, parts: Parts, backing: Backing) -> None:
         with self._lock:
-            self._slots[device_id] = slot
-            self._remains[device_id] = remains(parts)
-            if isinstance(resource, DiskResource):
-                self._resources.disks = [*self._resources.disks, resource]
-            else:
-                self._resources.nets = [*self._resources.nets, resource]
+            self._slots[backing.device_id] = slot
+            self._remains[backing.device_id] = remains(parts)
+            self._resources.backings = {**self._resources.backings, backing.device_id: backing}
 
     def _ask_guest(self, device_id: str) -> None:
         try:
@@ -212,25 +194,6 @@ class Hotplug:
             # It is gone, which is about to be told, or the guest was asked a moment ago.
             if error.error_class != _NOT_FOUND and _UNDER_WAY not in error.description:
                 raise DeviceError(error.description) from error
-
-
-def hot_parts(
-    device: PciDevice, resource: DiskResource | NetResource, slots: dict[str, int], *, first_fdset: int
-) -> Parts:
-    """Describe `device`, which `slots` has a place for, on what was opened for it. Pure."""
-    if isinstance(resource, DiskResource):
-        assert isinstance(device, DiskConfig)
-        fdsets = number_fdsets(resource, first=first_fdset)
-        return disk_parts(slots, device, disk_id=resource.disk_id, image=resource.image, fdsets=fdsets)
-    assert isinstance(device, NetConfig)
-    return net_parts(slots, device, net_id=resource.net_id, fds=resource.fds)
-
-
-def _open(device: PciDevice) -> DiskResource | NetResource:
-    if isinstance(device, DiskConfig):
-        return open_disk(device)
-    assert isinstance(device, NetConfig)
-    return open_net(device)
 
 
 def _device_ids(parts: Parts) -> list[str]:

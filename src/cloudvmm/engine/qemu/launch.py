@@ -15,7 +15,7 @@ import msgspec
 
 from cloudvmm.engine.base import DeviceError, EngineError, MachineGone, PayloadError, SlotError
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import Observer, QmpClient, offer_handshake
 
 # Threads with names: for people who look at them, and for ourselves to see when a dump's thread has ended.
@@ -70,7 +70,7 @@ class Attempt:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._aborted = False
-        self._process: QemuProcess | None = None
+        self._process: ChildProcess | None = None
 
     def abort(self) -> None:
         """Make the launch fail soon with `MachineGone`. Any thread, any time, idempotent."""
@@ -79,7 +79,7 @@ class Attempt:
             if self._process is not None:
                 self._process.kill()
 
-    def watch(self, process: QemuProcess) -> None:
+    def watch(self, process: ChildProcess) -> None:
         with self._lock:
             self._process = process
         self.check()
@@ -100,7 +100,7 @@ def launch(
     *,
     attempt: Attempt,
     observe: Observer | None = None,
-) -> tuple[QemuProcess, Monitors]:
+) -> tuple[ChildProcess, Monitors]:
     """Blocking. Start QEMU with its vCPUs standing still and return once it answers on every monitor.
 
     `undo` ends what was started.
@@ -123,7 +123,7 @@ def launch(
             theirs.append(far)
         fds = [far.fileno() for far in theirs]
         argv = [facts.binary, *_FIXED_ARGUMENTS, *_monitor_arguments(fds), *spec.arguments]
-        process = QemuProcess(
+        process = ChildProcess(
             ProcessSpec(argv, fds=[*fds, *spec.fds], state_dir=spec.state_dir, thp=spec.thp)
         )
         undo.callback(process.close)
@@ -139,7 +139,7 @@ def launch(
     return process, Monitors(*clients)
 
 
-def refusal(process: QemuProcess) -> EngineError:
+def refusal(process: ChildProcess) -> EngineError:
     """Return the error that says in QEMU's words why the `process`, which has ended, ended."""
     words = process.complaint() or process.ending()
     text = "\n".join(_without_json(line) for line in words.splitlines())

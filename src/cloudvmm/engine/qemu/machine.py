@@ -33,8 +33,8 @@ from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.launch import Monitors
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.pci import placed_bars
-from cloudvmm.engine.qemu.process import QemuProcess
-from cloudvmm.engine.qemu.resource import NetResource, Resources
+from cloudvmm.engine.qemu.process import ChildProcess
+from cloudvmm.engine.qemu.resource import Resources
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
@@ -59,7 +59,7 @@ class QemuMachine:
         self,
         spec: MachineSpec,
         *,
-        process: QemuProcess,
+        process: ChildProcess,
         monitors: Monitors,
         resources: Resources,
         undo: contextlib.ExitStack,
@@ -74,7 +74,7 @@ class QemuMachine:
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.ram.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
         # Device id to interface and what it had counted before.
-        self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.tap_names.items()}
+        self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
         self._was_booted = False
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control)
@@ -167,9 +167,9 @@ class QemuMachine:
     def add_device(self, device: PciDevice, slot: int) -> None:
         self._check_booted()
         with self._end_explained():
-            resource = self._hotplug.plug(device, slot)
-        if isinstance(resource, NetResource) and resource.interface is not None:
-            self._taps[resource.net_id] = (resource.interface, net_counters(resource.interface))
+            backing = self._hotplug.plug(device, slot)
+        if backing.interface is not None:
+            self._taps[backing.device_id] = (backing.interface, net_counters(backing.interface))
         self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from typing import Final
 
+import msgspec
+
 from cloudvmm.config.net import NetConfig
+from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.name import part_id, qdev_id
 from cloudvmm.engine.qemu.parts import Parts, Properties
-from cloudvmm.engine.qemu.slot import place
+from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.host.tap import TapError, interface_of, open_tap
 
 # What QEMU accepts: receive rings of 256 to 1024, and with a TAP no transmit ring but one of 256.
 _MIN_RING: Final = 256
@@ -18,14 +25,82 @@ _SEGMENTATION: Final = ("host_tso4", "host_tso6", "host_ecn", "guest_tso4", "gue
 _FRAGMENTATION: Final = ("host_ufo", "guest_ufo")
 
 
-def net_parts(slots: dict[str, int], net: NetConfig, *, net_id: str, fds: list[int]) -> Parts:
-    """Describe `net`; `fds` are its TAP queues."""
-    backend = part_id(net_id, "net")
+class TapOpenError(DeviceError):
+    """Cannot open tap interface"""
+
+
+class FdNotUsable(DeviceError):
+    def __init__(self, device_id: str, fd: int) -> None:
+        super().__init__(f"File descriptor {fd} of {device_id} cannot be used")
+
+
+class NetBacking(Backing, kw_only=True):
+    """`queues` are descriptors of a TAP, one for each pair; `tap` is its name if it lies in our namespace."""
+
+    queues: list[int] = msgspec.field(default_factory=list)
+    tap: str | None = None
+
+    @property
+    def fds(self) -> list[int]:
+        return self.queues
+
+    @property
+    def interface(self) -> str | None:
+        return self.tap
+
+    def release(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        while self.queues:
+            os.close(self.queues.pop())
+
+
+def open_net(net: NetConfig) -> NetBacking:
+    """Attach to the TAP of `net`, create it, or duplicate what is passed. The caller owns the result.
+
+    :raises DeviceError: it cannot be had.
+    """
+    net_id = id_of(net.id)
+    if net.fds:
+        return _duplicate_queues(net_id, net.fds)
+    try:
+        tap = open_tap(
+            net.tap,
+            queue_pairs=net.num_queues // 2,
+            ip=net.ip,
+            mask=net.mask,
+            mac=net.host_mac,
+            mtu=net.mtu,
+        )
+    except TapError as error:
+        raise TapOpenError from error
+    return NetBacking(device_id=net_id, queues=tap.fds, tap=tap.name)
+
+
+def _duplicate_queues(net_id: str, fds: list[int]) -> NetBacking:
+    with ExitStack() as undo:
+        queues: list[int] = []
+        for fd in fds:
+            try:
+                queues.append(os.dup(fd))
+            except OSError as error:
+                raise FdNotUsable(net_id, fd) from error
+            undo.callback(os.close, queues[-1])
+            os.set_blocking(queues[-1], False)
+        undo.pop_all()
+    return NetBacking(device_id=net_id, queues=queues, tap=interface_of(queues[0]))
+
+
+def net_parts(net: NetConfig, backing: NetBacking, seat: Seat) -> Parts:
+    """Describe `net` on its TAP queues."""
+    fds = backing.fds
+    backend = part_id(backing.device_id, "net")
     netdev: Properties = {"type": "tap", "id": backend, "vhost": False, "fds": fds}
     device: Properties = {
         "driver": "virtio-net-pci",
-        "id": qdev_id(net_id),
-        **place(slots, net_id),
+        "id": qdev_id(backing.device_id),
+        **seat.place(backing.device_id),
         "disable-legacy": "on",
         "netdev": backend,
         "romfile": "",

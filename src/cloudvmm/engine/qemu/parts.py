@@ -5,7 +5,8 @@ A device is described once, by the file of its resource, as the JSON objects tha
 ``netdev_add`` and `devices` for ``device_add``, in the order in which they must be made. `render` gives the
 same things as a command line, `steps` as the commands of a hot add.
 
-The `fds` of a netdev are numbers of descriptors: those that QEMU has at its start, ours when it is hot.
+The `fds` of a netdev and the ``str`` of a character device's address of type ``fd`` are numbers of
+descriptors: those that QEMU has at its start, ours when it is hot.
 """
 
 from __future__ import annotations
@@ -68,17 +69,14 @@ def render(parts: Parts) -> list[str]:
 
 
 def steps(parts: Parts) -> list[Step]:
-    """Return the commands that make `parts` in a QEMU that runs, in order.
-
-    No device that can be added has objects or character devices.
-    """
-    assert not parts.objects
-    assert not parts.chardevs
+    """Return the commands that make `parts` in a QEMU that runs, in order."""
     return [
         *(
             Step(Command("add-fd", {"fdset-id": fdset.set_id}), _remove_fd(fdset), fd=fdset.fd)
             for fdset in parts.fdsets
         ),
+        *(Step(Command("object-add", each), _object_del(each)) for each in parts.objects),
+        *(step for chardev in parts.chardevs for step in _chardev_steps(chardev)),
         *(Step(Command("blockdev-add", node), _blockdev_del(node)) for node in parts.blockdevs),
         *(step for netdev in parts.netdevs for step in _netdev_steps(netdev)),
         *(
@@ -93,8 +91,30 @@ def remains(parts: Parts) -> list[Command]:
     return [
         *(_netdev_del(netdev) for netdev in parts.netdevs),
         *(_blockdev_del(node) for node in parts.blockdevs),
+        *(_chardev_remove(chardev) for chardev in parts.chardevs),
+        *(_object_del(each) for each in parts.objects),
         *(_remove_fd(fdset) for fdset in parts.fdsets),
     ]
+
+
+def _chardev_steps(chardev: Properties) -> list[Step]:
+    """Name the descriptor if there is one, then make the character device, which takes it by its name."""
+    fd = _fd_of(chardev)
+    if fd is None:
+        return [Step(Command("chardev-add", chardev), _chardev_remove(chardev))]
+    name = f"{chardev['id']}.fd"
+    backend = chardev["backend"]
+    data = backend["data"] | {"addr": {"type": "fd", "data": {"str": name}}}
+    named = chardev | {"backend": backend | {"data": data}}
+    return [
+        Step(Command("getfd", {"fdname": name}), Command("closefd", {"fdname": name}), fd=fd),
+        Step(Command("chardev-add", named), _chardev_remove(chardev)),
+    ]
+
+
+def _fd_of(chardev: Properties) -> int | None:
+    address = chardev["backend"]["data"].get("addr", {})
+    return int(address["data"]["str"]) if address.get("type") == "fd" else None
 
 
 def _netdev_steps(netdev: Properties) -> list[Step]:
@@ -116,6 +136,14 @@ def _with_queues(netdev: Properties, names: list[str]) -> Properties:
 
 def _netdev_del(netdev: Properties) -> Command:
     return Command("netdev_del", {"id": netdev["id"]})
+
+
+def _chardev_remove(chardev: Properties) -> Command:
+    return Command("chardev-remove", {"id": chardev["id"]})
+
+
+def _object_del(each: Properties) -> Command:
+    return Command("object-del", {"id": each["id"]})
 
 
 def _blockdev_del(node: Properties) -> Command:
@@ -144,7 +172,19 @@ def _chardev(chardev: Properties) -> str:
         case "file":
             settings = f",path={escape(data['out'])},append={'on' if data['append'] else 'off'}"
         case "socket":
-            settings = f",fd={data['addr']['data']['str']}"
+            settings = _socket(data)
         case _:
             raise AssertionError(backend)
     return f"{backend},id={chardev['id']}{settings}"
+
+
+def _socket(data: Properties) -> str:
+    address = data["addr"]
+    if address["type"] == "fd":
+        return f",fd={address['data']['str']}"
+    settings = f",path={escape(address['data']['path'])}"
+    if data["server"]:
+        settings += f",server=on,wait={'on' if data['wait'] else 'off'}"
+    if "reconnect" in data:
+        settings += f",reconnect={data['reconnect']}"
+    return settings

@@ -14,19 +14,19 @@ from __future__ import annotations
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
-from cloudvmm.config.net import NetConfig
 from cloudvmm.engine.base import EngineError, MachineSpec
+from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.console import console_parts, debug_console_parts, serial_parts
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
-from cloudvmm.engine.qemu.disk import disk_parts
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
-from cloudvmm.engine.qemu.net import net_parts
-from cloudvmm.engine.qemu.parts import FdSet, Parts, render
+from cloudvmm.engine.qemu.parts import Parts, render
 from cloudvmm.engine.qemu.payload import payload_arguments
 from cloudvmm.engine.qemu.platform import smbios_arguments
-from cloudvmm.engine.qemu.resource import DiskResource, MissingDeviceId, NetResource, Resources
+from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.seat import Seat
 
 MACHINE: Final = f"pc-i440fx-7.2,vmport=off,smm=off,graphics=off,memory-backend={RAM_ID}"
 _ACTIONS: Final = "panic=none,reboot=shutdown,watchdog=pause"
@@ -69,8 +69,7 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         serial_parts(spec, fd=resources.serial_fd),
         console_parts(spec, fd=resources.console_fd),
         debug_console_parts(spec, fd=resources.debug_console_fd),
-        *_disks(spec, resources),
-        *_nets(spec, resources),
+        *_devices(spec, resources),
         rng_parts(spec, path=resources.rng_path),
         balloon_parts(spec),
         watchdog_parts(spec),
@@ -78,42 +77,14 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
     ]
 
 
-def _disks(spec: MachineSpec, resources: Resources) -> list[Parts]:
-    opened = {resource.disk_id: resource for resource in resources.disks}
-    disks = spec.vm_config.disks or []
-    set_id = 1
+def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:
+    first_fdset = 1
+    disks = 0
     result: list[Parts] = []
-    for index, disk in enumerate(disks, start=1):
-        resource = opened[_id_of(disk)]
-        fdsets = number_fdsets(resource, first=set_id)
-        set_id += len(fdsets)
-        result.append(
-            disk_parts(
-                spec.slots,
-                disk,
-                disk_id=resource.disk_id,
-                image=resource.image,
-                fdsets=fdsets,
-                boot_index=index,
-            )
-        )
+    for device in devices_of(spec.vm_config):
+        disks += isinstance(device, DiskConfig)
+        boot_index = disks if isinstance(device, DiskConfig) else None
+        seat = Seat(slots=spec.slots, first_fdset=first_fdset, boot_index=boot_index)
+        result.append(describe(device, resources.backings[id_of(device.id)], seat))
+        first_fdset += len(result[-1].fdsets)
     return result
-
-
-def number_fdsets(resource: DiskResource, *, first: int) -> list[FdSet]:
-    """Number the descriptors of an image and of its backing images, top first."""
-    return [FdSet(image.fd, set_id) for set_id, image in enumerate(resource.image.chain(), start=first)]
-
-
-def _nets(spec: MachineSpec, resources: Resources) -> list[Parts]:
-    opened: dict[str, NetResource] = {resource.net_id: resource for resource in resources.nets}
-    return [
-        net_parts(spec.slots, net, net_id=_id_of(net), fds=opened[_id_of(net)].fds)
-        for net in spec.vm_config.net or []
-    ]
-
-
-def _id_of(device: DiskConfig | NetConfig) -> str:
-    if device.id is None:
-        raise MissingDeviceId
-    return device.id

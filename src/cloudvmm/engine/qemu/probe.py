@@ -22,7 +22,7 @@ from cloudvmm.engine.qemu import cache
 from cloudvmm.engine.qemu.cpu import kvm_accelerator
 from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator, QemuFacts
 from cloudvmm.engine.qemu.launch import Attempt
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
 
 START_TIMEOUT_S = 10.0
@@ -110,7 +110,7 @@ def run_probe_guest(
         undo.callback(theirs.close)
         offer_handshake(ours)
         argv = _probe_arguments(facts.binary, accelerator, cpu_model, image, stages, theirs.fileno())
-        process = QemuProcess(ProcessSpec(argv, fds=[image, stages, theirs.fileno()]))
+        process = ChildProcess(ProcessSpec(argv, fds=[image, stages, theirs.fileno()]))
         undo.callback(process.close)
         theirs.close()
         attempt.watch(process)
@@ -174,7 +174,7 @@ def _probe_arguments(
     ]
 
 
-def _watch(client: QmpClient, process: QemuProcess, run_timeout_s: float) -> tuple[str, bool]:
+def _watch(client: QmpClient, process: ChildProcess, run_timeout_s: float) -> tuple[str, bool]:
     """Let the guest run. Return what happened, nothing where QEMU has ended by itself, and whether it would
     happen again.
     """

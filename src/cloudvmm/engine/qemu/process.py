@@ -1,6 +1,6 @@
-"""One QEMU process: how it is started, how it is ended, what it said last.
+"""One child process, QEMU or a program that serves it: how it is started, how it is ended, what it said last.
 
-Knows nothing of QMP or of what the process emulates. The child gets a session of its own, nothing on
+Knows nothing of QMP or of what the process does. The child gets a session of its own, nothing on
 standard input, and exactly the descriptors that were named. It dies with the manager, since nobody else
 could reach it: the kernel kills it when the *thread* that spawned it ends, so each has a thread of its own
 that sleeps until the machine is closed. `setpriv` sets that death signal and a shell then checks that the
@@ -44,24 +44,31 @@ _DEFAULTED_SIGNALS = (
 class ProcessSpec:
     """What to start: `argv[0]` is an absolute path, `fds` (lent) keep their numbers in the child.
 
-    So none of them may be 0, 1 or 2, which are the child's own.
+    So none of them may be 0, 1 or 2, which are the child's own. `name` is what errors call it.
 
     With `state_dir` the files `pid`, `argv` and `qemu.log`, for their owner's eyes only, are there while the
     child lives. The log is begun anew where it is found to be longer than 1 MiB.
     """
 
-    __slots__ = ("argv", "fds", "state_dir", "thp")
+    __slots__ = ("argv", "fds", "name", "state_dir", "thp")
 
     def __init__(
-        self, argv: Sequence[str], *, fds: Sequence[int] = (), state_dir: str | None = None, thp: bool = True
+        self,
+        argv: Sequence[str],
+        *,
+        fds: Sequence[int] = (),
+        state_dir: str | None = None,
+        thp: bool = True,
+        name: str = "QEMU",
     ) -> None:
+        self.name = name
         self.argv = list(argv)
         self.fds = list(fds)
         self.state_dir = state_dir
         self.thp = thp
 
 
-class QemuProcess:
+class ChildProcess:
     """Owns the child, its pidfd and its log. `kill` may be called by any thread; the rest by the owner."""
 
     def __init__(self, spec: ProcessSpec) -> None:
@@ -69,6 +76,7 @@ class QemuProcess:
 
         :raises EngineError: it could not be started; the cause tells why.
         """
+        self._name = spec.name
         self._state_dir = spec.state_dir
         self._lock = threading.Lock()
         self._released = threading.Event()
@@ -79,12 +87,12 @@ class QemuProcess:
         self._keeper: threading.Thread | None = None
         if taken := [fd for fd in spec.fds if fd <= _LAST_STANDARD_FD]:
             raise EngineError(
-                f"QEMU cannot be given descriptor {taken[0]}: standard input or output is closed"
+                f"{spec.name} cannot be given descriptor {taken[0]}: standard input or output is closed"
             )
         try:
             self._log_fd = _above_standard(self._open_log())
         except OSError as error:
-            raise EngineError("The log of QEMU could not be opened") from error
+            raise EngineError(f"The log of {spec.name} could not be opened") from error
         try:
             self.pid = self._start(spec)
             self._pidfd = self._open_pidfd()
@@ -92,12 +100,12 @@ class QemuProcess:
             os.close(self._log_fd)
             self._log_fd = -1
             self._remove_state()
-            raise EngineError("QEMU could not be started") from error
+            raise EngineError(f"{spec.name} could not be started") from error
         try:
             self._write_state(spec)
         except OSError as error:
             self.close()
-            raise EngineError("The state of QEMU could not be written") from error
+            raise EngineError(f"The state of {spec.name} could not be written") from error
 
     def fileno(self) -> int:
         """The pidfd: readable from the moment the process has ended."""
@@ -120,7 +128,7 @@ class QemuProcess:
             poller.register(self._pidfd, select.POLLIN)
             poller.poll(timeout_s * 1000)
             if not self.has_ended():
-                raise EngineTimeout(f"QEMU (process {self.pid}) did not end within {timeout_s:g} s")
+                raise EngineTimeout(f"{self._name} (process {self.pid}) did not end within {timeout_s:g} s")
 
     def wait_thread_end(self, name: str, *, timeout_s: float) -> None:
         """Blocking until the process has no thread of this name, or the time is over."""
@@ -158,9 +166,9 @@ class QemuProcess:
     def ending(self) -> str:
         """Return a sentence on how it ended, with its last words where it failed."""
         if not self._has_ended:
-            return "QEMU runs"
+            return f"{self._name} runs"
         words = self.complaint()
-        return f"{_how(self._status)}: {words}" if words else _how(self._status)
+        return f"{_how(self._name, self._status)}: {words}" if words else _how(self._name, self._status)
 
     def complaint(self) -> str:
         """Return its last words without mere warnings; empty where it had nothing to complain about."""
@@ -222,7 +230,7 @@ class QemuProcess:
             if isinstance(outcome[0], int):
                 self._keep_log_small()
 
-        self._keeper = threading.Thread(target=keep, name="qemu-keeper", daemon=True)
+        self._keeper = threading.Thread(target=keep, name="child-keeper", daemon=True)
         self._keeper.start()
         started.wait()
         if isinstance(outcome[0], BaseException):
@@ -254,8 +262,8 @@ class QemuProcess:
         if self._state_dir is not None:
             flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
             return os.open(f"{self._state_dir}/qemu.log", flags, 0o600)
-        fd = os.memfd_create("qemu-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        # A guest that makes QEMU complain for ever must not fill the memory of the host.
+        fd = os.memfd_create("child-log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # A guest that makes it complain for ever must not fill the memory of the host.
         os.ftruncate(fd, _LOG_LIMIT_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
         return fd
@@ -345,12 +353,12 @@ def _without_huge_pages() -> Iterator[None]:
         prctl(_PR_SET_THP_DISABLE, before, 0, 0, 0)
 
 
-def _how(status: os.waitid_result | None) -> str:
+def _how(name: str, status: os.waitid_result | None) -> str:
     if status is None:
-        return "QEMU ended, nobody knows how"
+        return f"{name} ended, nobody knows how"
     if status.si_code == os.CLD_EXITED:
-        return f"QEMU exited with status {status.si_status}"
-    return f"QEMU was killed by signal {status.si_status} ({_signal_name(status.si_status)})"
+        return f"{name} exited with status {status.si_status}"
+    return f"{name} was killed by signal {status.si_status} ({_signal_name(status.si_status)})"
 
 
 def _signal_name(number: int) -> str:

@@ -25,7 +25,7 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import NotSupportedYet
 
-_ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
+ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
     GenericVhostUserConfig: "generic vhost-user devices",
     FsConfig: "fs devices",
     PmemConfig: "pmem devices",
@@ -63,8 +63,8 @@ def _missing_in_device(device: PciDevice) -> Iterator[str]:
         yield from _missing_in_disk(device)
     elif isinstance(device, NetConfig):
         yield from _missing_in_net(device)
-    else:
-        yield _ABSENT_DEVICES.get(type(device), "adding such a device")
+    elif type(device) in ABSENT_DEVICES:
+        yield ABSENT_DEVICES[type(device)]
     if device.iommu:
         yield "the virtual IOMMU"
     if device.pci_segment:
@@ -73,13 +73,13 @@ def _missing_in_device(device: PciDevice) -> Iterator[str]:
 
 def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
-        _ABSENT_DEVICES[GenericVhostUserConfig]: vm.generic_vhost_user,
-        _ABSENT_DEVICES[FsConfig]: vm.fs,
-        _ABSENT_DEVICES[PmemConfig]: vm.pmem,
-        _ABSENT_DEVICES[DeviceConfig]: vm.devices,
-        _ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
-        _ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
-        _ABSENT_DEVICES[VsockConfig]: vm.vsock,
+        ABSENT_DEVICES[GenericVhostUserConfig]: vm.generic_vhost_user,
+        ABSENT_DEVICES[FsConfig]: vm.fs,
+        ABSENT_DEVICES[PmemConfig]: vm.pmem,
+        ABSENT_DEVICES[DeviceConfig]: vm.devices,
+        ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
+        ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
+        ABSENT_DEVICES[VsockConfig]: vm.vsock,
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,

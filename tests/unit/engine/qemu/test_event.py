@@ -23,7 +23,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.event import EventStream, translate
 from cloudvmm.engine.qemu.parts import Command
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import QmpClient
 
 LONG_S = 20.0
@@ -62,7 +62,7 @@ def test_translation(name, data, event):
 
 @pytest.fixture
 def process():
-    process = QemuProcess(ProcessSpec(["/bin/sleep", "300"]))
+    process = ChildProcess(ProcessSpec(["/bin/sleep", "300"]))
     yield process
     process.close()
 

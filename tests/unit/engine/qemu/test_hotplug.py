@@ -256,11 +256,11 @@ def test_removal_unlocks_at_once_and_forgetting_frees_slot_and_id(hotplug, qemu,
 def test_passed_queue_is_closed_when_the_removal_is_asked_for(hotplug, resources, net):
     before = Holdings()
     hotplug.plug(net, SLOT)
-    assert len(resources.nets[0].fds) == 1
+    assert len(resources.backings["new"].fds) == 1
     hotplug.ask_removal("new")
     before.assert_nothing_added()
     hotplug.forget("new")
-    assert resources.nets == []
+    assert resources.backings == {}
 
 
 def test_disk_that_goes_without_being_asked_is_unlocked_and_closed(hotplug, disk, image):

@@ -10,28 +10,37 @@ all anew: ``CLOUDVMM_WRITE_GOLDEN=1 pytest tests/unit/engine/qemu/test_plan.py``
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import pytest
 
 from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.numbering import PREFIXES
 from cloudvmm.engine.base import EngineError, MachineSpec
 from cloudvmm.engine.qemu import plan
+from cloudvmm.engine.qemu.backing import Backing
+from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.hotplug import hot_parts
 from cloudvmm.engine.qemu.image import Image
+from cloudvmm.engine.qemu.kind import KINDS, describe, devices_of
 from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.net import NetBacking
 from cloudvmm.engine.qemu.parts import Command, steps
-from cloudvmm.engine.qemu.resource import DiskResource, NetResource, Resources
+from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
-from cloudvmm.engine.qemu.support import check_device_supported, check_supported
+from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
 from support.sink import sink_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+# The members of a configuration whose devices can be added; a case is about one if its name says so.
 HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-"))]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
@@ -55,7 +64,7 @@ def read_case(name: str) -> Case:
 
 def default_slots(config: VmConfig) -> dict[str, int]:
     ids = [config.console.id or "__console"]
-    ids += [device.id or "" for device in [*(config.disks or []), *(config.net or [])]]
+    ids += [device.id or "" for device in devices_of(config)]
     ids += [config.rng.id or "__rng"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     ids += ["__watchdog", "__pvpanic"]
@@ -94,29 +103,34 @@ def image_of(case: Case, disk: DiskConfig, fd: int) -> Image:
     return image
 
 
+def disk_backing(case: Case, disk: DiskConfig, fd: int) -> Backing:
+    image = image_of(case, disk, fd)
+    return DiskBacking(device_id=disk.id or "", image=image, granularity=disk.lock_granularity)
+
+
+def net_backing(case: Case, net: NetConfig, fd: int) -> Backing:
+    queues = [fd + queue for queue in range(net.num_queues // 2)]
+    return NetBacking(device_id=net.id or "", queues=queues, tap=net.tap)
+
+
+# What `open_backing` would have made of a device; `fd` and the nine numbers behind it are its own.
+BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
+    DiskConfig: disk_backing,
+    NetConfig: net_backing,
+}
+
+
 def resources_of(case: Case) -> Resources:
-    """What `acquire` would have opened, under made-up numbers that differ by kind."""
+    """What `acquire` would have opened, under made-up numbers."""
     config = case.config
     ram = ram_of(config.memory)
     return Resources(
         ram=ram,
         ram_fd=None if ram.mergeable and not ram.hugepages else 20,
-        disks=[
-            DiskResource(
-                disk_id=disk.id or "",
-                image=image_of(case, disk, 30 + 10 * index),
-                granularity=disk.lock_granularity,
-            )
-            for index, disk in enumerate(config.disks or [])
-        ],
-        nets=[
-            NetResource(
-                net_id=net.id or "",
-                fds=[100 + 10 * index + queue for queue in range(net.num_queues // 2)],
-                interface=net.tap,
-            )
-            for index, net in enumerate(config.net or [])
-        ],
+        backings={
+            device.id or "": BACKINGS[type(device)](case, device, 30 + 10 * index)
+            for index, device in enumerate(devices_of(config))
+        },
         serial_fd=10,
         console_fd=11,
         debug_console_fd=12,
@@ -146,13 +160,13 @@ def outcome(case: Case) -> tuple[str, str]:
 def hot_outcome(case: Case) -> str:
     """Return what should be in the golden file of the hot form."""
     spec, resources = spec_of(case), resources_of(case)
-    opened = {disk.disk_id: disk for disk in resources.disks} | {net.net_id: net for net in resources.nets}
     lines: list[str] = []
     first_fdset = 1
-    for device in [*(case.config.disks or []), *(case.config.net or [])]:
+    for device in devices_of(case.config):
         try:
             check_device_supported(device)
-            parts = hot_parts(device, opened[device.id or ""], spec.slots, first_fdset=first_fdset)
+            seat = Seat(slots=spec.slots, first_fdset=first_fdset)
+            parts = describe(device, resources.backings[device.id or ""], seat)
         except EngineError as error:
             return f"{type(error).__name__}: {error}\n"
         first_fdset += len(parts.fdsets)
@@ -187,3 +201,9 @@ def test_hot_case_gives_its_golden_commands(name):
     if WRITE:
         golden.write_text(text)
     assert text == golden.read_text()
+
+
+def test_every_kind_of_device_is_made_or_refused_by_name():
+    assert set(KINDS) | set(ABSENT_DEVICES) == set(PREFIXES)
+    assert not set(KINDS) & set(ABSENT_DEVICES)
+    assert set(BACKINGS) == set(KINDS)

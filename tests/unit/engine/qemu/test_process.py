@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from support.leak import Holdings
 from support.wait import wait_until
 
@@ -27,8 +27,8 @@ FOREVER = "while :; do read -r line || exec sleep 300; done"
 def start(request):
     """Start a shell script as the process; it is closed after the test."""
 
-    def run(script: str, **options) -> QemuProcess:
-        process = QemuProcess(ProcessSpec(["/bin/sh", "-c", script], **options))
+    def run(script: str, **options) -> ChildProcess:
+        process = ChildProcess(ProcessSpec(["/bin/sh", "-c", script], **options))
         request.addfinalizer(process.close)
         return process
 
@@ -112,7 +112,7 @@ def test_named_descriptors_keep_their_numbers_and_others_are_closed():
     other = os.open("/dev/null", os.O_RDONLY)
     os.set_inheritable(other, True)
     try:
-        process = QemuProcess(ProcessSpec(["/bin/ls", "/proc/self/fd"], fds=[sender]))
+        process = ChildProcess(ProcessSpec(["/bin/ls", "/proc/self/fd"], fds=[sender]))
         process.wait(timeout_s=LONG_S)
         listed = {int(line) for line in process.words().split()}
         process.close()
@@ -167,7 +167,7 @@ def test_huge_pages_stay_on_in_what_is_spawned_beside(monkeypatch, start):
     def spawn_slowly(*arguments, **options):
         if not begun.is_set():
             begun.set()
-            other = threading.Thread(target=lambda: beside.append(QemuProcess(ProcessSpec(["/bin/cat"]))))
+            other = threading.Thread(target=lambda: beside.append(ChildProcess(ProcessSpec(["/bin/cat"]))))
             other.start()
             other.join(0.2)  # what does not wait for us is done by then
             assert not beside
@@ -201,7 +201,7 @@ def test_descriptor_that_would_be_standard_input_is_refused():
     receiver, sender = os.pipe()
     try:
         with pytest.raises(EngineError, match="descriptor 0: standard input or output is closed"):
-            QemuProcess(ProcessSpec(["/bin/true"], fds=[receiver]))
+            ChildProcess(ProcessSpec(["/bin/true"], fds=[receiver]))
     finally:
         os.close(receiver)
         os.close(sender)
@@ -211,7 +211,7 @@ def test_missing_program_is_an_error_and_leaves_nothing(tmp_path):
     before = Holdings()
 
     with pytest.raises(EngineError, match="QEMU could not be started"):
-        QemuProcess(ProcessSpec(["/nowhere/qemu"], state_dir=str(tmp_path)))
+        ChildProcess(ProcessSpec(["/nowhere/qemu"], state_dir=str(tmp_path)))
     before.assert_nothing_added()
     assert os.listdir(tmp_path) == []
 
@@ -221,7 +221,7 @@ def test_argument_that_no_program_can_have_is_an_error_and_leaves_nothing(argume
     before = Holdings()
 
     with pytest.raises(EngineError, match="QEMU could not be started"):
-        QemuProcess(ProcessSpec(["/bin/true", argument]))
+        ChildProcess(ProcessSpec(["/bin/true", argument]))
     before.assert_nothing_added()
 
 
@@ -232,7 +232,7 @@ def test_no_thread_to_be_had_is_an_error_and_leaves_nothing(monkeypatch):
     before = Holdings()
     with monkeypatch.context() as patch, pytest.raises(EngineError, match="QEMU could not be started"):
         patch.setattr(threading.Thread, "start", refuse)
-        QemuProcess(ProcessSpec(["/bin/true"]))
+        ChildProcess(ProcessSpec(["/bin/true"]))
     before.assert_nothing_added()
 
 
@@ -274,7 +274,7 @@ def test_log_in_a_folder_is_begun_anew_before_it_fills_the_disk(start, tmp_path,
 
 def test_state_folder_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(EngineError):
-        QemuProcess(ProcessSpec(["/bin/true"], state_dir=str(tmp_path / "missing")))
+        ChildProcess(ProcessSpec(["/bin/true"], state_dir=str(tmp_path / "missing")))
 
 
 def test_close_ends_the_process_and_leaves_nothing(start):
@@ -296,9 +296,9 @@ def test_kill_after_close_does_no_harm(start):
 
 MANAGER = """
 import sys, time
-from cloudvmm.engine.qemu.process import ProcessSpec, QemuProcess
+from cloudvmm.engine.qemu.process import ProcessSpec, ChildProcess
 state_dir = sys.argv[1] if len(sys.argv) > 1 else None
-process = QemuProcess(ProcessSpec(["/bin/sleep", "300"], state_dir=state_dir))
+process = ChildProcess(ProcessSpec(["/bin/sleep", "300"], state_dir=state_dir))
 print(process.pid, flush=True)
 time.sleep(300)
 """

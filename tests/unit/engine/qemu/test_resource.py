@@ -14,7 +14,8 @@ from cloudvmm.engine.base import ConsoleSink, EngineError, ImageLocked, MachineS
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.image import DiskPathMissing
 from cloudvmm.engine.qemu.memory import RamMisaligned
-from cloudvmm.engine.qemu.resource import FdNotUsable, RngSourceError, acquire
+from cloudvmm.engine.qemu.net import FdNotUsable
+from cloudvmm.engine.qemu.resource import RngSourceError, acquire
 from cloudvmm.host.lock import LockConflict, lock_file
 
 MIB = 1 << 20
@@ -109,8 +110,8 @@ def test_passed_queues_are_duplicated_and_stay_the_callers(undo):
         spec = spec_of({"net": [{"id": "n", "num_queues": 2}]})
         spec.vm_config.net[0].fds = [theirs.fileno()]
         resources = acquire(spec, undo)
-        assert resources.nets[0].fds != [theirs.fileno()]
-        assert resources.tap_names == {}
+        assert resources.backings["n"].fds != [theirs.fileno()]
+        assert resources.interfaces == {}
         resources.close()
         assert os.fstat(theirs.fileno())
 

@@ -1,0 +1,56 @@
+"""What a device stands on outside QEMU: descriptors, locks, connections, helper programs.
+
+Each kind of device has a backing of its own, beside its parts; `kind.py` lists them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudvmm.engine.base import DeviceError
+
+
+class MissingDeviceId(DeviceError):
+    """A device reached the engine without an id"""
+
+
+class Backing(msgspec.Struct, kw_only=True):
+    """Opened for one device and owned by the machine's `Resources`.
+
+    It is used by one thread at a time. None of its methods waits for QEMU or for the guest: the control loop
+    calls `release` and `close`, too.
+    """
+
+    device_id: str
+
+    @property
+    def fds(self) -> list[int]:
+        """Descriptors that a QEMU which starts with the device must have under the same numbers."""
+        return []
+
+    @property
+    def interface(self) -> str | None:
+        """The network interface on the host whose traffic is the device's, if it lies in our namespace."""
+        return None
+
+    def lock(self) -> None:
+        """Keep others from the images below; to be done before QEMU opens them.
+
+        :raises ImageLocked: another process holds one.
+        """
+
+    def release(self) -> None:
+        """Let others have what the device stands on, for as far as QEMU needs none of it of us. Idempotent.
+
+        The guest was asked to let go of the device, and may use it until it does.
+        """
+
+    def close(self) -> None:
+        """Close and end everything; the device is gone, or its QEMU is about to be. Idempotent."""
+
+
+def id_of(device_id: str | None) -> str:
+    """:raises MissingDeviceId: there is none."""
+    if device_id is None:
+        raise MissingDeviceId
+    return device_id

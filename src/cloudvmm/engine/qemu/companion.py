@@ -1,0 +1,92 @@
+"""Programs that serve one device of one guest, and end with it: virtiofsd, swtpm, passt and such.
+
+They get their end of a connection as an open descriptor, so that no path is left in any file system, and die
+with their manager as QEMU does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Sequence
+
+from cloudvmm.engine.base import DeviceError, EngineError
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+
+_END_S = 1.0
+
+
+class NoProgram(DeviceError):
+    def __init__(self, name: str, *, package: str) -> None:
+        super().__init__(f"There is no {name} on this host: install the package {package}")
+
+
+class CompanionFailed(DeviceError):
+    """A helper program ended at once; the text is its own words."""
+
+
+def find_program(name: str, *, package: str, folders: Sequence[str] = ()) -> str:
+    """Return the path of the program `name`, sought on the PATH and then in `folders`.
+
+    :raises NoProgram: it is not there; the Debian `package` has it.
+    """
+    found = shutil.which(name)
+    for folder in folders:
+        found = found or shutil.which(name, path=folder)
+    if found is None:
+        raise NoProgram(name, package=package)
+    return os.path.abspath(found)
+
+
+class Companion:
+    """Owns the process."""
+
+    def __init__(self, argv: Sequence[str], *, name: str, fds: Sequence[int] = ()) -> None:
+        """Start it. `argv[0]` is an absolute path; `fds` are lent and keep their numbers in the child.
+
+        :raises DeviceError: it could not be started; the cause tells why.
+        """
+        try:
+            self._process = ChildProcess(ProcessSpec(argv, fds=fds, name=name))
+        except EngineError as error:
+            raise DeviceError(str(error)) from error.__cause__
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def check(self) -> None:
+        """:raises CompanionFailed: it has ended already."""
+        if self._process.has_ended():
+            raise CompanionFailed(self._process.ending())
+
+    def close(self) -> None:
+        """End it. Waits for its end, but no longer than a second: then a thread does. Idempotent."""
+        self._process.kill()
+        reaper = threading.Thread(target=self._reap, name="companion-end", daemon=True)
+        reaper.start()
+        reaper.join(_END_S)
+
+    def _reap(self) -> None:
+        with contextlib.suppress(EngineError):
+            self._process.close()
+
+
+def connected_pair() -> tuple[int, int]:
+    """Return a listening UNIX socket and a connection to it that waits to be accepted; the caller owns both.
+
+    For programs that take a listening socket. Its path is gone already.
+    """
+    import tempfile  # rare, and it imports much
+
+    with tempfile.TemporaryDirectory(prefix="cloudvmm-") as folder, contextlib.ExitStack() as undo:
+        listener = undo.enter_context(socket.socket(socket.AF_UNIX))
+        near = undo.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(f"{folder}/s")
+        listener.listen(1)
+        near.connect(f"{folder}/s")
+        undo.pop_all()
+        return listener.detach(), near.detach()

@@ -1,0 +1,61 @@
+"""The kinds of devices that this engine makes, at its start and later: one line for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import msgspec
+
+from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.qemu.backing import Backing
+from cloudvmm.engine.qemu.disk import disk_parts, open_disk
+from cloudvmm.engine.qemu.net import net_parts, open_net
+from cloudvmm.engine.qemu.parts import Parts
+from cloudvmm.engine.qemu.seat import Seat
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """`open` makes the backing of a device, or raises `DeviceError`; `describe` makes its parts. Pure.
+
+    `member` is where `VmConfig` has such devices: a list, a single one, or none.
+    """
+
+    member: str
+    open: Callable[[Any], Backing]
+    describe: Callable[[Any, Any, Seat], Parts]
+
+
+KINDS: Final[dict[type[PciDevice], Kind]] = {
+    DiskConfig: Kind("disks", open_disk, disk_parts),
+    NetConfig: Kind("net", open_net, net_parts),
+}
+
+
+def devices_of(vm_config: VmConfig) -> Iterator[PciDevice]:
+    """Yield every device of a kind in `KINDS`, in the order in which they are made."""
+    for kind in KINDS.values():
+        found = getattr(vm_config, kind.member)
+        if isinstance(found, PciDevice):
+            yield found
+        else:
+            yield from found or ()
+
+
+def open_backing(device: PciDevice) -> Backing:
+    """Blocking. Open what `device` stands on; nothing is locked yet. The caller owns the result.
+
+    :raises DeviceError: it cannot be had.
+    """
+    return KINDS[type(device)].open(device)
+
+
+def describe(device: PciDevice, backing: Backing, seat: Seat) -> Parts:
+    """Return what `device` is made of. Pure.
+
+    :raises NoSlot: it has none.
+    """
+    return KINDS[type(device)].describe(device, backing, seat)

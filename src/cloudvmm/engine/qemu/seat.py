@@ -1,0 +1,26 @@
+"""Where a device goes in its machine: what its description needs beside the device and its backing."""
+
+from __future__ import annotations
+
+import msgspec
+
+from cloudvmm.engine.qemu.parts import Properties
+from cloudvmm.engine.qemu.slot import place
+
+
+class Seat(msgspec.Struct, frozen=True, kw_only=True):
+    """`slots` are those of the whole machine. `first_fdset` and the numbers behind it are free.
+
+    A firmware looks at what has a `boot_index`, lowest first; what is added later has none.
+    """
+
+    slots: dict[str, int]
+    first_fdset: int = 1
+    boot_index: int | None = None
+
+    def place(self, device_id: str) -> Properties:
+        """Return the properties that put `device_id` on its slot.
+
+        :raises NoSlot: it has none.
+        """
+        return place(self.slots, device_id)
