@@ -19,6 +19,7 @@ import pytest
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.namespace import ip, network_namespace, open_tap, ping
+from support.old_qemu import old_qemu_program
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
@@ -26,7 +27,6 @@ pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
 DISK_BYTES = 4 * MIB
 GUEST_S = 30.0
 COLD = ("cold", "coldnet")
-OLD_QEMU = "CLOUDVMM_TEST_OLD_QEMU"
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +46,7 @@ def vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bo
 @pytest.fixture
 def old_vm(namespace: None, tmp_path: Path) -> Iterator[Booted]:
     """The same on the oldest QEMU, unpacked in the folder that CLOUDVMM_TEST_OLD_QEMU names."""
-    root = os.environ.get(OLD_QEMU)
-    if root is None:
-        pytest.skip(f"{OLD_QEMU} does not name an unpacked QEMU")
-    program = tmp_path / "qemu-7.2"
-    program.write_text(
-        "#!/bin/sh\n"
-        f"export QEMU_MODULE_DIR={root}/usr/lib/x86_64-linux-gnu/qemu\n"
-        f'exec {root}/usr/bin/qemu-system-x86_64 -L {root}/usr/share/qemu -L /usr/share/seabios "$@"\n'
-    )
-    program.chmod(0o755)
+    program = old_qemu_program(tmp_path)
     with booting(tmp_path / "run", cold_config(tmp_path), "--qemu", str(program)) as booted:
         yield booted
 

@@ -5,12 +5,12 @@ It is the one that CLOUDVMM_TEST_OLD_QEMU names: a folder into which Debian's pa
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from support.booted import MIB, booting, make_image, vm_config
+from support.old_qemu import old_qemu_program
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -18,17 +18,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 @pytest.fixture
 def old_qemu(tmp_path: Path) -> str:
     """A program that is the old QEMU, with its own modules and firmware."""
-    root = os.environ.get("CLOUDVMM_TEST_OLD_QEMU")
-    if root is None:
-        pytest.skip("CLOUDVMM_TEST_OLD_QEMU does not name an unpacked QEMU")
-    program = tmp_path / "qemu-7.2"
-    program.write_text(
-        "#!/bin/sh\n"
-        f"export QEMU_MODULE_DIR={root}/usr/lib/x86_64-linux-gnu/qemu\n"
-        f'exec {root}/usr/bin/qemu-system-x86_64 -L {root}/usr/share/qemu -L /usr/share/seabios "$@"\n'
-    )
-    program.chmod(0o755)
-    return str(program)
+    return str(old_qemu_program(tmp_path))
 
 
 def test_old_qemu_runs_a_guest_from_boot_to_power_off(old_qemu: str, tmp_path: Path) -> None:

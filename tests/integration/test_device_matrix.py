@@ -1,0 +1,128 @@
+"""Each kind of device through its life: at boot, rebooted, removed, added again, added while paused.
+
+Every step is seen from inside a real guest, on the QEMU of the path and on the oldest that is supported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.booted import Booted, booting, vm_config
+from support.device.case import GUEST_S, DeviceCase, pci_folder
+from support.device.cases import CASES
+from support.namespace import network_namespace
+from support.old_qemu import old_qemu_program
+from support.wait import wait_until
+
+pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+
+OLD = (7, 2)
+ROWS = [(case, version) for case in CASES for version in ("path", "7.2")]
+
+
+class Stage:
+    """A guest that was booted with one device of `case`, called "one"."""
+
+    def __init__(self, vm: Booted, case: DeviceCase) -> None:
+        self.vm = vm
+        self.case = case
+
+    def bdf(self, device_id: str) -> str:
+        tree = self.vm.info()["device_tree"]
+        (found,) = (
+            node["pci_bdf"]
+            for node in tree.values()
+            if "pci_bdf" in node and device_id in (node["id"], *node["children"])
+        )
+        return str(found)
+
+    def check(self, device_id: str) -> None:
+        """Fail unless the guest has the device where `vm.info` says."""
+        self.case.check(self.vm, device_id, self.bdf(device_id))
+
+    def add(self, device_id: str) -> None:
+        answer = self.vm.vmm.put(self.case.command, self.case.device(device_id), expect=200)
+        assert answer == {"id": device_id, "bdf": self.bdf(device_id)}
+
+    def remove(self, device_id: str) -> None:
+        bdf, before = self.bdf(device_id), self.removals(device_id)
+        self.vm.vmm.put("vm.remove-device", {"id": device_id}, expect=204)
+        assert device_id not in self.configured()
+        wait_until(
+            lambda: self.removals(device_id) == before + 1, f"{device_id} is removed", timeout_s=GUEST_S
+        )
+        assert device_id not in self.vm.info()["device_tree"]
+        assert self.vm.run(f"test ! -e {pci_folder(bdf)} && echo gone") == "gone"
+
+    def removals(self, device_id: str) -> int:
+        return sum(
+            event["event"] == "device-removed" and event["properties"]["id"] == device_id
+            for event in self.vm.events.documents()
+        )
+
+    def configured(self) -> list[str]:
+        found: Any = self.vm.config().get(self.case.member) or []
+        return [device["id"] for device in ([found] if isinstance(found, dict) else found)]
+
+    def reboot(self) -> None:
+        self.case.before_reboot()
+        self.vm.vmm.put("vm.reboot")
+        self.vm.wait_ready()
+
+
+@pytest.fixture(scope="class", params=ROWS, ids=[f"{case.name}-{version}" for case, version in ROWS])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    kind, version = request.param
+    folder: Path = tmp_path_factory.mktemp(kind.name)
+    if version == "7.2" and kind.oldest > OLD:
+        pytest.skip(f"{kind.name} needs QEMU {kind.oldest}: its refusal is tested elsewhere")
+    flags = ("--qemu", str(old_qemu_program(folder))) if version == "7.2" else ()
+    with network_namespace(), contextlib.closing(kind(folder)) as case:
+        device = case.device("one")
+        config = vm_config(**case.changes, **{case.member: device if case.is_single else [device]})
+        with booting(folder / "run", config, *flags) as vm:
+            yield Stage(vm, case)
+
+
+class TestLifeOfADevice:
+    """The steps build on each other: a test that is run alone may find the guest in another state."""
+
+    def test_works_from_the_boot_on(self, stage: Stage) -> None:
+        stage.check("one")
+
+    def test_works_after_a_reboot(self, stage: Stage) -> None:
+        stage.reboot()
+        stage.check("one")
+
+    def test_is_removed_or_the_refusal_says_why(self, stage: Stage) -> None:
+        if stage.case.stays is None:
+            stage.remove("one")
+        else:
+            answer = stage.vm.vmm.put("vm.remove-device", {"id": "one"}, expect=500)
+            assert stage.case.stays in answer[-1]
+            assert stage.configured() == ["one"]
+            stage.check("one")
+
+    def test_is_added_again_under_its_id(self, stage: Stage) -> None:
+        device_id = "one" if stage.case.stays is None else "two"
+        stage.add(device_id)
+        stage.check(device_id)
+
+    def test_is_added_while_the_guest_is_paused(self, stage: Stage) -> None:
+        device_id = "one" if stage.case.stays is None else "three"
+        if stage.case.stays is None:
+            stage.remove("one")
+        stage.vm.vmm.put("vm.pause")
+        stage.add(device_id)
+        stage.vm.vmm.put("vm.resume")
+        stage.check(device_id)
+
+    def test_added_device_works_after_a_reboot(self, stage: Stage) -> None:
+        stage.reboot()
+        for device_id in stage.configured():
+            stage.check(device_id)

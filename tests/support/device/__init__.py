@@ -1,0 +1,1 @@
+"""One file for each kind of device that the matrix of devices goes through."""

@@ -1,0 +1,14 @@
+"""Every kind of device that the matrix goes through."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from support.device.case import DeviceCase
+from support.device.disk import DiskCase
+from support.device.net import NetCase
+
+CASES: Final[tuple[type[DeviceCase], ...]] = (
+    DiskCase,
+    NetCase,
+)
