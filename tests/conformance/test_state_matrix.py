@@ -187,7 +187,6 @@ NO_HANDLER = "No virtio-mem resizing handler found"  # there is no virtio-mem to
 CANNOT_YET = {
     "fake": [],
     "qemu": [
-        ("vm.resize", "RP", 500, RESIZE, CPU_MANAGER, NO_RESIZE),
         ("vm.resize-zone", "RP", 500, RESIZE_ZONE, MEMORY_MANAGER, NO_HANDLER),
         ("vm.resize-disk", "RP", 500, RESIZE_DISK, DEVICE_MANAGER, "Disk resize error", NO_RESIZE),
         *(

@@ -40,9 +40,9 @@ GUEST_S = 30.0
 
 @pytest.fixture
 def spec(spec, engine):
-    """Room for everything: two vCPUs of three, modules, a balloon."""
+    """Room for everything: two vCPUs of four, modules, a balloon."""
     vm_config = copy.deepcopy(spec.vm_config)
-    vm_config.cpus = CpusConfig(boot_vcpus=2, max_vcpus=3)
+    vm_config.cpus = CpusConfig(boot_vcpus=2, max_vcpus=4)
     vm_config.memory.hotplug_size = 1024 * MIB
     vm_config.balloon = BalloonConfig(size=0)
     slots = {**spec.slots, "__balloon": engine.info.first_slot + 3}
@@ -107,7 +107,6 @@ def test_removal_may_be_asked_for_again_and_is_reported_once(machine_running, pl
     assert events.count(DeviceRemoved(DISK_ID)) == 1
 
 
-@ABLE
 def test_vcpus_come_and_go(machine_running, player):
     player.wait_ready()
     machine_running.resize_vcpus(3)
@@ -116,20 +115,19 @@ def test_vcpus_come_and_go(machine_running, player):
     machine_running.resize_vcpus(2)
 
 
-@ABLE
-def test_vcpus_that_the_guest_still_has_keep_others_from_changing(machine_paused):
-    machine_paused.resize_vcpus(1)
+def test_vcpus_that_the_guest_still_has_keep_others_from_changing(machine_running, player):
+    player.wait_ready()
+    machine_running.pause()
+    machine_running.resize_vcpus(1)
     with pytest.raises(RemovalPending):
-        machine_paused.resize_vcpus(3)
+        machine_running.resize_vcpus(3)
 
 
-@ABLE
 def test_modules_can_be_plugged_one_after_another(machine_running):
     machine_running.add_memory(128 * MIB)
     machine_running.add_memory(256 * MIB)
 
 
-@ABLE
 def test_balloon_is_followed(machine_running, player):
     player.wait_ready()
     machine_running.resize_balloon(32 * MIB)
@@ -167,10 +165,7 @@ def test_engine_without_the_means_says_so_and_stays_as_it_was(machine_running, f
     changes = [
         lambda: machine_running.add_device(FsConfig(id="new", tag="t", socket="/s"), free_slot),
         lambda: machine_running.remove_device("__rng"),
-        lambda: machine_running.resize_vcpus(3),
-        lambda: machine_running.add_memory(128 * MIB),
         lambda: machine_running.request_zone_size("mem0", 2 * MIB),
-        lambda: machine_running.resize_balloon(32 * MIB),
         lambda: machine_running.resize_disk(DISK_ID, 2 * DISK_BYTES),
     ]
     before = set(machine_running.counters())

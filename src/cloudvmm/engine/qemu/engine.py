@@ -155,9 +155,11 @@ class QemuEngine:
                 resources=resources,
                 undo=owned,
                 refusal=lock_error or payload_error,
+                facts=facts,
             )
             undo.callback(machine.close)
             machine.start_counting()
+            machine.bind_vcpus()
             attempt.check()
             undo.pop_all()
         return machine

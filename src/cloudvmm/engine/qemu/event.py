@@ -25,6 +25,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu.codec import Event, Refusal, Reply
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.parts import Command
+from cloudvmm.engine.qemu.vcpu import QUERY, Vcpus
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.driver import DriverWatch
@@ -75,15 +76,24 @@ class EventStream:
     When the guest has let go of a device, the commands that `remains_of` gives for it are posted on `client`,
     and `DeviceRemoved` comes once QEMU has carried them out: name and descriptors are free then.
 
+    `vcpus` hears how many are left after each event that may mean that one is gone.
+
     `expect_end` makes the end of the process no event: somebody asked for it.
     """
 
     def __init__(
-        self, client: QmpClient, process: ChildProcess, *, remains_of: Callable[[str], list[Command] | None]
+        self,
+        client: QmpClient,
+        process: ChildProcess,
+        *,
+        remains_of: Callable[[str], list[Command] | None],
+        vcpus: Vcpus,
     ) -> None:
         self._client = client
         self._process = process
         self._remains_of = remains_of
+        self._vcpus = vcpus
+        self._counting: set[int] = set()  # the numbers of the commands that ask for the places of vCPUs
         self._leaving: dict[int, str] = {}  # the number of the last command for a device to its id
         self._expected = False
         self._ended = False
@@ -133,6 +143,10 @@ class EventStream:
             told = self._client.poll_events()
             if any(event.name == "STOP" for event in told):
                 self._client.post("query-status")  # the event does not say why
+            if any(map(self._vcpus.is_told_by, told)):
+                number = self._client.post(QUERY)
+                if number is not None:
+                    self._counting.add(number)
             gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
             gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
             return [*(event for event in map(translate, told) if event is not None), *gone]
@@ -161,6 +175,9 @@ class EventStream:
         name = None if answer.command_id is None else self._leaving.pop(answer.command_id, None)
         if name is not None:
             return [DeviceRemoved(name)]
+        if answer.command_id in self._counting:
+            self._counting.discard(answer.command_id)
+            return [*self._vcpus.judge(answer.value)] if isinstance(answer, Reply) else []
         if isinstance(answer, Reply):
             self._judge(answer.value)
         return []

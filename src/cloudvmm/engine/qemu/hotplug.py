@@ -25,6 +25,7 @@ from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.kind import describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
+from cloudvmm.engine.qemu.memory import Ram, module_parts
 from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
@@ -62,6 +63,7 @@ class Hotplug:
         self._lock = threading.Lock()
         self._control = control
         self._resources = resources
+        self._modules = 0
         self._slots = dict(spec.slots)
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
         self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
@@ -96,6 +98,14 @@ class Hotplug:
             with contextlib.suppress(QmpError, EngineTimeout):
                 self.start_counting(backing.device_id)
         return backing
+
+    def plug_module(self, ram: Ram, size: int) -> None:
+        """Blocking. Plug a memory module of `size` bytes, wholly or not at all.
+
+        :raises DeviceError: QEMU refused in its own words.
+        """
+        self._make(module_parts(ram, self._modules, size))
+        self._modules += 1
 
     def start_counting(self, disk_id: str) -> None:
         """Blocking. Make QEMU keep how long each request of a disk took."""

@@ -29,12 +29,14 @@ from cloudvmm.engine.qemu.counter import disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.launch import Monitors
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.vcpu import Vcpus
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
@@ -64,6 +66,7 @@ class QemuMachine:
         resources: Resources,
         undo: contextlib.ExitStack,
         refusal: EngineError | None,
+        facts: QemuFacts,
     ) -> None:
         self._process = process
         self._monitors = monitors
@@ -78,7 +81,10 @@ class QemuMachine:
         self._was_booted = False
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control)
-        self._stream = EventStream(monitors.events, process, remains_of=self._hotplug.remains_of)
+        self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
+        self._stream = EventStream(
+            monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
+        )
         self._drivers = DriverWatch(monitors.reader)
         self._stream.add_source(self._drivers)
 
@@ -116,6 +122,13 @@ class QemuMachine:
         """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
         for disk_id in self._disk_ids:
             self._hotplug.start_counting(disk_id)
+
+    def bind_vcpus(self) -> None:
+        """Blocking. Have each vCPU run where the configuration binds it to.
+
+        :raises EngineError: the host does not have such CPUs, or does not let us.
+        """
+        self._vcpus.bind()
 
     def boot(self) -> None:
         if self._killed:
@@ -178,16 +191,25 @@ class QemuMachine:
             self._hotplug.ask_removal(device_id)
 
     def resize_vcpus(self, vcpus: int) -> None:
-        raise _no_resize()
+        self._check_booted()
+        with self._end_explained():
+            self._vcpus.resize(vcpus)
 
     def add_memory(self, size_bytes: int) -> None:
-        raise _no_resize()
+        self._check_booted()
+        with self._end_explained():
+            self._hotplug.plug_module(self._resources.ram, size_bytes)
+        self._ram_bytes += size_bytes
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
         raise _no_resize()
 
     def resize_balloon(self, balloon_bytes: int) -> None:
-        raise _no_resize()
+        self._check_booted()
+        with self._end_explained():
+            # QEMU wants to know what the balloon leaves, and takes no 0.
+            left_bytes = max(self._ram_bytes - balloon_bytes, 1)
+            self._monitors.control.execute("balloon", {"value": left_bytes})
 
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
         raise _no_resize()

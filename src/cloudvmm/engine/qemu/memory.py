@@ -18,6 +18,7 @@ from cloudvmm.engine.qemu.parts import Parts, Properties
 RAM_ID: Final = "ram0"
 HOTPLUG_SLOTS: Final = 8
 
+_MODULE: Final = "module"
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
 _MAX_PREALLOC_THREADS: Final = 16
 _HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
@@ -176,6 +177,26 @@ def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:
     if ram.hugepages and not ram.reserve and not ram.prefault:
         backend["reserve"] = False
     return Parts(objects=[backend])
+
+
+def module_parts(ram: Ram, number: int, size: int) -> Parts:
+    """Describe the memory module `number` of `size` bytes, of the same kind of pages as the RAM.
+
+    Huge pages are reserved when it is made: where the host has too few, that fails.
+    """
+    backend: Properties = {"id": f"{_MODULE}.{number}", "size": size}
+    if ram.mergeable and not ram.hugepages:
+        backend |= {"qom-type": "memory-backend-ram", "share": False, "merge": True}
+    else:
+        backend |= {"qom-type": "memory-backend-memfd", "share": True, "merge": False}
+    if ram.hugepages:
+        backend["hugetlb"] = True
+        if ram.hugepage_size:
+            backend["hugetlbsize"] = ram.hugepage_size
+    if ram.prefault:
+        backend["prealloc"] = True
+    device = {"driver": "pc-dimm", "id": f"{_MODULE}{number}", "memdev": backend["id"]}
+    return Parts(objects=[backend], devices=[device])
 
 
 def memory_arguments(ram: Ram) -> list[str]:

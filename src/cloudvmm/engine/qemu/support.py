@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from cloudvmm.config.cpu import CpusConfig
 from cloudvmm.config.device import (
     DeviceConfig,
     FsConfig,
@@ -94,17 +93,11 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "rate limiter groups": vm.rate_limit_groups,
     }
     yield from (name for name, present in absent.items() if present)
-    yield from _missing_in_cpus(vm.cpus)
     yield from _missing_in_payload(vm.payload)
     for disk in vm.disks or []:
         yield from _missing_in_disk(disk)
     for net in vm.net or []:
         yield from _missing_in_net(net)
-
-
-def _missing_in_cpus(cpus: CpusConfig) -> Iterator[str]:
-    if cpus.affinity:
-        yield "vCPU affinity"
 
 
 def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:

@@ -10,6 +10,7 @@ import socket
 import msgspec
 import pytest
 
+from cloudvmm.config.cpu import CpusConfig
 from cloudvmm.engine.base import (
     BalloonChanged,
     DeviceRemoved,
@@ -22,9 +23,11 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.event import EventStream, translate
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.parts import Command
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import QmpClient
+from cloudvmm.engine.qemu.vcpu import Vcpus
 
 LONG_S = 20.0
 REMAINS = {
@@ -71,7 +74,10 @@ def process():
 def far_and_stream(process):
     near, far = socket.socketpair()
     client = QmpClient(near)
-    stream = EventStream(client, process, remains_of=REMAINS.get)
+    vcpus = Vcpus(
+        client, CpusConfig(boot_vcpus=2, max_vcpus=2), QemuFacts(binary="/qemu", version=(10, 0, 0))
+    )
+    stream = EventStream(client, process, remains_of=REMAINS.get, vcpus=vcpus)
     with far:
         yield far, stream
     stream.close()

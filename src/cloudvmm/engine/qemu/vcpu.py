@@ -1,0 +1,162 @@
+"""vCPUs that come and go while a guest is there.
+
+QEMU names each place for a vCPU by socket, die, core and thread, and says which are taken. They are filled
+from the first one on and emptied from the last one, so that the topology stays that of a machine which was
+started with as many. The guest lets go of a vCPU when it likes, and QEMU tells of it by events that name no
+vCPU: after each of them the places are counted anew.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusRemoved
+from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+
+QUERY: Final = "query-hotpluggable-cpus"
+
+_ID_PREFIX: Final = "cpu-"  # no id of a device of ours begins so
+_PLACE_ORDER: Final = ("socket-id", "die-id", "core-id", "thread-id")
+_TELLING: Final = ("ACPI_DEVICE_OST", "DEVICE_DELETED")
+# An older QEMU can crash when an emulated vCPU is added behind a removal. 10.0 is known to be sound.
+_SOUND_UNDER_EMULATION: Final = (10, 0, 0)
+
+
+class VcpuRefused(EngineError):
+    """A vCPU could not be added or removed; the text is QEMU's own words."""
+
+
+class NoVcpuThread(EngineError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"The emulation has had {limit} vCPUs since the boot and can have no other:"
+            " reboot the VM, or use KVM"
+        )
+
+
+class AffinityError(EngineError):
+    def __init__(self, vcpu: int) -> None:
+        super().__init__(f"vCPU {vcpu} could not be bound to its host CPUs")
+
+
+class Vcpus:
+    """`control` is the worker's monitor, lent. `resize` and `bind` are the worker's, the rest is the loop's.
+
+    Both share `_target`: the count that the guest is to get down to, None where it owes nothing.
+    """
+
+    def __init__(self, control: QmpClient, cpus: CpusConfig, facts: QemuFacts) -> None:
+        self._control = control
+        self._facts = facts
+        self._affinity = {each.vcpu: set(each.host_cpus) for each in cpus.affinity or ()}
+        self._target: int | None = None
+        # QEMU ends itself when emulation is to run more vCPUs in its life than the machine has places.
+        self._limit = cpus.max_vcpus
+        self._had = cpus.boot_vcpus
+
+    def resize(self, vcpus: int) -> None:
+        """Blocking. As `Machine.resize_vcpus`; if one of several cannot be added, the others are taken back.
+
+        :raises RemovalPending: the guest still has to let go of some.
+        :raises NotSupportedYet: this QEMU cannot remove vCPUs safely.
+        :raises NoVcpuThread: this emulated machine has had as many as it can.
+        :raises VcpuRefused: QEMU refused.
+        """
+        places = self._places()
+        taken = [place for place in places if is_taken(place)]
+        if self._target is not None and len(taken) > self._target:
+            raise RemovalPending(f"The guest still has {len(taken)} vCPUs and is to have {self._target}")
+        self._target = None
+        if vcpus > len(taken):
+            self._add([place for place in places if not is_taken(place)][: vcpus - len(taken)])
+            self.bind()
+        elif vcpus < len(taken):
+            self._check_removal()
+            self._ask_removal(taken, vcpus)
+
+    def bind(self) -> None:
+        """Blocking. Have each vCPU run on the host CPUs that the configuration binds it to.
+
+        :raises AffinityError: the host does not have them, or does not let us.
+        """
+        if not self._affinity:
+            return
+        for vcpu in self._control.execute("query-cpus-fast"):
+            host_cpus = self._affinity.get(vcpu["cpu-index"])
+            if host_cpus is None:
+                continue
+            try:
+                os.sched_setaffinity(vcpu["thread-id"], host_cpus)
+            except (OSError, ValueError, OverflowError) as error:
+                raise AffinityError(vcpu["cpu-index"]) from error
+
+    def is_told_by(self, event: Event) -> bool:
+        """Say whether `event` may mean that the guest has let go of a vCPU that it owes."""
+        return self._target is not None and event.name in _TELLING
+
+    def judge(self, places: list[dict[str, Any]]) -> list[VcpusRemoved]:
+        """Take an answer to `QUERY`; return what it means: the guest has let go of all that it owed."""
+        count = sum(map(is_taken, places))
+        if self._target is None or count > self._target:
+            return []
+        self._target = None
+        return [VcpusRemoved(count)]
+
+    def _places(self) -> list[dict[str, Any]]:
+        return sorted(self._control.execute(QUERY), key=_order)
+
+    def _check_removal(self) -> None:
+        if self._facts.accelerator == "tcg" and self._facts.version < _SOUND_UNDER_EMULATION:
+            raise NotSupportedYet(
+                f"QEMU {self._facts.version_text} can crash after the removal of an emulated vCPU:"
+                " it needs KVM, or QEMU 10.0"
+            )
+
+    def _ask_removal(self, taken: list[dict[str, Any]], vcpus: int) -> None:
+        self._target = vcpus
+        for count in range(len(taken), vcpus, -1):
+            try:
+                self._remove(taken[count - 1]["qom-path"])
+            except VcpuRefused:
+                self._target = None if count == len(taken) else count
+                raise
+
+    def _add(self, places: list[dict[str, Any]]) -> None:
+        if self._facts.accelerator == "tcg" and self._had + len(places) > self._limit:
+            raise NoVcpuThread(self._limit)
+        added: list[str] = []
+        for place in places:
+            name = vcpu_id(place["props"])
+            try:
+                self._control.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
+            except QmpError as error:
+                for each in reversed(added):
+                    self._remove(each)
+                raise VcpuRefused(error.description) from error
+            added.append(name)
+            self._had += 1
+
+    def _remove(self, name: str) -> None:
+        """Ask the guest to let go of a vCPU; `name` is its id, or its path where QEMU started with it."""
+        try:
+            self._control.execute("device_del", {"id": name})
+        except QmpError as error:
+            raise VcpuRefused(error.description) from error
+
+
+def is_taken(place: dict[str, Any]) -> bool:
+    """Say whether the place of a ``query-hotpluggable-cpus`` has a vCPU."""
+    return "qom-path" in place
+
+
+def vcpu_id(props: dict[str, int]) -> str:
+    """Return the id of the vCPU in the place `props`."""
+    return _ID_PREFIX + "-".join(str(props[key]) for key in _PLACE_ORDER if key in props)
+
+
+def _order(place: dict[str, Any]) -> list[int]:
+    return [place["props"].get(key, 0) for key in _PLACE_ORDER]

@@ -1,0 +1,159 @@
+"""Sizes of a running VM that change, seen from inside the guest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.booted import MIB, Booted, booting, serving, vm_config
+from support.old_qemu import old_qemu_program
+from support.wait import wait_until
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+
+GUEST_S = 30.0
+ONLINE = "for cpu in /sys/devices/system/cpu/cpu[1-9]*; do echo 1 >$cpu/online; done 2>/dev/null; nproc"
+
+
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    with booting(tmp_path_factory.mktemp("resize"), resizable()) as booted:
+        yield booted
+
+
+def resizable() -> dict[str, object]:
+    cpus = {
+        "boot_vcpus": 2,
+        "max_vcpus": 6,
+        "topology": {"threads_per_core": 1, "cores_per_die": 3, "dies_per_package": 1, "packages": 2},
+    }
+    memory = {"size": 256 * MIB, "hotplug_size": 512 * MIB}
+    return vm_config(cpus=cpus, memory=memory, balloon={"size": 0})
+
+
+def resize(vm: Booted, vcpus: int) -> None:
+    vm.vmm.put("vm.resize", {"desired_vcpus": vcpus}, expect=204)
+    assert vm.config()["cpus"]["boot_vcpus"] == vcpus
+
+
+def wait_vcpus(vm: Booted, vcpus: int) -> None:
+    wait_until(lambda: vm.run(ONLINE) == str(vcpus), f"the guest has {vcpus} vCPUs", timeout_s=GUEST_S)
+
+
+def wait_settled(vm: Booted, vcpus: int) -> None:
+    """Wait until the guest has let go of all that it owes, and has `vcpus`."""
+    wait_vcpus(vm, vcpus)
+    same = {"desired_vcpus": vcpus}
+    wait_until(
+        lambda: vm.vmm.exchange("PUT", "vm.resize", same).status == 204, "nothing is owed", timeout_s=GUEST_S
+    )
+
+
+def test_vcpus_come_and_go_and_keep_their_topology(vm: Booted) -> None:
+    wait_vcpus(vm, 2)
+    for vcpus in (4, 3, 5, 1):
+        resize(vm, vcpus)
+        wait_settled(vm, vcpus)
+        folder = "/sys/devices/system/cpu/cpu[0-9]*/topology"
+        found = vm.run(f"cat {folder}/physical_package_id {folder}/core_id").split()
+        assert found[:vcpus] == [str(index // 3) for index in range(vcpus)]
+        assert found[vcpus:] == [str(index % 3) for index in range(vcpus)]
+
+
+def test_emulation_says_when_it_can_have_no_other_vcpu(vm: Booted) -> None:
+    """Goes on where the test before it ended: QEMU would abort."""
+    (*_, last) = vm.vmm.put("vm.resize", {"desired_vcpus": 2}, expect=500)
+    assert last.startswith("The emulation has had 6 vCPUs since the boot")
+    assert vm.config()["cpus"]["boot_vcpus"] == 1
+    vm.vmm.put("vm.reboot")
+    vm.wait_ready()
+    wait_vcpus(vm, 1)
+
+
+def test_vcpus_that_the_guest_owes_keep_others_from_changing(vm: Booted) -> None:
+    """Goes on where the test before it ended: a guest of one vCPU, just rebooted."""
+    resize(vm, 3)
+    wait_vcpus(vm, 3)
+    vm.vmm.put("vm.pause")
+    resize(vm, 2)
+    vm.vmm.put("vm.resize", {"desired_vcpus": 4}, expect=429)
+    vm.vmm.put("vm.resume")
+    wait_settled(vm, 2)
+    assert vm.config()["cpus"]["boot_vcpus"] == 2
+
+
+def test_balloon_takes_and_gives_back(vm: Booted) -> None:
+    before = memory_kib(vm)
+    vm.vmm.put("vm.resize", {"desired_balloon": 64 * MIB}, expect=204)
+    wait_until(
+        lambda: vm.info()["memory_actual_size"] == 192 * MIB, "the balloon has its share", timeout_s=GUEST_S
+    )
+    assert memory_kib(vm) <= before - 60 * 1024
+    assert vm.config()["balloon"]["size"] == 64 * MIB
+    vm.vmm.put("vm.resize", {"desired_balloon": 0}, expect=204)
+    wait_until(lambda: vm.info()["memory_actual_size"] == 256 * MIB, "it is given back", timeout_s=GUEST_S)
+    assert memory_kib(vm) > before - 4 * 1024
+
+
+def memory_kib(vm: Booted) -> int:
+    return int(vm.run("awk '/MemTotal/{print $2}' /proc/meminfo"))
+
+
+def test_memory_modules_are_plugged_and_stay_after_a_reboot(vm: Booted) -> None:
+    before = memory_kib(vm)
+    vm.run("echo online_movable >/sys/devices/system/memory/auto_online_blocks")
+    vm.vmm.put("vm.resize", {"desired_ram": 384 * MIB}, expect=204)
+    wait_memory(vm, before + 128 * 1024)
+    vm.vmm.put("vm.resize", {"desired_ram": 640 * MIB}, expect=204)
+    wait_memory(vm, before + 384 * 1024)
+    vm.run("mkdir -p /tmp/m && mount -t tmpfs -o size=500m none /tmp/m")
+    vm.run("head -c 400m /dev/zero >/tmp/m/filled")
+    vm.run("umount /tmp/m")
+    vm.vmm.put("vm.resize", {"desired_ram": 1024 * MIB}, expect=500)
+    assert vm.config()["memory"]["size"] == 640 * MIB
+    vm.vmm.put("vm.reboot")
+    vm.wait_ready()
+    assert memory_kib(vm) > before + 370 * 1024
+
+
+def wait_memory(vm: Booted, kib: int) -> None:
+    wait_until(lambda: memory_kib(vm) == kib, f"the guest has {kib} KiB", timeout_s=GUEST_S)
+
+
+def test_vcpus_are_bound_to_host_cpus(tmp_path: Path) -> None:
+    cpus = {
+        "boot_vcpus": 1,
+        "max_vcpus": 2,
+        "affinity": [{"vcpu": 0, "host_cpus": [1]}, {"vcpu": 1, "host_cpus": [0]}],
+    }
+    with booting(tmp_path, vm_config(cpus=cpus)) as vm:
+        resize(vm, 2)
+        wait_vcpus(vm, 2)
+        assert vcpu_affinities(vm.qemu_pid()) == [{1}, {0}]
+
+
+def vcpu_affinities(pid: int) -> list[set[int]]:
+    """Return the host CPUs of each thread of QEMU that runs a vCPU, in order."""
+    tasks = Path(f"/proc/{pid}/task")
+    found = {task.joinpath("comm").read_text(): int(task.name) for task in tasks.iterdir()}
+    return [os.sched_getaffinity(found[name]) for name in sorted(found) if name.startswith("CPU ")]
+
+
+def test_host_cpu_that_is_none_is_told(tmp_path: Path) -> None:
+    cpus = {"boot_vcpus": 1, "max_vcpus": 1, "affinity": [{"vcpu": 0, "host_cpus": [999]}]}
+    with serving(tmp_path) as vm:
+        vm.vmm.put("vm.create", vm_config(cpus=cpus))
+        words = vm.vmm.put("vm.boot", expect=500)
+        assert "vCPU 0 could not be bound to its host CPUs" in words
+
+
+def test_removal_of_a_vcpu_is_refused_by_an_old_qemu_that_would_crash(tmp_path: Path) -> None:
+    with booting(tmp_path / "run", resizable(), "--qemu", str(old_qemu_program(tmp_path))) as vm:
+        resize(vm, 3)
+        wait_vcpus(vm, 3)
+        (*_, last) = vm.vmm.put("vm.resize", {"desired_vcpus": 1}, expect=500)
+        assert last.startswith("QEMU 7.2") and last.endswith("it needs KVM, or QEMU 10.0")
+        assert vm.config()["cpus"]["boot_vcpus"] == 3

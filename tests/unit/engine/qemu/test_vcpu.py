@@ -1,0 +1,156 @@
+"""vCPUs that come and go: which places are filled and emptied, and when the guest owes nothing any more."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.engine.base import NotSupportedYet, RemovalPending, VcpusRemoved
+from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.qmp import QmpError
+from cloudvmm.engine.qemu.vcpu import NoVcpuThread, VcpuRefused, Vcpus
+
+EJECTED = Event("ACPI_DEVICE_OST", {"info": {"slot-type": "CPU", "status": 0}})
+
+
+class PlayedQemu:
+    """Four places in two sockets, told in QEMU's order: the last first."""
+
+    def __init__(self, taken):
+        self.places = [
+            {
+                "type": "qemu64-x86_64-cpu",
+                "vcpus-count": 1,
+                "props": {"socket-id": number // 2, "core-id": number % 2, "thread-id": 0},
+            }
+            for number in range(4)
+        ]
+        for place in self.places[:taken]:
+            self.fill(place, "unattached/device")
+        self.asked = []
+        self.refuses = {}
+
+    def fill(self, place, folder):
+        place["qom-path"] = f"/machine/{folder}[{self.places.index(place)}]"
+
+    def execute(self, command, arguments=None):
+        if command == "query-hotpluggable-cpus":
+            return list(reversed(self.places))
+        if command == "query-cpus-fast":
+            return [{"cpu-index": 0, "thread-id": 0}]
+        name = arguments["id"]
+        self.asked.append((command, name))
+        if name in self.refuses:
+            raise QmpError(command, "GenericError", self.refuses[name])
+        if command == "device_add":
+            place = next(each for each in self.places if each["props"].items() <= arguments.items())
+            self.fill(place, "peripheral")
+        return {}
+
+    def eject(self, *numbers):
+        for number in numbers:
+            del self.places[number]["qom-path"]
+
+
+def vcpus_of(qemu, *, boot=2, accelerator="kvm", version=(10, 0, 2)):
+    facts = QemuFacts(binary="/qemu", version=version, accelerator=accelerator)
+    return Vcpus(qemu, CpusConfig(boot_vcpus=boot, max_vcpus=4), facts)
+
+
+def test_places_are_filled_from_the_first_one_on():
+    qemu = PlayedQemu(taken=2)
+    vcpus_of(qemu).resize(4)
+    assert qemu.asked == [("device_add", "cpu-1-0-0"), ("device_add", "cpu-1-1-0")]
+
+
+def test_places_are_emptied_from_the_last_one():
+    qemu = PlayedQemu(taken=4)
+    vcpus_of(qemu, boot=4).resize(2)
+    assert qemu.asked == [
+        ("device_del", "/machine/unattached/device[3]"),
+        ("device_del", "/machine/unattached/device[2]"),
+    ]
+
+
+def test_removal_is_told_once_when_the_guest_has_let_go_of_all():
+    qemu = PlayedQemu(taken=4)
+    vcpus = vcpus_of(qemu, boot=4)
+    assert not vcpus.is_told_by(EJECTED)
+    vcpus.resize(2)
+    assert vcpus.is_told_by(EJECTED)
+    assert not vcpus.is_told_by(Event("RESUME", {}))
+    qemu.eject(3)
+    assert vcpus.judge(qemu.places) == []
+    qemu.eject(2)
+    assert vcpus.judge(qemu.places) == [VcpusRemoved(2)]
+    assert vcpus.judge(qemu.places) == []
+    assert not vcpus.is_told_by(EJECTED)
+
+
+def test_what_the_guest_owes_keeps_others_from_changing():
+    qemu = PlayedQemu(taken=4)
+    vcpus = vcpus_of(qemu, boot=4)
+    vcpus.resize(3)
+    for count in (4, 3, 1):
+        with pytest.raises(RemovalPending, match="still has 4 vCPUs and is to have 3"):
+            vcpus.resize(count)
+    qemu.eject(3)
+    vcpus.resize(4)
+    assert qemu.asked[-1] == ("device_add", "cpu-1-1-0")
+
+
+def test_those_added_are_taken_back_when_another_cannot_be_added():
+    qemu = PlayedQemu(taken=2)
+    qemu.refuses["cpu-1-1-0"] = "no such core"
+    with pytest.raises(VcpuRefused, match="no such core"):
+        vcpus_of(qemu).resize(4)
+    assert qemu.asked[-1] == ("device_del", "cpu-1-0-0")
+
+
+def test_removal_that_is_refused_is_not_waited_for():
+    qemu = PlayedQemu(taken=2)
+    qemu.refuses["/machine/unattached/device[1]"] = "Boot CPU is unpluggable"
+    vcpus = vcpus_of(qemu)
+    with pytest.raises(VcpuRefused, match="Boot CPU is unpluggable"):
+        vcpus.resize(1)
+    assert not vcpus.is_told_by(EJECTED)
+
+
+def test_removal_that_is_refused_midway_is_waited_for_as_far_as_it_went():
+    qemu = PlayedQemu(taken=4)
+    qemu.refuses["/machine/unattached/device[2]"] = "not this one"
+    vcpus = vcpus_of(qemu, boot=4)
+    with pytest.raises(VcpuRefused):
+        vcpus.resize(1)
+    qemu.eject(3)
+    assert vcpus.judge(qemu.places) == [VcpusRemoved(3)]
+
+
+def test_emulation_has_vcpus_for_its_limit_only():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu, accelerator="tcg")
+    vcpus.resize(3)
+    vcpus.resize(2)
+    qemu.eject(2)
+    vcpus.resize(3)
+    vcpus.resize(2)
+    qemu.eject(2)
+    with pytest.raises(NoVcpuThread, match="has had 4 vCPUs"):
+        vcpus.resize(3)
+    assert qemu.asked[-1] == ("device_del", "/machine/peripheral[2]")
+
+
+def test_old_qemu_adds_under_emulation_and_does_not_remove():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu, accelerator="tcg", version=(7, 2, 22))
+    vcpus.resize(3)
+    with pytest.raises(NotSupportedYet, match=r"QEMU 7\.2\.22 can crash"):
+        vcpus.resize(1)
+    assert len(qemu.asked) == 1
+
+
+def test_old_qemu_removes_under_kvm():
+    qemu = PlayedQemu(taken=2)
+    vcpus_of(qemu, version=(7, 2, 22)).resize(1)
+    assert qemu.asked == [("device_del", "/machine/unattached/device[1]")]
