@@ -93,9 +93,14 @@ class Logger:
     def trace(self, text: str, *, thread: str | None = None, location: str = "cloudvmm") -> None:
         self.write(Level.TRACE, text, thread=thread, location=location)
 
-    def log(self, level: str, text: str) -> None:
-        """Write at the level named `error`, `warn`, `info`, `debug` or `trace`."""
-        self.write(Level[level.upper()], text)
+    def log(self, level: str, text: str | Callable[[], str]) -> None:
+        """Write at the level named `error`, `warn`, `info`, `debug` or `trace`.
+
+        `text` may be a function that makes it: it is not called for a record that is not written.
+        """
+        wanted = Level[level.upper()]
+        if wanted <= self._level:
+            self.write(wanted, text if isinstance(text, str) else text())
 
     def write(
         self, level: Level, text: str, *, thread: str | None = None, location: str = "cloudvmm"

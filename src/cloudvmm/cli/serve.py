@@ -132,7 +132,7 @@ def serve(settings: Settings) -> None:
     :raises VmmError: the start failed, or the VMM ended because of a fault.
     """
     events = EventHub()
-    events.subscribe(lambda event: settings.log("info", log_text(event)))
+    events.subscribe(lambda event: settings.log("info", partial(log_text, event)))
     monitor = _start_monitor(settings, events)
     vmm = _start_vmm(settings, events)
     signals = _listen_for_signals(settings, vmm)

@@ -155,10 +155,8 @@ class ControlLoop:
 
     def _log_request(self, request: action.ApiRequest) -> None:
         """Say in the reference's words what was asked for; whoever pings is heard on a finer level."""
-        name = type(request).__name__.removesuffix("Request")
-        data = "" if request.data is None else f" {request.data!r}"
         level = "debug" if isinstance(request, action.VmmPing) else "info"
-        self._log(level, f"API request event: {name}{data}")
+        self._log(level, partial(_request_text, request))
 
     def _answer_info(self, request: action.ApiRequest) -> None:
         try:
@@ -294,3 +292,9 @@ class ControlLoop:
     def _on_lane(self, handler: Callable[[], None]) -> None:
         self._hear_machine()
         handler()
+
+
+def _request_text(request: action.ApiRequest) -> str:
+    name = type(request).__name__.removesuffix("Request")
+    data = "" if request.data is None else f" {request.data!r}"
+    return f"API request event: {name}{data}"

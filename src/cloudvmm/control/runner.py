@@ -32,7 +32,8 @@ WORKER_END_S = 10.0
 # What the journal calls that which goes on after vm.send-migration was answered.
 MIGRATION = "outgoing migration"
 
-Log = Callable[[str, str], None]
+# The text may be a function that makes it, which whoever drops the record never calls.
+Log = Callable[[str, str | Callable[[], str]], None]
 
 
 class StuckCommand(VmmError):

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from cloudvmm import api
@@ -55,8 +57,13 @@ class VmmEnded(ConnectionFailed):
         self.path = ""
 
 
-def _ignore(level: str, text: str) -> None:
+def _ignore(level: str, text: object) -> None:
     """Log to nobody."""
+
+
+def _with_texts(log: Callable[[str, str], None]) -> Log:
+    """Return what hands `log` nothing but texts."""
+    return lambda level, text: log(level, text if isinstance(text, str) else text())
 
 
 class Vmm(Methods):
@@ -80,10 +87,11 @@ class Vmm(Methods):
         api_socket: str | os.PathLike[str] | None = None,
         no_shutdown: bool = True,
         max_connections: int = 10,
-        log: Log = _ignore,
+        log: Callable[[str, str], None] | None = None,
     ) -> None:
+        said = _ignore if log is None else _with_texts(log)
         hub = EventHub()
-        hub.subscribe(lambda event: log("info", log_text(event)))
+        hub.subscribe(lambda event: said("info", partial(log_text, event)))
         hub.emit("vmm", "starting")
         self._hub = hub
         self._streams: set[LocalEvents] = set()
@@ -93,13 +101,13 @@ class Vmm(Methods):
             events=hub,
             state_dir=None if state_dir is None else os.fspath(state_dir),
             no_shutdown=no_shutdown,
-            log=log,
+            log=said,
         )
         # Held where the eventfd is rung and where it is closed: its number may be another file's by then.
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             undo.callback(self._end_vmm)
-            self._server = self._serve(api_socket, max_connections, log)
+            self._server = self._serve(api_socket, max_connections, said)
             if self._server is not None:
                 undo.callback(self._server.close, remove_socket=True)
             self._end_thread = threading.Thread(target=self._watch_end, name="vmm-end", daemon=True)

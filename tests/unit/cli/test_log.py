@@ -116,6 +116,21 @@ def test_level_bounds_what_is_written(level, written):
     assert sink.getvalue() == written
 
 
+def test_text_of_a_record_that_is_not_written_is_never_made():
+    sink = io.BytesIO()
+    logger = Logger(Level.WARN, sink, "{msg}")
+    made = []
+
+    def text():
+        made.append("made")
+        return "text"
+
+    logger.log("info", text)
+    assert made == []
+    logger.log("warn", text)
+    assert (made, sink.getvalue()) == (["made"], b"text\r\n")
+
+
 @pytest.mark.parametrize(("verbosity", "written"), [(0, b"w"), (1, b"wi"), (2, b"wid"), (9, b"widt")])
 def test_log_file_is_truncated_and_verbosity_chooses_the_level(tmp_path, verbosity, written):
     log_file = tmp_path / "log"

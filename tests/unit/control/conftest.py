@@ -73,7 +73,8 @@ class Caller:
                 self.all_names()
             )
 
-    def _log(self, level: str, text: str) -> None:
+    def _log(self, level: str, said: str | Callable[[], str]) -> None:
+        text = said if isinstance(said, str) else said()
         is_request = text.startswith("API request event: ")
         (self.requests if is_request else self.logged).append(f"{level}: {text}")
 

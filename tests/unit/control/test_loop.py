@@ -10,6 +10,7 @@ import pytest
 from cloudvmm import api
 from cloudvmm.config.console import ConsoleOutputMode, SerialConfig
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.base import EngineError, MachineGone
 from cloudvmm.engine.fake import Fail, FakeEngine, Hang
 
@@ -179,6 +180,25 @@ def test_each_request_is_logged_in_the_reference_s_words(booted):
         "info: API request event: VmInfo",
         "info: API request event: VmRemoveDevice VmRemoveDeviceData(id='x')",
     ]
+
+
+class Unwritable(api.VmRemoveDeviceData):
+    def __repr__(self) -> str:
+        raise AssertionError("This is written")
+
+
+def test_text_of_a_request_is_not_made_for_a_log_that_drops_it():
+    said = []
+    vmm = VmmThread(FakeEngine(), log=lambda level, text: said.append(text))
+    with pytest.raises(api.ApiError):
+        api.vm_remove_device(vmm.api_evt, vmm.api_sender, Unwritable(id="x"))
+    vmm.exit_evt.write()
+    assert vmm.join(DEADLINE_S)
+    vmm.close()
+
+    assert callable(said[0])
+    with pytest.raises(AssertionError, match="written"):
+        said[0]()
 
 
 def test_every_vmm_shutdown_at_once_is_answered(vm_config):
