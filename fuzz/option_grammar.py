@@ -20,7 +20,7 @@ from cloudvmm.options.grammar import split_commas
 from cloudvmm.options.table import SCHEMAS
 from runner import Target, main
 
-PARSERS: dict[str, Callable[[str], Any]] = {
+FLAG_PARSERS: dict[str, Callable[[str], Any]] = {
     "balloon": device.parse_balloon,
     "console": console.parse_console,
     "cpus": cpu.parse_cpus,
@@ -40,16 +40,18 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "platform": platform.parse_platform,
     "pmem": device.parse_pmem,
     "rate-limit-group": rate_limit.parse_rate_limit_group,
-    "receive-migration": operation.parse_receive_migration,
     "restore": operation.parse_restore,
     "rng": device.parse_rng,
     "rtc": device.parse_rtc,
-    "send-migration": operation.parse_send_migration,
     "serial": console.parse_serial,
     "tpm": device.parse_tpm,
     "user-device": device.parse_user_device,
     "vdpa": device.parse_vdpa,
     "vsock": device.parse_vsock,
+}
+PARSERS = FLAG_PARSERS | {
+    "receive-migration": operation.parse_receive_migration,
+    "send-migration": operation.parse_send_migration,
 }
 _WRITERS: dict[str, Callable[[Any], str]] = {
     name: getattr(sys.modules[parse.__module__], parse.__name__.replace("parse_", "format_"))
