@@ -24,6 +24,7 @@ from cloudvmm.control.lane import Lane
 from cloudvmm.control.ram import Vcpus
 from cloudvmm.control.reader import Reader
 from cloudvmm.control.runner import Log, Runner, failed
+from cloudvmm.control.tree import bdf_of
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine import base
@@ -225,7 +226,7 @@ class ControlLoop:
             case base.DeviceRemoved(device_id=device_id):
                 self._on_device_removed(vm, device_id)
             case base.RemovalRefused(device_id=device_id):
-                self._log("warn", f"The guest does not let go of the device {device_id}")
+                self._on_removal_refused(vm, device_id)
             case base.DriverChanged() if vm.state is VmState.CREATED or vm.unreported:
                 vm.unreported.append(event)
             case base.DriverChanged():
@@ -237,6 +238,12 @@ class ControlLoop:
         bdf = vm.drop_device(device_id)
         if bdf is not None:
             self._events.emit("vm", "device-removed", {"id": device_id, "bdf": bdf})
+
+    def _on_removal_refused(self, vm: Vm, device_id: str) -> None:
+        self._log("warn", f"The guest does not let go of the device {device_id}")
+        slot = vm.numbering.slots.get(device_id)
+        if slot is not None:
+            self._events.emit("vm", "device-removal-refused", {"id": device_id, "bdf": bdf_of(slot)})
 
     def _report_drivers(self) -> None:
         """Tell what drivers did while their VM booted, behind the event that says that it has."""

@@ -403,8 +403,15 @@ def test_engine_that_fails_to_remove_changes_nothing(booted, engine):
     assert booted(api.vm_info) == before
 
 
-def test_guest_that_says_that_it_keeps_a_device_is_in_the_log(booted, engine):
+def test_guest_that_says_that_it_keeps_a_device_is_in_the_log_and_among_the_events(booted, engine):
+    booted(api.vm_pause)
     remove(booted, "_disk0")
     engine.last_machine._report(RemovalRefused("_disk0"))
-    wanted = "warn: The guest does not let go of the device _disk0"
+    engine.last_machine._report(RemovalRefused("long gone"))
+    wanted = "warn: The guest does not let go of the device long gone"
     wait_until(lambda: wanted in booted.logged, wanted, timeout_s=DEADLINE_S)
+    assert "warn: The guest does not let go of the device _disk0" in booted.logged
+    assert [event.properties for event in booted.events if event.event == "device-removal-refused"] == [
+        {"id": "_disk0", "bdf": "0000:00:01.0"}
+    ]
+    assert "_disk0" in booted(api.vm_info).device_tree
