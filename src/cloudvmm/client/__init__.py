@@ -18,6 +18,7 @@ from cloudvmm.client.error import (
     ConnectionFailed,
     EventsLost,
     NoAnswer,
+    RemovalRefused,
 )
 from cloudvmm.client.failure import (
     BadRequest,
@@ -67,6 +68,7 @@ __all__ = [
     "NoAnswer",
     "NotFound",
     "NotSupported",
+    "RemovalRefused",
     "ServerError",
     "ServerFull",
     "TooManyRequests",

@@ -55,14 +55,27 @@ class AsyncEventStream:
         :raises EventsLost: it may be among the events that are lost.
         :raises ClientError: the server is lost.
         """
+        return await self.wait_until(
+            lambda found: (found.source, found.event) == (source, event), timeout_s, name=f"{source}/{event}"
+        )
+
+    async def wait_until(
+        self, is_wanted: Callable[[Event], bool], timeout_s: float, *, name: str = "such event"
+    ) -> Event:
+        """Take events until `is_wanted` says yes to one, and return it; `name` is for the errors.
+
+        :raises TimeoutError: there was none in time, or the stream has ended.
+        :raises EventsLost: it may be among the events that are lost.
+        :raises ClientError: the server is lost.
+        """
         deadline = Deadline(timeout_s)
         try:
             while (found := await self.next(deadline.left_s())) is not None:
-                if (found.source, found.event) == (source, event):
+                if is_wanted(found):
                     return found
         except TimeoutError as error:
-            raise TimeoutError(f"There was no {source}/{event} in {timeout_s:g} s") from error
-        raise TimeoutError(f"The stream has ended without {source}/{event}")
+            raise TimeoutError(f"There was no {name} in {timeout_s:g} s") from error
+        raise TimeoutError(f"The stream has ended without {name}")
 
     def close(self) -> None:
         """Follow no more."""

@@ -6,6 +6,7 @@ ClientError                 root; `may_have_run` says whether the command can ha
 ├── BadReply                what came back is not HTTP: the request may or may not have run
 ├── AnswerNotUnderstood     the command has run, its answer is of a form that this release does not know
 ├── EventsLost              an event stream cannot go on without a gap
+├── RemovalRefused          the guest was asked for a device, and keeps it
 └── ServerError             the server answers with an error: `failure.py`
 """
 
@@ -60,3 +61,11 @@ class EventsLost(ClientError):
         super().__init__(f"Events from number {requested} on are lost; the next one is {first}")
         self.requested = requested
         self.first = first
+
+
+class RemovalRefused(ClientError):
+    """The guest was asked to let go of `device_id`, and said that it does not; the device is as before."""
+
+    def __init__(self, device_id: str) -> None:
+        super().__init__(f"The guest refuses to let go of the device {device_id}")
+        self.device_id = device_id

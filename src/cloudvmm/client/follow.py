@@ -9,7 +9,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from cloudvmm.client.error import ClientError, NoAnswer
+from cloudvmm.client.error import ClientError, NoAnswer, RemovalRefused
 from cloudvmm.client.failure import NotFound, ServerFull
 from cloudvmm.client.sse import Frame, FrameParser
 from cloudvmm.client.table import EVENTS
@@ -64,6 +64,45 @@ def is_running(info: VmInfo) -> bool:
 def may_be_well_later(error: ClientError) -> bool:
     """Whether a VM, or the server, may just not be that far: no VM, no room, or no answer in time."""
     return isinstance(error, NotFound | ServerFull) or isinstance(error.__cause__, TimeoutError)
+
+
+class Removal:
+    """A device that the guest was asked for: what tells that it is gone, and what to say where it is not.
+
+    `named_id` is what the caller calls it, which may be the name of its virtio-pci wrapper.
+    """
+
+    def __init__(self, named_id: str, wait_s: float) -> None:
+        self._device_id = named_id
+        self._wait_s = wait_s
+        self._is_paused = False
+
+    def is_gone(self, info: VmInfo) -> bool:
+        """Whether it is in the VM no more, after the request: never was, or the guest was quick."""
+        self._is_paused = info.state.value == "Paused"
+        node = (info.device_tree or {}).get(self._device_id)
+        if node is not None and node.children:
+            self._device_id = node.children[0]
+        return node is None
+
+    def is_end(self, event: Event) -> bool:
+        """Whether `event` tells that it is gone, be it with its VM: a new one is made without it.
+
+        :raises RemovalRefused: it tells that the guest keeps it.
+        """
+        if event.source != "vm":
+            return False
+        if event.event in ("shutdown", "deleted", "rebooted"):
+            return True
+        if (event.properties or {}).get("id") != self._device_id:
+            return False
+        if event.event == "device-removal-refused":
+            raise RemovalRefused(self._device_id)
+        return event.event == "device-removed"
+
+    def complaint(self) -> TimeoutError:
+        text = f"The guest has not let go of the device {self._device_id} after {self._wait_s:g} s"
+        return TimeoutError(f"{text}; the VM is paused" if self._is_paused else text)
 
 
 class Follower:

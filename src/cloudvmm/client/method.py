@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cloudvmm.client import table
 from cloudvmm.client.error import ClientError, ConnectionFailed, NoAnswer
 from cloudvmm.client.failure import ServerFull
-from cloudvmm.client.follow import Patience, is_running, may_be_well_later
+from cloudvmm.client.follow import Patience, Removal, is_running, may_be_well_later
 
 if TYPE_CHECKING:
     from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
@@ -114,6 +114,33 @@ class Methods(abc.ABC):
         """
         with self.events(from_number) as stream:
             return stream.wait_for(source, event, timeout_s)
+
+    def remove_device(self, device_id: str, wait_s: float) -> None:
+        """Ask the guest to let go of a device, and return once it has, or the VM is gone or made anew.
+
+        `vm_remove_device` alone returns before the guest has heard of it. A device of a VM that is not booted
+        goes at once. One that the guest keeps has left the config all the same, and the guest may still let
+        go of it; whoever asks again asks it again.
+
+        :raises TimeoutError: the guest has not in `wait_s`, counted from the answer; the text says if it is
+            paused.
+        :raises RemovalRefused: it said that it does not.
+        :raises NotSupported: the server has no event stream; nothing was asked.
+        :raises ServerError: there is no such device, or it cannot be removed.
+        :raises ClientError: as for `call`, or events were lost.
+        """
+        from cloudvmm.config.operation import VmRemoveDeviceData
+
+        removal = Removal(device_id, wait_s)
+        with self.events() as stream:
+            self.call(table.VM_REMOVE_DEVICE, VmRemoveDeviceData(id=device_id))
+            if removal.is_gone(self.call(table.VM_INFO)):
+                return
+            try:
+                stream.wait_until(removal.is_end, wait_s)
+            except TimeoutError as error:
+                if not removal.is_gone(self.call(table.VM_INFO)):
+                    raise removal.complaint() from error
 
     def vmm_ping(self) -> VmmPingResponse:
         """Say who answers: version, process id, features."""
@@ -221,7 +248,7 @@ class Methods(abc.ABC):
         return self.call(table.VM_ADD_VSOCK, vsock_config)
 
     def vm_remove_device(self, data: VmRemoveDeviceData) -> None:
-        """Ask the guest to let go of a device; event `device-removed` tells that it has."""
+        """Ask the guest to let go of a device; event `device-removed` tells that it has: `remove_device`."""
         self.call(table.VM_REMOVE_DEVICE, data)
 
     def vm_snapshot(self, data: VmSnapshotConfig) -> None:

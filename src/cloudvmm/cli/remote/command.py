@@ -130,6 +130,9 @@ SUBCOMMANDS = (
         "Remove VFIO and PCI device",
         "vm.remove-device",
         argument=Argument("id", "Device identifier"),
+        options=(
+            Option("wait", "Wait so long for the guest to let go of it (extension)", "seconds", is_ours=True),
+        ),
     ),
     Subcommand(
         "resize",

@@ -9,6 +9,7 @@ RemoteError
 ├── DBusApiClient        a D-Bus call failed; caused by a BusFailure
 ├── NotOpened            there is no way to a server; logged, and not shown as a chain
 ├── NotOnDBus            the D-Bus interface lacks this
+├── DeviceStays          the guest was asked for a device, and has it still
 ├── ConfigSyntax         an option string does not parse; caused by an OptionError
 ├── InvalidCpuCount
 ├── SizeError            the text is no size
@@ -89,6 +90,10 @@ class NotOpened(RemoteError):
 class NotOnDBus(RemoteError):
     def __init__(self, subcommand: str) -> None:
         super().__init__(f"{subcommand} is not available over D-Bus; use --api-socket")
+
+
+class DeviceStays(RemoteError):
+    """The guest was asked for a device and has it still: it refused, or did nothing in time."""
 
 
 class ConfigSyntax(RemoteError):

@@ -94,6 +94,11 @@ def _do(args: argparse.Namespace, api: RestApi | BusApi) -> None:
 
         print_events(api, first=vars(args)["from"])
         return
+    if args.command == "remove-device" and args.wait is not None:
+        from cloudvmm.cli.remote.removal import remove_device
+
+        remove_device(api, args.id, wait_s=args.wait)
+        return
     api.connect()  # before any input is read
     request = make_request(args)
     doing = BY_NAME[args.command].doing

@@ -9,6 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 from cloudvmm.cli.remote.command import BY_NAME, GLOBAL_OPTIONS, SUBCOMMANDS, Option, Subcommand
@@ -181,7 +182,8 @@ def _add_subcommand(add: Callable[..., RemoteParser], subcommand: Subcommand, pr
 
 
 def _add_option(parser: RemoteParser, option: Option) -> None:
-    kind = _TYPES.get(option.metavar)
+    read = _TYPES.get(option.metavar)
+    kind = None if read is None else partial(read, option.name)
     if option.is_switch:
         form: dict[str, Any] = {"nargs": 0, "default": False}
     else:
@@ -190,23 +192,23 @@ def _add_option(parser: RemoteParser, option: Option) -> None:
     parser.add_argument(f"--{option.name}", dest=dest, action=_Once, help=option.help, **form)
 
 
-def _seconds(text: str) -> float:
+def _seconds(option: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--timeout <seconds>': not a time")
+        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--{option} <seconds>': not a time")
     return seconds
 
 
-def _sequence_number(text: str) -> int:
+def _sequence_number(option: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19:
-        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--from <number>': not a number")
+        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--{option} <number>': not a number")
     return int(text)
 
 
-_TYPES: dict[str, Callable[[str], Any]] = {"seconds": _seconds, "number": _sequence_number}
+_TYPES: dict[str, Callable[[str, str], Any]] = {"seconds": _seconds, "number": _sequence_number}
 
 
 def _no_subcommand(program: str) -> str:
