@@ -335,9 +335,7 @@ def test_device_that_cannot_be_had_leaves_nothing(
 ) -> None:
     (vm.folder / "broken.qcow2").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(56))
     make_image(vm.folder / "free.raw", DISK_BYTES)
-    bad = bytearray(qcow2_image(vm, "bad.qcow2").read_bytes())
-    bad[40:48] = b"\xff" * 8  # where the L1 table is: no place that an image can have
-    (vm.folder / "bad.qcow2").write_bytes(bad)
+    bad_image(vm)
     body = {
         key: value.format(folder=vm.folder) if isinstance(value, str) else value
         for key, value in device.items()
@@ -346,6 +344,15 @@ def test_device_that_cannot_be_had_leaves_nothing(
     chain = vm.vmm.put(command, body, expect=500)
 
     assert words in " | ".join(chain)
+
+
+def bad_image(vm: Booted) -> Path:
+    """Make an image that QEMU alone finds to be bad."""
+    image = qcow2_image(vm, "bad.qcow2")
+    bad = bytearray(image.read_bytes())
+    bad[40:48] = b"\xff" * 8  # where the L1 table is: no place that an image can have
+    image.write_bytes(bad)
+    return image
 
 
 def test_cold_devices_are_removed_and_a_reboot_does_not_bring_them_back(
@@ -412,6 +419,7 @@ def test_oldest_qemu_adds_and_removes_too(old_vm: Booted) -> None:
     image = qcow2_image(old_vm, "old.qcow2")
     disk, disk_bdf = add(old_vm, "vm.add-disk", path=str(image), image_type="Qcow2", serial="old")
     old_vm.vmm.put("vm.pause")
+    old_vm.vmm.put("vm.add-disk", {"path": str(bad_image(old_vm)), "image_type": "Qcow2"}, expect=500)
     net, net_bdf = add(
         old_vm, "vm.add-net", tap="old7", ip="192.168.33.1", mask="255.255.255.0", num_queues=4
     )

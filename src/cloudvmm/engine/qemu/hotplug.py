@@ -66,6 +66,8 @@ class Hotplug:
         self._modules = 0
         self._slots = dict(spec.slots)
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
+        self._doubtful: set[str] = set()  # what QEMU may have, although its addition failed
+        self._dropped: list[Command] = []
         self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
 
     def plug(self, device: PciDevice, slot: int) -> Backing:
@@ -78,7 +80,11 @@ class Hotplug:
         """
         check_device_supported(device)
         check_texts(device)
-        slots = self._slots_with(id_of(device.id), slot)
+        try:
+            slots = self._slots_with(id_of(device.id), slot)
+        finally:
+            # What it frees is for the next one: that a device went may not have been heard yet.
+            self._settle()
         with contextlib.ExitStack() as undo:
             backing = open_backing(device)
             undo.callback(backing.close)
@@ -91,8 +97,14 @@ class Hotplug:
                 # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
                 backing.release()
                 raise
+            except EngineTimeout:
+                self._note(backing.device_id, slot, parts)
+                self._doubtful.add(backing.device_id)
+                self._settle()
+                raise
+            self._note(backing.device_id, slot, parts)
+            self._own(backing)
             undo.pop_all()
-        self._note(slot, parts, backing)
         if isinstance(backing, DiskBacking):
             # Without it, only minimum and maximum are coarser: no reason to give up what is plugged.
             with contextlib.suppress(QmpError, EngineTimeout):
@@ -113,6 +125,12 @@ class Hotplug:
             "block-latency-histogram-set",
             {"id": backend_path(qdev_id(disk_id)), "boundaries": LATENCY_BOUNDARIES_NS},
         )
+
+    def sweep(self) -> None:
+        """Blocking, briefly. Have QEMU close what failed additions left: 7.2 does so while its guest runs."""
+        dropped, self._dropped = self._dropped, []
+        for command in dropped:
+            self._undo(command)
 
     def ask_removal(self, device_id: str) -> None:
         """Blocking. Ask the guest to let go of a device.
@@ -150,6 +168,7 @@ class Hotplug:
         with self._lock:
             self._slots.pop(device_id, None)
             self._remains.pop(device_id, None)
+            self._doubtful.discard(device_id)
             backing = self._resources.backings.get(device_id)
             if backing is not None:
                 backing.release()
@@ -174,6 +193,8 @@ class Hotplug:
             raise NulCharacter
         with contextlib.ExitStack() as undo:
             for step in todo:
+                if step.does.name == "add-fd":
+                    undo.callback(self._dropped.append, step.undoes)
                 # Before it is done: one that timed out may have been done. If it was not, QEMU just says so.
                 undo.callback(self._undo, step.undoes)
                 try:
@@ -191,10 +212,29 @@ class Hotplug:
         with contextlib.suppress(EngineError):
             self._control.execute(command.name, command.arguments, timeout_s=_UNDO_TIMEOUT_S)
 
-    def _note(self, slot: int, parts: Parts, backing: Backing) -> None:
+    def _settle(self) -> None:
+        """Ask again for the devices in doubt, and clear up behind those that QEMU does not have.
+
+        One that it has goes as others do, when the guest lets go of it; until then its id and slot are taken.
+        """
+        for name in tuple(self._doubtful):
+            try:
+                self._control.execute("device_del", {"id": qdev_id(name)}, timeout_s=_UNDO_TIMEOUT_S)
+            except QmpError as error:
+                if error.error_class == _NOT_FOUND:
+                    for command in self.remains_of(name) or ():
+                        self._undo(command)
+                    self.forget(name)
+            except EngineError:
+                continue
+
+    def _note(self, device_id: str, slot: int, parts: Parts) -> None:
         with self._lock:
-            self._slots[backing.device_id] = slot
-            self._remains[backing.device_id] = remains(parts)
+            self._slots[device_id] = slot
+            self._remains[device_id] = remains(parts)
+
+    def _own(self, backing: Backing) -> None:
+        with self._lock:
             self._resources.backings = {**self._resources.backings, backing.device_id: backing}
 
     def _ask_guest(self, device_id: str) -> None:

@@ -150,6 +150,7 @@ class QemuMachine:
     def resume(self) -> None:
         with self._end_explained():
             self._monitors.control.execute("cont")
+        self._hotplug.sweep()
         self._drivers.run()
 
     def power_button(self) -> None:

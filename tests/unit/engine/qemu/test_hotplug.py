@@ -170,6 +170,63 @@ def test_what_fails_in_qemu_can_be_tried_again(hotplug, qemu, disk):
     assert len(set(fdsets)) == 2
 
 
+def late(command):
+    return EngineTimeout(f"QEMU did not answer in time ({command})")
+
+
+def not_found():
+    return QmpError("device_del", "DeviceNotFound", "Device 'new' not found")
+
+
+def test_disk_that_qemu_has_all_the_same_is_cleared_up_when_the_guest_lets_go(hotplug, qemu, resources, disk):
+    before = Holdings()
+    qemu.refuses = {"device_add": late("device_add"), "blockdev-del": refusal("blockdev-del", "in use")}
+    with pytest.raises(EngineTimeout):
+        hotplug.plug(disk, SLOT)
+    assert qemu.names()[-4:] == ["device_del", "blockdev-del", "remove-fd", "device_del"]
+    before.assert_nothing_added()
+    qemu.refuses.clear()
+    with pytest.raises(DeviceIdInUse):
+        hotplug.plug(disk, SLOT)
+
+    assert [command.name for command in hotplug.remains_of("new")] == ["blockdev-del", "remove-fd"]
+    hotplug.forget("new")
+
+    hotplug.plug(disk, SLOT)
+    assert list(resources.backings) == ["new"]
+
+
+def test_disk_that_qemu_never_made_frees_its_id_once_qemu_says_so(hotplug, qemu, disk):
+    qemu.refuses = dict.fromkeys(
+        ("device_add", "device_del", "blockdev-del", "remove-fd"), late("device_add")
+    )
+    with pytest.raises(EngineTimeout):
+        hotplug.plug(disk, SLOT)
+    qemu.refuses = {"device_del": not_found()}
+    with pytest.raises(DeviceIdInUse):
+        hotplug.plug(disk, SLOT)
+    assert qemu.names()[-3:] == ["device_del", "blockdev-del", "remove-fd"]
+    hotplug.plug(disk, SLOT)
+
+
+def test_image_that_takes_too_long_to_open_is_undone_at_once(hotplug, qemu, disk):
+    qemu.refuses = {"blockdev-add": late("blockdev-add"), "device_del": not_found()}
+    with pytest.raises(EngineTimeout):
+        hotplug.plug(disk, SLOT)
+    qemu.refuses.clear()
+    hotplug.plug(disk, SLOT)
+
+
+def test_descriptors_of_failed_additions_are_dropped_once_more_when_the_guest_runs(hotplug, qemu, disk):
+    qemu.refuses["device_add"] = refusal("device_add")
+    with pytest.raises(DeviceError):
+        hotplug.plug(disk, SLOT)
+    qemu.commands.clear()
+    hotplug.sweep()
+    hotplug.sweep()
+    assert [name for name, _ in qemu.commands] == ["remove-fd"]
+
+
 def test_refused_disk_is_unlocked_where_qemu_keeps_its_descriptor(hotplug, qemu, disk, image):
     qemu.kept = []
     qemu.refuses["device_add"] = refusal("device_add")
