@@ -50,7 +50,7 @@ def build_image(guest: Guest) -> tuple[Path, bool]:
     if image.exists():
         os.utime(image)
         return image, False
-    with _building(image.parent) as staging:
+    with building(image.parent) as staging:
         if not image.exists():
             root = staging / "root"
             root.mkdir()
@@ -83,8 +83,8 @@ def _key(files: Mapping[str, Path]) -> str:
 
 
 @contextlib.contextmanager
-def _building(folder: Path) -> Iterator[Path]:
-    """Hold the builders' lock and give an empty folder, removed at the end, a dead builder's too."""
+def building(folder: Path) -> Iterator[Path]:
+    """Hold the builders' lock in `folder`; give an empty folder in it, removed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     staging = folder / "staging"
     with (folder / ".lock").open("w") as lock:
