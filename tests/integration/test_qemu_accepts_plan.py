@@ -21,10 +21,12 @@ import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
 from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qemu import QemuEngine, plan
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.kind import devices_of
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.resource import acquire
 from support.guest import find_guest
@@ -33,8 +35,9 @@ from support.sink import sink_of
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
-HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-"))]
+HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-", "pmem-"))]
 IMAGE_BYTES = 1 << 20
+PMEM_BYTES = 4 << 20
 FORMATS = {ImageType.QCOW2: "qcow2", ImageType.FIXED_VHD: "vpc", ImageType.VHDX: "vhdx"}
 TIMEOUT_S = 60
 FIXED_ARGUMENTS = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"]
@@ -86,11 +89,19 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
         make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
     for net in case.config.net or []:
         net.tap = None
+    for pmem in case.config.pmem or []:
+        pmem.file = str(make_file(tmp_path / Path(pmem.file).name, pmem.size or PMEM_BYTES))
     for console in (case.config.serial, case.config.console, case.config.debug_console):
         if console.file is not None:
             console.file = str(tmp_path / Path(console.file).name)
     need_hugepages(case.config)
     return case
+
+
+def make_file(path: Path, size_bytes: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    return path
 
 
 def use_real_payload(config: VmConfig, folder: Path) -> None:
@@ -152,7 +163,7 @@ def spec_of(golden: Golden, stream_fd: int) -> MachineSpec:
 
 def default_slots(config: VmConfig) -> dict[str, int]:
     ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic"]
-    ids += [device.id or "" for device in [*(config.disks or []), *(config.net or [])]]
+    ids += [device.id or "" for device in devices_of(config)]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     return {each: slot for slot, each in enumerate(ids, start=2)}
 
@@ -189,7 +200,7 @@ def devices_on(bus: dict) -> dict[str, int]:
 
 
 def expected_devices(config: VmConfig) -> set[str]:
-    ids = {device.id or "" for device in [*(config.disks or []), *(config.net or [])]}
+    ids = {device.id or "" for device in devices_of(config)}
     ids.add(config.rng.id or "__rng")
     if config.console.mode is not ConsoleOutputMode.OFF:
         ids.add(config.console.id or "__console")
@@ -231,8 +242,9 @@ def schema(engine: QemuEngine) -> QmpSchema:
 
 
 def empty_spec(config: VmConfig) -> MachineSpec:
-    """A machine with nothing of its own but the entropy device, and the vCPUs of `config`."""
-    bare = VmConfig(cpus=config.cpus, console=ConsoleConfig(mode=ConsoleOutputMode.OFF))
+    """A machine with nothing of its own but the entropy device, the vCPUs of `config`, and room for RAM."""
+    memory = MemoryConfig(size=512 << 20, hotplug_size=1 << 30)
+    bare = VmConfig(cpus=config.cpus, memory=memory, console=ConsoleConfig(mode=ConsoleOutputMode.OFF))
     off = ConsoleSink(kind=SinkKind.OFF)
     return MachineSpec(vm_config=bare, slots={"__rng": 31}, serial=off, console=off, debug_console=off)
 
@@ -246,7 +258,7 @@ def stated(name: str, arguments: dict) -> dict:
 @pytest.mark.parametrize("golden", HOT_CASES, indirect=True)
 def test_qemu_takes_every_device_hot_on_its_slot(engine, schema, sent, golden):
     slots = default_slots(golden.config) if golden.slots is None else golden.slots
-    devices = [*(golden.config.disks or []), *(golden.config.net or [])]
+    devices = list(devices_of(golden.config))
     machine = engine.build(empty_spec(golden.config))
     try:
         sent.clear()

@@ -7,8 +7,10 @@ from typing import Final
 from support.device.case import DeviceCase
 from support.device.disk import DiskCase
 from support.device.net import NetCase
+from support.device.pmem import PmemCase
 
 CASES: Final[tuple[type[DeviceCase], ...]] = (
     DiskCase,
     NetCase,
+    PmemCase,
 )

@@ -18,10 +18,11 @@ class Backing(msgspec.Struct, kw_only=True):
     """Opened for one device and owned by the machine's `Resources`.
 
     It is used by one thread at a time. None of its methods waits for QEMU or for the guest: the control loop
-    calls `release` and `close`, too.
+    calls `release` and `close`, too. `stays` tells why the device cannot be removed from a guest that runs.
     """
 
     device_id: str
+    stays: str | None = None
 
     @property
     def fds(self) -> list[int]:

@@ -25,7 +25,7 @@ from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.kind import describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
-from cloudvmm.engine.qemu.memory import Ram, module_parts
+from cloudvmm.engine.qemu.memory import NoRoomForMemory, Ram, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
@@ -50,6 +50,11 @@ class DeviceIdInUse(DeviceError):
 class DeviceUnknown(DeviceError):
     def __init__(self, device_id: str) -> None:
         super().__init__(f"The machine has no device {device_id}")
+
+
+class DeviceStays(DeviceError):
+    def __init__(self, device_id: str, *, reason: str) -> None:
+        super().__init__(f"The device {device_id} cannot be removed while the VM runs: {reason}")
 
 
 class Hotplug:
@@ -141,14 +146,17 @@ class Hotplug:
         meanwhile is not kept from it.
 
         :raises DeviceUnknown: there is none that can go.
+        :raises DeviceStays: QEMU has no means to take such a device away.
         :raises NotSupportedYet: it is of another kind.
         """
         with self._lock:
-            is_known, is_removable = device_id in self._slots, device_id in self._resources.backings
+            is_known, backing = device_id in self._slots, self._resources.backings.get(device_id)
         if not is_known:
             raise DeviceUnknown(device_id)
-        if not is_removable:
+        if backing is None:
             raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
+        if backing.stays is not None:
+            raise DeviceStays(device_id, reason=backing.stays)
         self._ask_guest(device_id)
         with self._lock:
             backing = self._resources.backings.get(device_id)
@@ -254,4 +262,6 @@ def _device_ids(parts: Parts) -> list[str]:
 def _named(error: QmpError) -> EngineError:
     if is_about_slot(error.description):
         return SlotError(error.description)
+    if is_about_room(error.description):
+        return NoRoomForMemory()
     return DeviceError(error.description)

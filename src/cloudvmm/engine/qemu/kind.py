@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -15,6 +16,7 @@ from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import disk_parts, open_disk
 from cloudvmm.engine.qemu.net import net_parts, open_net
 from cloudvmm.engine.qemu.parts import Parts
+from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
 from cloudvmm.engine.qemu.seat import Seat
 
 
@@ -32,6 +34,7 @@ class Kind(msgspec.Struct, frozen=True):
 KINDS: Final[dict[type[PciDevice], Kind]] = {
     DiskConfig: Kind("disks", open_disk, disk_parts),
     NetConfig: Kind("net", open_net, net_parts),
+    PmemConfig: Kind("pmem", open_pmem, pmem_parts),
 }
 
 

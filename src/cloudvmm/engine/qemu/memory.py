@@ -12,13 +12,15 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
-from cloudvmm.engine.base import NotSupportedYet, RamError
+from cloudvmm.engine.base import DeviceError, NotSupportedYet, RamError
 from cloudvmm.engine.qemu.parts import Parts, Properties
 
 RAM_ID: Final = "ram0"
 HOTPLUG_SLOTS: Final = 8
+ROOM_BYTES: Final = 64 << 30  # it costs addresses, no memory
 
 _MODULE: Final = "module"
+_RAM_ABOVE_4_GIB: Final = 0xE000_0000  # from this size on the machine type puts a part of it there
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
 _MAX_PREALLOC_THREADS: Final = 16
 _HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
@@ -50,6 +52,10 @@ class TooFewHugepages(RamNotAvailable):
             f"Guest memory needs {needed} huge pages of {page_bytes // 1024} KiB,"
             f" and the host has {available} to give"
         )
+
+
+class NoRoomForMemory(DeviceError):
+    """The VM has no room for more memory: boot it with memory.hotplug_size or with a pmem device"""
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
@@ -199,8 +205,21 @@ def module_parts(ram: Ram, number: int, size: int) -> Parts:
     return Parts(objects=[backend], devices=[device])
 
 
-def memory_arguments(ram: Ram) -> list[str]:
-    """Return the option for the size of the RAM, with room for hotplug if that is asked for."""
-    if not ram.hotplug_size:
+def memory_arguments(ram: Ram, *, pmem_bytes: int, phys_bits: int) -> list[str]:
+    """Return the option for the size of the RAM, with the room that memory devices need.
+
+    `pmem_bytes` is the size of those that are there from the start; what may come later has `ROOM_BYTES`
+    more, where there is room at all. A Linux guest with room above 4 GiB sets 64 MiB of its RAM aside
+    (its SWIOTLB). One whose RAM reaches there does so anyway; a smaller one has no room unless it asks.
+    """
+    asked = ram.hotplug_size + pmem_bytes
+    if not asked and ram.size < _RAM_ABOVE_4_GIB:
         return ["-m", f"size={ram.size}B"]
-    return ["-m", f"size={ram.size}B,slots={HOTPLUG_SLOTS},maxmem={ram.size + ram.hotplug_size}B"]
+    room = asked + min(ROOM_BYTES, (1 << phys_bits) // 4)
+    slots = f",slots={HOTPLUG_SLOTS}" if ram.hotplug_size else ""
+    return ["-m", f"size={ram.size}B{slots},maxmem={ram.size + room}B"]
+
+
+def is_about_room(description: str) -> bool:
+    """Say whether QEMU's words are about a machine without room for memory devices."""
+    return "the maxmem option" in description

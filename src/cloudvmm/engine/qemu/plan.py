@@ -21,6 +21,7 @@ from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import describe, devices_of
+from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
 from cloudvmm.engine.qemu.parts import Parts, render
 from cloudvmm.engine.qemu.payload import payload_arguments
@@ -46,7 +47,9 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     result = [
         *("-machine", MACHINE),
         *cpu_arguments(vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device),
-        *memory_arguments(resources.ram),
+        *memory_arguments(
+            resources.ram, pmem_bytes=_pmem_bytes(spec, resources), phys_bits=vm_config.cpus.max_phys_bits
+        ),
         *("-action", _ACTIONS),
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
         *smbios_arguments(vm_config.platform),
@@ -75,6 +78,11 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         watchdog_parts(spec),
         pvpanic_parts(spec),
     ]
+
+
+def _pmem_bytes(spec: MachineSpec, resources: Resources) -> int:
+    backings = [resources.backings[id_of(pmem.id)] for pmem in spec.vm_config.pmem or ()]
+    return sum(backing.size for backing in backings if isinstance(backing, MappedBacking))
 
 
 def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:

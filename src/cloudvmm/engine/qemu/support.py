@@ -12,7 +12,6 @@ from cloudvmm.config.device import (
     DeviceConfig,
     FsConfig,
     GenericVhostUserConfig,
-    PmemConfig,
     UserDeviceConfig,
     VdpaConfig,
     VsockConfig,
@@ -27,7 +26,6 @@ from cloudvmm.engine.base import NotSupportedYet
 ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
     GenericVhostUserConfig: "generic vhost-user devices",
     FsConfig: "fs devices",
-    PmemConfig: "pmem devices",
     DeviceConfig: "VFIO devices",
     UserDeviceConfig: "vfio-user devices",
     VdpaConfig: "vDPA devices",
@@ -74,7 +72,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
         ABSENT_DEVICES[GenericVhostUserConfig]: vm.generic_vhost_user,
         ABSENT_DEVICES[FsConfig]: vm.fs,
-        ABSENT_DEVICES[PmemConfig]: vm.pmem,
         ABSENT_DEVICES[DeviceConfig]: vm.devices,
         ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
         ABSENT_DEVICES[VdpaConfig]: vm.vdpa,

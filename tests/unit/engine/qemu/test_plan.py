@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
+from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -29,6 +30,7 @@ from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.image import Image
 from cloudvmm.engine.qemu.kind import KINDS, describe, devices_of
+from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import ram_of
 from cloudvmm.engine.qemu.net import NetBacking
 from cloudvmm.engine.qemu.parts import Command, steps
@@ -41,7 +43,7 @@ from support.sink import sink_of
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 # The members of a configuration whose devices can be added; a case is about one if its name says so.
-HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-"))]
+HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-", "pmem-"))]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
@@ -113,10 +115,20 @@ def net_backing(case: Case, net: NetConfig, fd: int) -> Backing:
     return NetBacking(device_id=net.id or "", queues=queues, tap=net.tap)
 
 
+def pmem_backing(case: Case, pmem: PmemConfig, fd: int) -> Backing:
+    return MappedBacking(
+        device_id=pmem.id or "",
+        path=f"/proc/1/fd/{fd}",
+        size=pmem.size or 4 << 20,
+        is_shared=not pmem.discard_writes,
+    )
+
+
 # What `open_backing` would have made of a device; `fd` and the nine numbers behind it are its own.
 BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     DiskConfig: disk_backing,
     NetConfig: net_backing,
+    PmemConfig: pmem_backing,
 }
 
 
