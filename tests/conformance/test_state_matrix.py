@@ -177,17 +177,14 @@ NO_ADD = {
     "vm.add-user-device": "vfio-user devices",
     "vm.add-fs": "fs devices",
     "vm.add-generic-vhost-user": "generic vhost-user devices",
-    "vm.add-pmem": "pmem devices",
     "vm.add-vdpa": "vDPA devices",
     "vm.add-vsock": "vsock devices",
 }
 NO_MIGRATION = "Live migration comes with a later release"
-NO_HANDLER = "No virtio-mem resizing handler found"  # there is no virtio-mem to be had
 
 CANNOT_YET = {
     "fake": [],
     "qemu": [
-        ("vm.resize-zone", "RP", 500, RESIZE_ZONE, MEMORY_MANAGER, NO_HANDLER),
         ("vm.resize-disk", "RP", 500, RESIZE_DISK, DEVICE_MANAGER, "Disk resize error", NO_RESIZE),
         *(
             (call, "RP", 500, ADD[call], DEVICE_MANAGER, f"Not supported by this release: {devices}")

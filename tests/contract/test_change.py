@@ -135,7 +135,6 @@ def test_balloon_is_followed(machine_running, player):
     assert all(event.actual_bytes >= RAM_BYTES - 32 * MIB for event in _of(BalloonChanged, events))
 
 
-@ABLE
 def test_zone_is_followed(engine, spec, player):
     spec.vm_config.memory.hotplug_method = HotplugMethod.VIRTIO_MEM
     slots = {**spec.slots, "mem0": engine.info.first_slot + 4}
@@ -165,7 +164,6 @@ def test_engine_without_the_means_says_so_and_stays_as_it_was(machine_running, f
     changes = [
         lambda: machine_running.add_device(FsConfig(id="new", tag="t", socket="/s"), free_slot),
         lambda: machine_running.remove_device("__rng"),
-        lambda: machine_running.request_zone_size("mem0", 2 * MIB),
         lambda: machine_running.resize_disk(DISK_ID, 2 * DISK_BYTES),
     ]
     before = set(machine_running.counters())

@@ -29,6 +29,7 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import devices_of
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.resource import acquire
+from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
@@ -165,6 +166,7 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic"]
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
+    ids += zones_of(config.memory)
     return {each: slot for slot, each in enumerate(ids, start=2)}
 
 
@@ -200,7 +202,7 @@ def devices_on(bus: dict) -> dict[str, int]:
 
 
 def expected_devices(config: VmConfig) -> set[str]:
-    ids = {device.id or "" for device in devices_of(config)}
+    ids = {device.id or "" for device in devices_of(config)} | set(zones_of(config.memory))
     ids.add(config.rng.id or "__rng")
     if config.console.mode is not ConsoleOutputMode.OFF:
         ids.add(config.console.id or "__console")

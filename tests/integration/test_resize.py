@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.booted import MIB, Booted, booting, serving, vm_config
+from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
 from support.old_qemu import old_qemu_program
 from support.wait import wait_until
 
@@ -157,3 +157,25 @@ def test_removal_of_a_vcpu_is_refused_by_an_old_qemu_that_would_crash(tmp_path: 
         (*_, last) = vm.vmm.put("vm.resize", {"desired_vcpus": 1}, expect=500)
         assert last.startswith("QEMU 7.2") and last.endswith("it needs KVM, or QEMU 10.0")
         assert vm.config()["cpus"]["boot_vcpus"] == 3
+
+
+@pytest.mark.parametrize("version", ["path", "7.2"])
+def test_virtio_mem_gives_and_takes_memory(tmp_path: Path, version: str) -> None:
+    memory = {"size": 256 * MIB, "hotplug_method": "VirtioMem", "hotplug_size": 1024 * MIB}
+    payload = direct_boot("memhp_default_state=online_movable")
+    flags = ("--qemu", str(old_qemu_program(tmp_path))) if version == "7.2" else ()
+    with booting(tmp_path / "run", vm_config(memory=memory, payload=payload), *flags) as vm:
+        before = memory_kib(vm)
+        for plugged in (512, 1024, 64, 0):
+            size = 256 * MIB + plugged * MIB
+            vm.vmm.put("vm.resize", {"desired_ram": size}, expect=204)
+            wait_until(
+                lambda size=size: vm.info()["memory_actual_size"] == size, f"{size} bytes", timeout_s=GUEST_S
+            )
+            wait_memory(vm, before + plugged * 1024)
+        assert vm.config()["memory"].get("hotplugged_size") is None
+        vm.vmm.put("vm.resize", {"desired_ram": 384 * MIB}, expect=204)
+        assert vm.config()["memory"]["hotplugged_size"] == 128 * MIB
+        vm.vmm.put("vm.reboot")
+        vm.wait_ready()
+        wait_memory(vm, before + 128 * 1024)

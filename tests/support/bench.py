@@ -47,10 +47,8 @@ class Bench:
 
     def config(self) -> dict[str, Any]:
         """Return the config of states C, R and P: a disk `d0`, a zone `z`, one vCPU of two."""
-        zone: dict[str, Any] = {"id": "z", "size": RAM_BYTES, "shared": True}
+        zone = {"id": "z", "size": RAM_BYTES, "shared": True, "hotplug_size": 128 * MIB}
         memory: dict[str, Any] = {"size": 0, "hotplug_method": "VirtioMem", "zones": [zone]}
-        if self.engine.name == "fake":  # QEMU does not boot a VM with virtio-mem yet
-            zone["hotplug_size"] = 128 * MIB
         return {
             "cpus": {"boot_vcpus": 1, "max_vcpus": 2},
             "memory": memory,

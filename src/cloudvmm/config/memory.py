@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 import msgspec
 
 from cloudvmm.config.error import ValidationError
 from cloudvmm.config.number import MIB, U32, U64
 from cloudvmm.config.queue import is_power_of_two
+
+# The zone that all RAM is in where the user defined none; also the id of its virtio-mem device.
+DEFAULT_ZONE_ID: Final = "mem0"
 
 
 class HotplugMethod(enum.Enum):

@@ -13,7 +13,7 @@ from typing import Final
 
 from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig
-from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
+from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.numa import NumaConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.pci import PciDevice
@@ -37,7 +37,7 @@ from cloudvmm.control.error import (
     PmemWithDirectorySizeMissing,
     ZoneHotplugSizeNotAligned,
 )
-from cloudvmm.control.ram import DEFAULT_ZONE_ID, ram_of
+from cloudvmm.control.ram import ram_of
 
 PMEM_ALIGNMENT_BYTES: Final = 2 * MIB
 ZONE_HOTPLUG_ALIGNMENT_BYTES: Final = 128 * MIB

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import msgspec
 
 from cloudvmm.api.error import VcpuRemovalPending
-from cloudvmm.config.memory import HotplugMethod, MemoryConfig
+from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig
 from cloudvmm.config.number import MIB, U8, ByteCount
 from cloudvmm.control.error import (
     DesiredVcpuCountExceedsMax,
@@ -30,8 +30,6 @@ from cloudvmm.control.error import (
 MODULES: Final = 8
 MODULE_BYTES: Final = 128 * MIB
 ZONE_BLOCK_BYTES: Final = 2 * MIB
-# The zone that all RAM is in where the user defined none; also the id of its virtio-mem device.
-DEFAULT_ZONE_ID: Final = "mem0"
 
 
 class Zone(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import Final
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty
-from cloudvmm.config.memory import HotplugMethod
+from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod
 from cloudvmm.config.operation import VmResizeData, VmResizeDiskData, VmResizeZoneData
 from cloudvmm.control import edit
 from cloudvmm.control.error import (
@@ -26,7 +26,7 @@ from cloudvmm.control.error import (
     VirtioMemResizeFail,
 )
 from cloudvmm.control.holding import Holding
-from cloudvmm.control.ram import DEFAULT_ZONE_ID, Vcpus, check_above_boot
+from cloudvmm.control.ram import Vcpus, check_above_boot
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import EngineError, RemovalPending

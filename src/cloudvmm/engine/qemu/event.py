@@ -21,6 +21,7 @@ from cloudvmm.engine.base import (
     PoweredOff,
     RemovalRefused,
     ResetRequested,
+    ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event, Refusal, Reply
 from cloudvmm.engine.qemu.name import device_id
@@ -48,6 +49,9 @@ def translate(event: Event) -> EngineEvent | None:
             return GuestPanicked("crash_loaded")
         case "BALLOON_CHANGE":
             return BalloonChanged(event.data["actual"])
+        case "MEMORY_DEVICE_SIZE_CHANGE":
+            name = device_id(event.data.get("id", ""))
+            return None if name is None else ZoneChanged(name, event.data["size"])
         case "DEVICE_UNPLUG_GUEST_ERROR":
             name = _device_of(event)
             return None if name is None else RemovalRefused(name)

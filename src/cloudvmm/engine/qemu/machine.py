@@ -32,7 +32,7 @@ from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.launch import Monitors
-from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
@@ -203,7 +203,14 @@ class QemuMachine:
         self._ram_bytes += size_bytes
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
-        raise _no_resize()
+        self._check_booted()
+        request = {
+            "path": f"/machine/peripheral/{qdev_id(zone_id)}",
+            "property": "requested-size",
+            "value": plugged_bytes,
+        }
+        with self._end_explained():
+            self._monitors.control.execute("qom-set", request)
 
     def resize_balloon(self, balloon_bytes: int) -> None:
         self._check_booted()

@@ -69,12 +69,16 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     reserve: bool
     hotplug_size: int
 
+    def resized(self, size: int) -> Ram:
+        """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
+        return msgspec.structs.replace(self, size=size, prefault=False, reserve=False)
+
 
 def ram_of(memory: MemoryConfig) -> Ram:
     """Return what RAM `memory` describes.
 
     :raises MemoryConfigError: it contradicts itself.
-    :raises NotSupportedYet: it asks for several zones, or for a zone's file or host node, or for virtio-mem.
+    :raises NotSupportedYet: it asks for several zones, or for a zone's file or host node.
     """
     zones = memory.zones or []
     if memory.size and zones:
@@ -93,13 +97,13 @@ def ram_of(memory: MemoryConfig) -> Ram:
         hugepage_size=source.hugepage_size,
         prefault=source.prefault,
         reserve=source.reserve,
-        hotplug_size=memory.hotplug_size or 0,
+        hotplug_size=(source if zones else memory).hotplug_size or 0,
     )
 
 
 def _check_zones(zones: list[MemoryZoneConfig]) -> None:
     zone = zones[0]
-    if len(zones) > 1 or zone.file is not None or zone.host_numa_node is not None or zone.hotplug_size:
+    if len(zones) > 1 or zone.file is not None or zone.host_numa_node is not None:
         raise NotSupportedYet(
             "Memory zones come with a later release: only one zone without a file is possible"
         )
@@ -110,8 +114,6 @@ def _check_hotplug(memory: MemoryConfig) -> None:
         raise RamParametersInvalid
     if (memory.hotplugged_size or 0) > (memory.hotplug_size or 0):
         raise RamParametersInvalid
-    if memory.hotplug_method is HotplugMethod.VIRTIO_MEM and memory.hotplug_size:
-        raise NotSupportedYet("Memory hotplug by virtio-mem comes with a later release")
 
 
 def open_ram(ram: Ram) -> int | None:
@@ -165,24 +167,22 @@ def _count_of(folder: str, name: str) -> int:
 
 
 def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:
-    """Describe the RAM back end; `fd` is the memfd that the QEMU process has under the same number."""
-    backend: Properties = {"id": RAM_ID, "size": ram.size}
-    if fd is None:
-        backend = {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
-    else:
-        path = f"/proc/self/fd/{fd}"
-        backend = {
-            "qom-type": "memory-backend-file",
-            **backend,
-            "mem-path": path,
-            "share": True,
-            "merge": False,
-        }
+    """Describe the RAM; `fd` is as for `ram_backend`."""
+    backend = ram_backend(ram, fd=fd)
     if ram.prefault:
         backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
     if ram.hugepages and not ram.reserve and not ram.prefault:
         backend["reserve"] = False
     return Parts(objects=[backend])
+
+
+def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
+    """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number."""
+    size: Properties = {"id": RAM_ID, "size": ram.size}
+    if fd is None:
+        return {"qom-type": "memory-backend-ram", **size, "share": False, "merge": True}
+    path = f"/proc/self/fd/{fd}"
+    return {"qom-type": "memory-backend-file", **size, "mem-path": path, "share": True, "merge": False}
 
 
 def module_parts(ram: Ram, number: int, size: int) -> Parts:

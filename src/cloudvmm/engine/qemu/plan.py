@@ -28,6 +28,7 @@ from cloudvmm.engine.qemu.payload import payload_arguments
 from cloudvmm.engine.qemu.platform import smbios_arguments
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.zone import zone_parts
 
 MACHINE: Final = f"pc-i440fx-7.2,vmport=off,smm=off,graphics=off,memory-backend={RAM_ID}"
 _ACTIONS: Final = "panic=none,reboot=shutdown,watchdog=pause"
@@ -69,6 +70,7 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
     vcpus = spec.vm_config.cpus.boot_vcpus
     return [
         memory_parts(resources.ram, fd=resources.ram_fd, vcpus=vcpus),
+        *(zone_parts(zone, Seat(slots=spec.slots)) for zone in resources.zones.values()),
         serial_parts(spec, fd=resources.serial_fd),
         console_parts(spec, fd=resources.console_fd),
         debug_console_parts(spec, fd=resources.debug_console_fd),

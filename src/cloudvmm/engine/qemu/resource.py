@@ -23,6 +23,7 @@ from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
+from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
 
 
 class RngSourceError(DeviceError):
@@ -34,6 +35,7 @@ class Resources(msgspec.Struct, kw_only=True):
 
     ram: Ram
     ram_fd: int | None = None
+    zones: dict[str, ZoneBacking] = msgspec.field(default_factory=dict)
     backings: dict[str, Backing] = msgspec.field(default_factory=dict)
     serial_fd: int | None = None
     console_fd: int | None = None
@@ -48,7 +50,7 @@ class Resources(msgspec.Struct, kw_only=True):
         singles = (self.ram_fd, self.serial_fd, self.console_fd, self.debug_console_fd, self.rng_fd)
         return [
             *(fd for fd in singles if fd is not None),
-            *(fd for backing in self.backings.values() for fd in backing.fds),
+            *(fd for backing in (*self.zones.values(), *self.backings.values()) for fd in backing.fds),
         ]
 
     @property
@@ -83,7 +85,7 @@ class Resources(msgspec.Struct, kw_only=True):
 
     def close(self) -> None:
         """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
-        for backing in self.backings.values():
+        for backing in (*self.zones.values(), *self.backings.values()):
             backing.close()
         for name in ("ram_fd", "serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
             fd = getattr(self, name)
@@ -106,6 +108,9 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     resources = Resources(ram=ram_of(vm_config.memory))
     undo.callback(resources.close)
     resources.ram_fd = open_ram(resources.ram)
+    resources.zones = zones_of(vm_config.memory)
+    for zone in resources.zones.values():
+        zone.open()
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):

@@ -38,6 +38,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.zone import zones_of
 from support.sink import sink_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -69,7 +70,7 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.rng.id or "__rng"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
-    ids += ["__watchdog", "__pvpanic"]
+    ids += ["__watchdog", "__pvpanic", *zones_of(config.memory)]
     return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
 
 
@@ -136,9 +137,14 @@ def resources_of(case: Case) -> Resources:
     """What `acquire` would have opened, under made-up numbers."""
     config = case.config
     ram = ram_of(config.memory)
+    zones = zones_of(config.memory)
+    is_private = ram.mergeable and not ram.hugepages
+    for zone in zones.values():
+        zone.fd = None if is_private else 21
     return Resources(
         ram=ram,
-        ram_fd=None if ram.mergeable and not ram.hugepages else 20,
+        ram_fd=None if is_private else 20,
+        zones=zones,
         backings={
             device.id or "": BACKINGS[type(device)](case, device, 30 + 10 * index)
             for index, device in enumerate(devices_of(config))
