@@ -90,6 +90,9 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
         make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
     for net in case.config.net or []:
         net.tap = None
+    for zone in case.config.memory.zones or []:
+        if zone.file is not None:
+            zone.file = str(make_file(tmp_path / "ram", zone.size))
     for pmem in case.config.pmem or []:
         pmem.file = str(make_file(tmp_path / Path(pmem.file).name, pmem.size or PMEM_BYTES))
     for console in (case.config.serial, case.config.console, case.config.debug_console):

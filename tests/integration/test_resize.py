@@ -179,3 +179,87 @@ def test_virtio_mem_gives_and_takes_memory(tmp_path: Path, version: str) -> None
         vm.vmm.put("vm.reboot")
         vm.wait_ready()
         wait_memory(vm, before + 128 * 1024)
+
+
+@pytest.mark.parametrize("version", ["path", "7.2"])
+def test_nodes_have_their_vcpus_memory_and_distances_and_zones_grow(tmp_path: Path, version: str) -> None:
+    zones = [
+        {"id": "near", "size": 256 * MIB, "hotplug_size": 512 * MIB},
+        {"id": "far", "size": 128 * MIB, "prefault": True, "hotplug_size": 256 * MIB},
+    ]
+    numa = [
+        {"guest_numa_id": 0, "cpus": [0], "memory_zones": ["near"]},
+        {
+            "guest_numa_id": 1,
+            "cpus": [1, 2],
+            "memory_zones": ["far"],
+            "distances": [{"destination": 0, "distance": 15}],
+        },
+    ]
+    config = vm_config(
+        cpus={"boot_vcpus": 2, "max_vcpus": 3},
+        memory={"size": 0, "hotplug_method": "VirtioMem", "zones": zones},
+        numa=numa,
+        payload=direct_boot("memhp_default_state=online_movable"),
+    )
+    flags = ("--qemu", str(old_qemu_program(tmp_path))) if version == "7.2" else ()
+    with booting(tmp_path / "run", config, *flags) as vm:
+        assert vm.run("cat /sys/devices/system/node/node[01]/distance") == "10 15\n15 10"
+        assert vm.run("cat /sys/devices/system/node/node[01]/cpulist") == "0\n1"
+        near, far = node_kib(vm, 0), node_kib(vm, 1)
+        assert 200 * 1024 < near <= 256 * 1024
+        assert 50 * 1024 < far <= 128 * 1024  # Linux sets 64 MiB aside as its SWIOTLB
+        resize_zone(vm, "far", 384 * MIB)
+        wait_node(vm, 1, far + 256 * 1024)
+        resize_zone(vm, "near", 384 * MIB)
+        wait_node(vm, 0, near + 128 * 1024)
+        assert node_kib(vm, 1) == far + 256 * 1024
+        resize_zone(vm, "far", 128 * MIB)
+        wait_node(vm, 1, far)
+        wait_until(lambda: vm.info()["memory_actual_size"] == 512 * MIB, "memory", timeout_s=GUEST_S)
+        resize(vm, 3)
+        wait_vcpus(vm, 3)
+        assert vm.run("cat /sys/devices/system/node/node1/cpulist") == "1-2"
+        assert [zone.get("hotplugged_size") for zone in vm.config()["memory"]["zones"]] == [128 * MIB, 0]
+
+
+def resize_zone(vm: Booted, zone_id: str, size: int) -> None:
+    vm.vmm.put("vm.resize-zone", {"id": zone_id, "desired_ram": size}, expect=204)
+
+
+def node_kib(vm: Booted, node: int) -> int:
+    return int(vm.run(f"awk '/MemTotal/{{print $4}}' /sys/devices/system/node/node{node}/meminfo"))
+
+
+def wait_node(vm: Booted, node: int, kib: int) -> None:
+    wait_until(lambda: node_kib(vm, node) == kib, f"node {node} has {kib} KiB", timeout_s=GUEST_S)
+
+
+def test_zone_stands_on_its_file(tmp_path: Path) -> None:
+    """Memory is in the file where it is shared, also after a reboot; else the file is left alone."""
+    shared, private = tmp_path / "shared", tmp_path / "private"
+    for file, size in ((shared, 192 * MIB), (private, 64 * MIB)):
+        file.write_bytes(b"")
+        os.truncate(file, size)
+    zones = [
+        {"id": "s", "size": 192 * MIB, "file": str(shared), "shared": True},
+        {"id": "p", "size": 64 * MIB, "file": str(private)},
+    ]
+    config = vm_config(memory={"size": 0, "zones": zones})
+    with booting(tmp_path / "run", config) as vm:
+        assert shared.stat().st_blocks * 512 > 32 * MIB
+        vm.vmm.put("vm.reboot")
+        vm.wait_ready()
+        assert shared.stat().st_blocks * 512 > 32 * MIB
+        assert private.stat().st_blocks == 0
+
+
+def test_zone_whose_file_cannot_be_had_is_told(tmp_path: Path) -> None:
+    short = tmp_path / "short"
+    short.write_bytes(bytes(MIB))
+    with serving(tmp_path / "run") as vm:
+        for file, words in ((short, "is shorter than"), (tmp_path / "none", "No such file or directory")):
+            zone = {"id": "z", "size": 128 * MIB, "file": str(file)}
+            vm.vmm.put("vm.create", vm_config(memory={"size": 0, "zones": [zone]}))
+            assert any(words in word for word in vm.vmm.put("vm.boot", expect=500))
+            vm.vmm.put("vm.delete")

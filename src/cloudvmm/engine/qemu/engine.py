@@ -145,7 +145,7 @@ class QemuEngine:
                 fds=resources.inherited_fds,
                 state_dir=spec.state_dir,
                 thp=memory.thp,
-                timeout_s=_START_TIMEOUT_S + resources.ram.size / _PREFAULT_BYTES_PER_S,
+                timeout_s=_START_TIMEOUT_S + resources.memory.size / _PREFAULT_BYTES_PER_S,
             )
             process, monitors = launch(launch_spec, facts, owned, attempt=attempt, observe=self._observe)
             machine = QemuMachine(

@@ -25,7 +25,7 @@ from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.kind import describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
-from cloudvmm.engine.qemu.memory import NoRoomForMemory, Ram, is_about_room, module_parts
+from cloudvmm.engine.qemu.memory import NoRoomForMemory, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
@@ -116,11 +116,12 @@ class Hotplug:
                 self.start_counting(backing.device_id)
         return backing
 
-    def plug_module(self, ram: Ram, size: int) -> None:
-        """Blocking. Plug a memory module of `size` bytes, wholly or not at all.
+    def plug_module(self, size: int) -> None:
+        """Blocking. Plug a memory module of `size` bytes, as the first of the RAM, wholly or not at all.
 
         :raises DeviceError: QEMU refused in its own words.
         """
+        ram = next(iter(self._resources.memory.rams.values()))
         self._make(module_parts(ram, self._modules, size))
         self._modules += 1
 

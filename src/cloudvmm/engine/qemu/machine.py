@@ -73,8 +73,8 @@ class QemuMachine:
         self._resources = resources
         self._undo = undo
         self._refusal = refusal
-        self._ram_bytes = resources.ram.size
-        self._balloon_target_bytes = balloon_target_bytes(spec, resources.ram.size)
+        self._ram_bytes = resources.memory.size
+        self._balloon_target_bytes = balloon_target_bytes(spec, resources.memory.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
         # Device id to interface and what it had counted before.
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
@@ -199,7 +199,7 @@ class QemuMachine:
     def add_memory(self, size_bytes: int) -> None:
         self._check_booted()
         with self._end_explained():
-            self._hotplug.plug_module(self._resources.ram, size_bytes)
+            self._hotplug.plug_module(size_bytes)
         self._ram_bytes += size_bytes
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:

@@ -6,13 +6,15 @@ kernel's KSM passes shared pages by, so that `mergeable` RAM is private and anon
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Final
 
 import msgspec
 
-from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
-from cloudvmm.engine.base import DeviceError, NotSupportedYet, RamError
+from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig, MemoryZoneConfig
+from cloudvmm.engine.base import DeviceError, RamError
+from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.parts import Parts, Properties
 
 RAM_ID: Final = "ram0"
@@ -54,13 +56,23 @@ class TooFewHugepages(RamNotAvailable):
         )
 
 
+class RamFileTooShort(RamNotAvailable):
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__(f"The file {path} behind guest memory is shorter than {size} bytes")
+
+
 class NoRoomForMemory(DeviceError):
     """The VM has no room for more memory: boot it with memory.hotplug_size or with a pmem device"""
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for, with a single zone and the global settings made one. Sizes are bytes."""
+    """A piece of RAM: all of it, or a zone. Sizes are bytes.
 
+    `file` is what it stands on in the place of a memfd, written to where it is `shared`; a folder gives a
+    nameless file in it. `host_node` is the host's NUMA node that the pages come from.
+    """
+
+    zone_id: str
     size: int
     mergeable: bool
     hugepages: bool
@@ -68,17 +80,24 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     prefault: bool
     reserve: bool
     hotplug_size: int
+    file: str | None = None
+    shared: bool = False
+    host_node: int | None = None
+
+    @property
+    def is_private(self) -> bool:
+        """Whether it is QEMU's own, for KSM to merge."""
+        return self.mergeable and not self.hugepages and self.file is None
 
     def resized(self, size: int) -> Ram:
         """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
-        return msgspec.structs.replace(self, size=size, prefault=False, reserve=False)
+        return msgspec.structs.replace(self, size=size, prefault=False, reserve=False, file=None)
 
 
-def ram_of(memory: MemoryConfig) -> Ram:
-    """Return what RAM `memory` describes.
+def rams_of(memory: MemoryConfig) -> list[Ram]:
+    """Return the pieces that `memory` describes: one, or one for each zone.
 
     :raises MemoryConfigError: it contradicts itself.
-    :raises NotSupportedYet: it asks for several zones, or for a zone's file or host node.
     """
     zones = memory.zones or []
     if memory.size and zones:
@@ -86,27 +105,39 @@ def ram_of(memory: MemoryConfig) -> Ram:
     if not memory.size and not zones:
         raise RamMissing
     _check_hotplug(memory)
-    source: MemoryConfig | MemoryZoneConfig = memory
-    if zones:
-        _check_zones(zones)
-        source = zones[0]
+    if not zones:
+        return [_ram(DEFAULT_ZONE_ID, memory)]
+    return [
+        msgspec.structs.replace(
+            _ram(zone.id, zone), file=zone.file, shared=zone.shared, host_node=zone.host_numa_node
+        )
+        for zone in zones
+    ]
+
+
+def merged(rams: list[Ram]) -> list[Ram]:
+    """Return `rams` as one piece where nothing but their names sets them apart."""
+    first = rams[0]
+    names_aside = {
+        msgspec.structs.replace(ram, zone_id="", size=0, hotplug_size=0, shared=False) for ram in rams
+    }
+    if len(names_aside) > 1 or first.file is not None or first.host_node is not None:
+        return rams
+    sums = (sum(ram.size for ram in rams), sum(ram.hotplug_size for ram in rams))
+    return [msgspec.structs.replace(first, size=sums[0], hotplug_size=sums[1])]
+
+
+def _ram(zone_id: str, source: MemoryConfig | MemoryZoneConfig) -> Ram:
     return Ram(
+        zone_id=zone_id,
         size=source.size,
         mergeable=source.mergeable,
         hugepages=source.hugepages,
         hugepage_size=source.hugepage_size,
         prefault=source.prefault,
         reserve=source.reserve,
-        hotplug_size=(source if zones else memory).hotplug_size or 0,
+        hotplug_size=source.hotplug_size or 0,
     )
-
-
-def _check_zones(zones: list[MemoryZoneConfig]) -> None:
-    zone = zones[0]
-    if len(zones) > 1 or zone.file is not None or zone.host_numa_node is not None:
-        raise NotSupportedYet(
-            "Memory zones come with a later release: only one zone without a file is possible"
-        )
 
 
 def _check_hotplug(memory: MemoryConfig) -> None:
@@ -116,12 +147,34 @@ def _check_hotplug(memory: MemoryConfig) -> None:
         raise RamParametersInvalid
 
 
+class RamBacking(Backing, kw_only=True):
+    """The memfd or the file that a piece of RAM stands on; private RAM stands on nothing of ours."""
+
+    ram: Ram
+    fd: int | None = None
+
+    @property
+    def fds(self) -> list[int]:
+        return [] if self.fd is None else [self.fd]
+
+    def open(self) -> None:
+        """:raises MemoryConfigError: the kernel has no such pages, or not enough; the file cannot be had."""
+        self.fd = open_ram(self.ram)
+
+    def close(self) -> None:
+        if self.fd is not None:
+            os.close(self.fd)
+            self.fd = None
+
+
 def open_ram(ram: Ram) -> int | None:
-    """Return a fresh memfd of the size of `ram`, owned by the caller; None where the RAM is private.
+    """Return a fresh memfd of the size of `ram`, or its file, owned by the caller; None where it is private.
 
     :raises RamMisaligned: the size is not a multiple of the page size in use.
-    :raises RamNotAvailable: the kernel has no such pages, or not enough.
+    :raises RamNotAvailable: the kernel has no such pages, or not enough; the file cannot be had.
     """
+    if ram.file is not None:
+        return _open_file(ram.file, ram)
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     if ram.hugepages:
         flags |= os.MFD_HUGETLB
@@ -129,7 +182,7 @@ def open_ram(ram: Ram) -> int | None:
             flags |= (ram.hugepage_size.bit_length() - 1) << os.MFD_HUGE_SHIFT
     elif ram.size % _PAGE_BYTES:
         raise RamMisaligned
-    if ram.mergeable and not ram.hugepages:
+    if ram.is_private:
         return None
     try:
         fd = os.memfd_create("cloudvmm-ram", flags)
@@ -151,6 +204,27 @@ def open_ram(ram: Ram) -> int | None:
     return fd
 
 
+def _open_file(path: str, ram: Ram) -> int:
+    """Empty a file that the guest writes: what it wrote before a reboot would keep it from booting."""
+    try:
+        if os.path.isdir(path):
+            fd = os.open(path, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+            os.ftruncate(fd, ram.size)
+            return fd
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise RamNotAvailable from error
+    if os.fstat(fd).st_size < ram.size:
+        os.close(fd)
+        raise RamFileTooShort(path, ram.size)
+    if ram.shared:
+        with contextlib.suppress(OSError):
+            size = os.fstat(fd).st_size
+            os.ftruncate(fd, 0)
+            os.ftruncate(fd, size)
+    return fd
+
+
 def _check_hugepages(size: int, page_bytes: int) -> None:
     """Raise where the host lacks the pages now: a guest that touched one too many would end by SIGBUS."""
     folder = f"{_HUGEPAGES_FOLDER}/hugepages-{page_bytes // 1024}kB"
@@ -166,9 +240,10 @@ def _count_of(folder: str, name: str) -> int:
         return int(file.read())
 
 
-def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:
-    """Describe the RAM; `fd` is as for `ram_backend`."""
-    backend = ram_backend(ram, fd=fd)
+def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Parts:
+    """Describe a piece of RAM as the object `name`."""
+    ram = backing.ram
+    backend = ram_backend(ram, fd=backing.fd) | {"id": name}
     if ram.prefault:
         backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
     if ram.hugepages and not ram.reserve and not ram.prefault:
@@ -178,11 +253,20 @@ def memory_parts(ram: Ram, *, fd: int | None, vcpus: int) -> Parts:
 
 def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
     """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number."""
-    size: Properties = {"id": RAM_ID, "size": ram.size}
+    backend: Properties = {"id": RAM_ID, "size": ram.size}
+    if ram.host_node is not None:
+        backend |= {"host-nodes": [ram.host_node], "policy": "bind"}
     if fd is None:
-        return {"qom-type": "memory-backend-ram", **size, "share": False, "merge": True}
+        return {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
+    is_shared = ram.file is None or ram.shared
     path = f"/proc/self/fd/{fd}"
-    return {"qom-type": "memory-backend-file", **size, "mem-path": path, "share": True, "merge": False}
+    return {
+        "qom-type": "memory-backend-file",
+        **backend,
+        "mem-path": path,
+        "share": is_shared,
+        "merge": False,
+    }
 
 
 def module_parts(ram: Ram, number: int, size: int) -> Parts:
@@ -191,7 +275,7 @@ def module_parts(ram: Ram, number: int, size: int) -> Parts:
     Huge pages are reserved when it is made: where the host has too few, that fails.
     """
     backend: Properties = {"id": f"{_MODULE}.{number}", "size": size}
-    if ram.mergeable and not ram.hugepages:
+    if ram.is_private:
         backend |= {"qom-type": "memory-backend-ram", "share": False, "merge": True}
     else:
         backend |= {"qom-type": "memory-backend-memfd", "share": True, "merge": False}
@@ -205,19 +289,20 @@ def module_parts(ram: Ram, number: int, size: int) -> Parts:
     return Parts(objects=[backend], devices=[device])
 
 
-def memory_arguments(ram: Ram, *, pmem_bytes: int, phys_bits: int) -> list[str]:
+def memory_arguments(size: int, *, hotplug_size: int, pmem_bytes: int, phys_bits: int) -> list[str]:
     """Return the option for the size of the RAM, with the room that memory devices need.
 
-    `pmem_bytes` is the size of those that are there from the start; what may come later has `ROOM_BYTES`
-    more, where there is room at all. A Linux guest with room above 4 GiB sets 64 MiB of its RAM aside
-    (its SWIOTLB). One whose RAM reaches there does so anyway; a smaller one has no room unless it asks.
+    `hotplug_size` is for RAM that may be plugged, by ACPI or virtio-mem, `pmem_bytes` for what is there from
+    the start. What else may come later has `ROOM_BYTES` more, where there is room at all. A Linux guest with
+    room above 4 GiB sets 64 MiB of its RAM aside (its SWIOTLB). One whose RAM reaches there does so anyway;
+    a smaller one has no room unless it asks.
     """
-    asked = ram.hotplug_size + pmem_bytes
-    if not asked and ram.size < _RAM_ABOVE_4_GIB:
-        return ["-m", f"size={ram.size}B"]
+    asked = hotplug_size + pmem_bytes
+    if not asked and size < _RAM_ABOVE_4_GIB:
+        return ["-m", f"size={size}B"]
     room = asked + min(ROOM_BYTES, (1 << phys_bits) // 4)
-    slots = f",slots={HOTPLUG_SLOTS}" if ram.hotplug_size else ""
-    return ["-m", f"size={ram.size}B{slots},maxmem={ram.size + room}B"]
+    slots = f",slots={HOTPLUG_SLOTS}" if hotplug_size else ""
+    return ["-m", f"size={size}B{slots},maxmem={size + room}B"]
 
 
 def is_about_room(description: str) -> bool:

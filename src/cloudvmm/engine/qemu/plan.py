@@ -23,6 +23,7 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
+from cloudvmm.engine.qemu.numa import numa_arguments
 from cloudvmm.engine.qemu.parts import Parts, render
 from cloudvmm.engine.qemu.payload import payload_arguments
 from cloudvmm.engine.qemu.platform import smbios_arguments
@@ -30,7 +31,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.zone import zone_parts
 
-MACHINE: Final = f"pc-i440fx-7.2,vmport=off,smm=off,graphics=off,memory-backend={RAM_ID}"
+MACHINE: Final = "pc-i440fx-7.2,vmport=off,smm=off,graphics=off"
 _ACTIONS: Final = "panic=none,reboot=shutdown,watchdog=pause"
 
 
@@ -44,12 +45,15 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     :raises EngineError: the accelerator or the machine cannot give what `spec` asks for.
     :raises NoSlot: a device has no slot in `spec`.
     """
-    vm_config = spec.vm_config
+    vm_config, memory = spec.vm_config, resources.memory
     result = [
-        *("-machine", MACHINE),
+        *("-machine", MACHINE if memory.nodes else f"{MACHINE},memory-backend={RAM_ID}"),
         *cpu_arguments(vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device),
         *memory_arguments(
-            resources.ram, pmem_bytes=_pmem_bytes(spec, resources), phys_bits=vm_config.cpus.max_phys_bits
+            memory.size,
+            hotplug_size=memory.hotplug_size,
+            pmem_bytes=_pmem_bytes(spec, resources),
+            phys_bits=vm_config.cpus.max_phys_bits,
         ),
         *("-action", _ACTIONS),
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
@@ -57,6 +61,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     ]
     for parts in machine_parts(spec, resources):
         result += render(parts)
+    result += numa_arguments(memory.nodes)
     if any("\0" in argument for argument in result):
         raise NulCharacter
     return result
@@ -69,8 +74,8 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
     """
     vcpus = spec.vm_config.cpus.boot_vcpus
     return [
-        memory_parts(resources.ram, fd=resources.ram_fd, vcpus=vcpus),
-        *(zone_parts(zone, Seat(slots=spec.slots)) for zone in resources.zones.values()),
+        *(memory_parts(ram, name=name, vcpus=vcpus) for name, ram in resources.rams.items()),
+        *_zones(spec, resources),
         serial_parts(spec, fd=resources.serial_fd),
         console_parts(spec, fd=resources.console_fd),
         debug_console_parts(spec, fd=resources.debug_console_fd),
@@ -85,6 +90,11 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
 def _pmem_bytes(spec: MachineSpec, resources: Resources) -> int:
     backings = [resources.backings[id_of(pmem.id)] for pmem in spec.vm_config.pmem or ()]
     return sum(backing.size for backing in backings if isinstance(backing, MappedBacking))
+
+
+def _zones(spec: MachineSpec, resources: Resources) -> list[Parts]:
+    seat, memory = Seat(slots=spec.slots), resources.memory
+    return [zone_parts(zone, seat, node=memory.node_of(zone_id)) for zone_id, zone in resources.zones.items()]
 
 
 def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:

@@ -18,7 +18,8 @@ from cloudvmm.engine.base import ConsoleSink, DeviceError, MachineSpec
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.kind import devices_of, open_backing
-from cloudvmm.engine.qemu.memory import Ram, open_ram, ram_of
+from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.numa import Memory, memory_of
 from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
@@ -33,8 +34,8 @@ class RngSourceError(DeviceError):
 class Resources(msgspec.Struct, kw_only=True):
     """Everything opened for one machine. Owns every descriptor in it."""
 
-    ram: Ram
-    ram_fd: int | None = None
+    memory: Memory
+    rams: dict[str, RamBacking] = msgspec.field(default_factory=dict)
     zones: dict[str, ZoneBacking] = msgspec.field(default_factory=dict)
     backings: dict[str, Backing] = msgspec.field(default_factory=dict)
     serial_fd: int | None = None
@@ -47,10 +48,10 @@ class Resources(msgspec.Struct, kw_only=True):
     @property
     def inherited_fds(self) -> list[int]:
         """Descriptors that the QEMU process must have under the same numbers."""
-        singles = (self.ram_fd, self.serial_fd, self.console_fd, self.debug_console_fd, self.rng_fd)
+        singles = (self.serial_fd, self.console_fd, self.debug_console_fd, self.rng_fd)
         return [
             *(fd for fd in singles if fd is not None),
-            *(fd for backing in (*self.zones.values(), *self.backings.values()) for fd in backing.fds),
+            *(fd for backing in self._all() for fd in backing.fds),
         ]
 
     @property
@@ -85,13 +86,16 @@ class Resources(msgspec.Struct, kw_only=True):
 
     def close(self) -> None:
         """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
-        for backing in (*self.zones.values(), *self.backings.values()):
+        for backing in self._all():
             backing.close()
-        for name in ("ram_fd", "serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
+        for name in ("serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
             fd = getattr(self, name)
             if fd is not None:
                 setattr(self, name, None)
                 os.close(fd)
+
+    def _all(self) -> list[Backing]:
+        return [*self.rams.values(), *self.zones.values(), *self.backings.values()]
 
 
 def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
@@ -105,12 +109,14 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     vm_config = spec.vm_config
     check_supported(vm_config)
     check_slots(spec.slots)
-    resources = Resources(ram=ram_of(vm_config.memory))
+    resources = Resources(memory=memory_of(vm_config))
     undo.callback(resources.close)
-    resources.ram_fd = open_ram(resources.ram)
+    resources.rams = {
+        name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in resources.memory.rams.items()
+    }
     resources.zones = zones_of(vm_config.memory)
-    for zone in resources.zones.values():
-        zone.open()
+    for memory in (*resources.rams.values(), *resources.zones.values()):
+        memory.open()
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):

@@ -82,7 +82,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "the TPM": vm.tpm,
         "ivshmem devices": vm.ivshmem,
         "the virtual IOMMU": vm.iommu,
-        "NUMA nodes": vm.numa,
         "PCI segments": vm.pci_segments or (vm.platform and vm.platform.num_pci_segments > 1),
         "TDX guests": vm.platform and vm.platform.tdx,
         "SEV-SNP guests": vm.platform and vm.platform.sev_snp,

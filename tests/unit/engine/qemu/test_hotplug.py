@@ -26,7 +26,7 @@ from cloudvmm.engine.base import (
     SlotError,
 )
 from cloudvmm.engine.qemu.hotplug import DeviceIdInUse, DeviceUnknown, Hotplug
-from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import NulCharacter
 from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import Resources
@@ -70,7 +70,7 @@ def qemu():
 
 @pytest.fixture
 def resources():
-    resources = Resources(ram=ram_of(MemoryConfig(size=128 * MIB)), ram_fd=None)
+    resources = Resources(memory=memory_of(VmConfig(memory=MemoryConfig(size=128 * MIB))))
     yield resources
     resources.close()
 

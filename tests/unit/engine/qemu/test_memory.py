@@ -31,6 +31,7 @@ def host(monkeypatch, tmp_path):
 
 def ram(size: int) -> Ram:
     return Ram(
+        zone_id="mem0",
         size=size,
         mergeable=False,
         hugepages=True,

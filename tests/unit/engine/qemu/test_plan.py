@@ -31,8 +31,9 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.image import Image
 from cloudvmm.engine.qemu.kind import KINDS, describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
-from cloudvmm.engine.qemu.memory import ram_of
+from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.net import NetBacking
+from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.parts import Command, steps
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
@@ -136,14 +137,14 @@ BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
 def resources_of(case: Case) -> Resources:
     """What `acquire` would have opened, under made-up numbers."""
     config = case.config
-    ram = ram_of(config.memory)
+    memory = memory_of(config)
     zones = zones_of(config.memory)
-    is_private = ram.mergeable and not ram.hugepages
-    for zone in zones.values():
-        zone.fd = None if is_private else 21
+    rams = {name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in memory.rams.items()}
+    for number, opened in enumerate([*rams.values(), *zones.values()], start=20):
+        opened.fd = None if opened.ram.is_private else number
     return Resources(
-        ram=ram,
-        ram_fd=None if is_private else 20,
+        memory=memory,
+        rams=rams,
         zones=zones,
         backings={
             device.id or "": BACKINGS[type(device)](case, device, 30 + 10 * index)

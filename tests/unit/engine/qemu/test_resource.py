@@ -43,17 +43,22 @@ def image(tmp_path):
     return str(path)
 
 
+def ram_fd_of(resources):
+    (ram,) = resources.rams.values()
+    return ram.fd
+
+
 def test_ram_is_a_fresh_memfd_of_the_right_size(undo):
     resources = acquire(spec_of({}), undo)
-    assert os.fstat(resources.ram_fd).st_size == 64 * MIB
-    assert os.fstat(resources.ram_fd).st_blocks == 0
-    assert resources.inherited_fds == [resources.ram_fd]
-    assert not os.get_inheritable(resources.ram_fd)
+    assert os.fstat(ram_fd_of(resources)).st_size == 64 * MIB
+    assert os.fstat(ram_fd_of(resources)).st_blocks == 0
+    assert resources.inherited_fds == [ram_fd_of(resources)]
+    assert not os.get_inheritable(ram_fd_of(resources))
 
 
 def test_mergeable_ram_is_left_to_qemu(undo):
     resources = acquire(spec_of({"memory": {"size": 64 * MIB, "mergeable": True}}), undo)
-    assert resources.ram_fd is None
+    assert ram_fd_of(resources) is None
     assert resources.inherited_fds == []
 
 
@@ -144,7 +149,7 @@ def test_close_is_idempotent(undo, image):
     resources = acquire(spec_of({"disks": [{"id": "a", "path": image}]}), undo)
     resources.close()
     resources.close()
-    assert resources.ram_fd is None
+    assert ram_fd_of(resources) is None
 
 
 def test_image_that_cannot_be_unlocked_is_closed(undo, image):
