@@ -52,7 +52,7 @@ class DeviceUnknown(DeviceError):
         super().__init__(f"The machine has no device {device_id}")
 
 
-class DeviceStays(DeviceError):
+class DeviceCannotGo(DeviceError):
     def __init__(self, device_id: str, *, reason: str) -> None:
         super().__init__(f"The device {device_id} cannot be removed while the VM runs: {reason}")
 
@@ -147,7 +147,7 @@ class Hotplug:
         meanwhile is not kept from it.
 
         :raises DeviceUnknown: there is none that can go.
-        :raises DeviceStays: QEMU has no means to take such a device away.
+        :raises DeviceCannotGo: QEMU has no means to take such a device away.
         :raises NotSupportedYet: it is of another kind.
         """
         with self._lock:
@@ -157,7 +157,7 @@ class Hotplug:
         if backing is None:
             raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
         if backing.stays is not None:
-            raise DeviceStays(device_id, reason=backing.stays)
+            raise DeviceCannotGo(device_id, reason=backing.stays)
         self._ask_guest(device_id)
         with self._lock:
             backing = self._resources.backings.get(device_id)
