@@ -51,10 +51,10 @@ def lock_file(fd: int, *, path: str, write: bool, size_bytes: int | None = None)
         raise LockError(path) from error
 
 
-def unlock_file(fd: int) -> None:
-    """Unlock the file open as `fd`, for every process that has this opening."""
-    _set(fd, fcntl.F_UNLCK, 0)
+def unlock_file(fd: int, *, start: int = 0) -> None:
+    """Unlock the file open as `fd` from the byte `start` on, for every process that has this opening."""
+    _set(fd, fcntl.F_UNLCK, 0, start=start)
 
 
-def _set(fd: int, kind: int, length: int) -> None:
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, length, 0))
+def _set(fd: int, kind: int, length: int, *, start: int = 0) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from cloudvmm.host.lock import LockConflict, LockError, lock_file
+from cloudvmm.host.lock import LockConflict, LockError, lock_file, unlock_file
 
 
 @pytest.fixture
@@ -53,6 +53,17 @@ def test_byte_range_leaves_what_lies_behind_it(image, opened):
     fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 4096)
     with pytest.raises(BlockingIOError):
         fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 4095)
+
+
+def test_tail_is_unlocked_alone(image, opened):
+    fd = opened()
+    lock_file(fd, path=image, write=True, size_bytes=4096)
+    unlock_file(fd, start=1024)
+    other = opened()
+
+    fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1024)
+    with pytest.raises(BlockingIOError):
+        fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 1023)
 
 
 def test_whole_file_covers_what_is_appended_later(image, opened):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +28,11 @@ class ImageLockError(DeviceError):
     """A disk image could not be locked"""
 
 
+class ImageNotResizable(DeviceError):
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"Disk image {path} cannot be resized: {reason}")
+
+
 class DiskBacking(Backing, kw_only=True):
     """An open disk image and how much of it is locked."""
 
@@ -46,7 +52,44 @@ class DiskBacking(Backing, kw_only=True):
         :raises ImageLockError: the file system cannot lock.
         """
         for image in self.image.chain():
-            _lock(image, self.granularity)
+            _lock(image, self.granularity, image.size_bytes)
+
+    def check_resize(self, size_bytes: int, *, before_bytes: int) -> None:
+        """Raise why the image cannot have `size_bytes`; the disk has `before_bytes`.
+
+        :raises ImageNotResizable: the reference has no means for it, which QEMU might do all the same.
+        """
+        image = self.image
+        kind = image.image_type
+        if kind not in (ImageType.RAW, ImageType.QCOW2):
+            raise ImageNotResizable(image.path, f"its type {kind.value} has no new sizes")
+        if kind is ImageType.QCOW2 and size_bytes < before_bytes:
+            raise ImageNotResizable(image.path, "a qcow2 image does not shrink")
+        if image.base is not None:
+            raise ImageNotResizable(image.path, "it has a backing file")
+        if image.kind == "host_device" and os.lseek(image.fd, 0, os.SEEK_END) != size_bytes:
+            raise ImageNotResizable(image.path, f"the block device is not of {size_bytes} bytes")
+
+    def lock_for(self, size_bytes: int) -> None:
+        """Have the lock cover what the image is about to be resized to.
+
+        :raises ImageLocked: another process holds what it would grow into.
+        :raises ImageLockError: the file system cannot lock.
+        """
+        # A qcow2 image grows when it is written to, and no lock follows that either.
+        if self.image.image_type is ImageType.RAW and size_bytes > self.image.size_bytes:
+            _lock(self.image, self.granularity, size_bytes)
+
+    def settle_lock(self) -> None:
+        """Have the lock cover what the image is now, after it was resized or was not."""
+        image = self.image
+        if image.fd < 0:
+            return  # the guest has let go of it meanwhile
+        with suppress(OSError, ImageLocked, ImageLockError):
+            image.size_bytes = os.lseek(image.fd, 0, os.SEEK_END)
+            _lock(image, self.granularity, image.size_bytes)
+            if self.granularity is LockGranularity.BYTE_RANGE and image.size_bytes:
+                unlock_file(image.fd, start=image.size_bytes)
 
     def release(self) -> None:
         """Unlock the chain, for QEMU too, which may hold it open still, and close it."""
@@ -136,11 +179,10 @@ def _file_node(disk: DiskConfig, image: Image, fdset: FdSet, *, cache: dict[str,
     }
 
 
-def _lock(image: Image, granularity: LockGranularity) -> None:
-    whole = granularity is LockGranularity.FULL
-    size_bytes = None if whole else image.size_bytes
+def _lock(image: Image, granularity: LockGranularity, size_bytes: int) -> None:
+    length = None if granularity is LockGranularity.FULL else size_bytes
     try:
-        lock_file(image.fd, path=image.path, write=not image.readonly, size_bytes=size_bytes)
+        lock_file(image.fd, path=image.path, write=not image.readonly, size_bytes=length)
     except LockConflict as error:
         raise ImageLocked from error
     except LockError as error:

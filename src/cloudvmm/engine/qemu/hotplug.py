@@ -26,7 +26,7 @@ from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.kind import describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
 from cloudvmm.engine.qemu.memory import NoRoomForMemory, is_about_room, module_parts
-from cloudvmm.engine.qemu.name import device_id, qdev_id
+from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
 from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
@@ -138,6 +138,31 @@ class Hotplug:
         for command in dropped:
             self._undo(command)
 
+    def resize_disk(self, disk_id: str, size_bytes: int) -> None:
+        """Blocking. Give the image of a disk a new size, which the guest is told, and lock it as far.
+
+        :raises DeviceError: it cannot be had: the image's type has no new sizes, or QEMU says why.
+        :raises ImageLocked: another process holds what the image would grow into.
+        """
+        backing = self._resources.backings.get(disk_id)
+        if not isinstance(backing, DiskBacking):
+            raise DeviceUnknown(disk_id)
+        before_bytes = self._disk_bytes(disk_id)
+        with self._lock:
+            backing.check_resize(size_bytes, before_bytes=before_bytes)
+            backing.lock_for(size_bytes)
+        try:
+            self._control.execute(
+                "block_resize",
+                {"node-name": node_name(disk_id), "size": size_bytes},
+                timeout_s=_STEP_TIMEOUT_S,
+            )
+        except QmpError as error:
+            raise DeviceError(error.description) from error
+        finally:
+            with self._lock:
+                backing.settle_lock()
+
     def ask_removal(self, device_id: str) -> None:
         """Blocking. Ask the guest to let go of a device.
 
@@ -185,6 +210,11 @@ class Hotplug:
                 self._resources.backings = {
                     name: each for name, each in self._resources.backings.items() if name != device_id
                 }
+
+    def _disk_bytes(self, disk_id: str) -> int:
+        nodes = self._control.execute("query-named-block-nodes", {"flat": True})
+        sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
+        return int(sizes[node_name(disk_id)])
 
     def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
         with self._lock:

@@ -220,7 +220,9 @@ class QemuMachine:
             self._monitors.control.execute("balloon", {"value": left_bytes})
 
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
-        raise _no_resize()
+        self._check_booted()
+        with self._end_explained():
+            self._hotplug.resize_disk(disk_id, size_bytes)
 
     def save(self, folder: str) -> None:
         raise NotSupportedYet("Snapshots come with a later release")
