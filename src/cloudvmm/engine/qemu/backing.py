@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.base import DeviceError, DriverKind
 
 
 class MissingDeviceId(DeviceError):
@@ -33,6 +33,11 @@ class Backing(msgspec.Struct, kw_only=True):
     def interface(self) -> str | None:
         """The network interface on the host whose traffic is the device's, if it lies in our namespace."""
         return None
+
+    @property
+    def driver_kind(self) -> DriverKind:
+        """How it is told that the guest's driver has taken the device, or reset it."""
+        return DriverKind.VIRTIO
 
     def lock(self) -> None:
         """Keep others from the images below; to be done before QEMU opens them.

@@ -1,4 +1,4 @@
-"""Disks: a virtio-blk device on a block node made of descriptors that are open already."""
+"""Disks on images: a virtio-blk device on a block node made of descriptors that are open already."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image
 from cloudvmm.engine.qemu.name import node_name, qdev_id
 from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
+from cloudvmm.engine.qemu.rate_limit import limiter_id, throttle_group
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.host.lock import LockConflict, LockError, lock_file, unlock_file
 
@@ -126,9 +127,13 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
     """Describe `disk` on its open image."""
     image = backing.image
     fdsets = [FdSet(each.fd, set_id) for set_id, each in enumerate(image.chain(), start=seat.first_fdset)]
-    node = {"node-name": node_name(backing.device_id), **_format_node(disk, image, fdsets)}
+    limiter = limiter_id(disk)
+    node = _format_node(disk, image, fdsets)
     if not disk.readonly:
         node["discard"] = "unmap" if disk.sparse else "ignore"
+    if limiter is not None:
+        node = _throttle_node(limiter, node)
+    node = {"node-name": node_name(backing.device_id), **node}
     device: Properties = {
         "driver": "virtio-blk-pci",
         "id": qdev_id(backing.device_id),
@@ -139,14 +144,28 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
         "queue-size": disk.queue_size,
         **({} if seat.boot_index is None else {"bootindex": seat.boot_index}),
         "discard": disk.sparse,
-        "write-zeroes": disk.sparse,
+        "write-zeroes": True,
         # The guest gets its I/O error. QEMU's default stops the whole VM where the host's disk is full.
         "werror": "report",
         "rerror": "report",
     }
     if disk.serial is not None:
         device["serial"] = disk.serial
-    return Parts(fdsets=fdsets, blockdevs=[node], devices=[device])
+    if limiter is not None:
+        device["request-merging"] = False  # each of the guest's requests counts
+    return Parts(fdsets=fdsets, objects=_own_limiter(disk, limiter), blockdevs=[node], devices=[device])
+
+
+def _own_limiter(disk: DiskConfig, limiter: str | None) -> list[Properties]:
+    """Describe the throttle group that is the disk's alone, if it has one."""
+    if limiter is None or disk.rate_limiter_config is None:
+        return []
+    return [throttle_group(limiter, disk.rate_limiter_config)]
+
+
+def _throttle_node(limiter: str, below: Properties) -> Properties:
+    shared: Properties = {name: below[name] for name in ("read-only", "cache", "discard") if name in below}
+    return {"driver": "throttle", "throttle-group": limiter, **shared, "file": below}
 
 
 def _format_node(disk: DiskConfig, image: Image, fdsets: list[FdSet]) -> Properties:

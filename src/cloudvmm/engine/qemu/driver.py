@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from cloudvmm.engine.base import DriverChanged, EngineError, EngineTimeout
+from cloudvmm.engine.base import DriverChanged, DriverKind, EngineError, EngineTimeout
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.host.eventfd import EventFd
@@ -61,12 +61,21 @@ def is_active(status: dict[str, Any]) -> bool:
 class DriverWatch:
     """Asks over `client`, which is lent and may be used by others as well.
 
-    `fileno` is readable while `take` has something to give. `close` ends the thread; a client that was
-    aborted makes that quick.
+    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `fileno` is
+    readable while `take` has something to give. `close` ends the thread; a client that was aborted makes that
+    quick.
     """
 
-    def __init__(self, client: QmpClient) -> None:
+    def __init__(
+        self,
+        client: QmpClient,
+        *,
+        kind_of: Callable[[str], DriverKind] = lambda _: DriverKind.VIRTIO,
+        beside: Callable[[], None] = lambda: None,
+    ) -> None:
         self._client = client
+        self._kind_of = kind_of
+        self._beside = beside
         self._changed = threading.Condition()
         self._is_running = False
         self._is_hurried = False
@@ -179,6 +188,7 @@ class DriverWatch:
 
     def _look(self) -> bool:
         """Ask about every device; return whether all have their driver."""
+        self._beside()
         with self._changed:
             self._gone.clear()
         paths = device_paths(self._execute("x-query-virtio", {}))
@@ -186,14 +196,17 @@ class DriverWatch:
         with self._changed:
             active -= self._gone
             gone = self._active - active
-            found = [DriverChanged(name, is_active=False) for name in sorted(gone)]
-            found += [DriverChanged(name, is_active=True) for name in paths if name in active - self._active]
+            found = [self._change(name, is_active=False) for name in sorted(gone)]
+            found += [self._change(name, is_active=True) for name in paths if name in active - self._active]
             self._active = active
             if found and not self._is_over:
                 self._found += found
                 self._last_change_s = time.monotonic()
                 self._news.write()
         return len(active) == len(paths)
+
+    def _change(self, name: str, *, is_active: bool) -> DriverChanged:
+        return DriverChanged(name, is_active=is_active, kind=self._kind_of(name))
 
     def _is_active(self, path: str) -> bool:
         try:

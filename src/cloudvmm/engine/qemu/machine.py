@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from cloudvmm.config.disk import ImageType
+from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     DeviceRemoved,
     DriverChanged,
+    DriverKind,
     EngineError,
     EngineEvent,
     EngineTimeout,
@@ -25,6 +26,7 @@ from cloudvmm.engine.base import (
     PciChanged,
     SentTo,
 )
+from cloudvmm.engine.qemu.burst import BurstWatch
 from cloudvmm.engine.qemu.counter import disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.driver import DriverWatch
@@ -85,7 +87,8 @@ class QemuMachine:
         self._stream = EventStream(
             monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
         )
-        self._drivers = DriverWatch(monitors.reader)
+        self._bursts = BurstWatch(monitors.reader, spec.vm_config)
+        self._drivers = DriverWatch(monitors.reader, kind_of=self._driver_kind_of, beside=self._bursts.look)
         self._stream.add_source(self._drivers)
 
     @property
@@ -105,10 +108,12 @@ class QemuMachine:
             events.append(PciChanged())  # a driver has its device's BARs placed before it takes it
         for event in self._stream.take():
             if isinstance(event, DeviceRemoved):
+                kind = self._driver_kind_of(event.device_id)
                 self._hotplug.forget(event.device_id)
+                self._bursts.leave(event.device_id)
                 self._taps.pop(event.device_id, None)
                 if self._drivers.forget(event.device_id):
-                    events.append(DriverChanged(event.device_id, is_active=False))
+                    events.append(DriverChanged(event.device_id, is_active=False, kind=kind))
             if isinstance(event, Exited):
                 self._drivers.end()  # nothing comes behind it
             events.append(event)
@@ -184,6 +189,8 @@ class QemuMachine:
             backing = self._hotplug.plug(device, slot)
         if backing.interface is not None:
             self._taps[backing.device_id] = (backing.interface, net_counters(backing.interface))
+        if isinstance(device, DiskConfig):
+            self._bursts.join(device)
         self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:
@@ -250,6 +257,10 @@ class QemuMachine:
         self._process.kill()
         self._monitors.control.abort()
         self._monitors.reader.abort()
+
+    def _driver_kind_of(self, device_id: str) -> DriverKind:
+        backing = self._resources.backings.get(device_id)
+        return DriverKind.VIRTIO if backing is None else backing.driver_kind
 
     def _check_booted(self) -> None:
         if not self._was_booted:

@@ -27,6 +27,7 @@ from cloudvmm.engine.qemu.numa import numa_arguments
 from cloudvmm.engine.qemu.parts import Parts, render
 from cloudvmm.engine.qemu.payload import payload_arguments
 from cloudvmm.engine.qemu.platform import smbios_arguments
+from cloudvmm.engine.qemu.rate_limit import group_parts
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.zone import zone_parts
@@ -79,6 +80,7 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         serial_parts(spec, fd=resources.serial_fd),
         console_parts(spec, fd=resources.console_fd),
         debug_console_parts(spec, fd=resources.debug_console_fd),
+        group_parts(spec.vm_config.rate_limit_groups),
         *_devices(spec, resources),
         rng_parts(spec, path=resources.rng_path),
         balloon_parts(spec),

@@ -86,7 +86,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "TDX guests": vm.platform and vm.platform.tdx,
         "SEV-SNP guests": vm.platform and vm.platform.sev_snp,
         "iommufd": vm.platform and (vm.platform.iommufd or vm.platform.iommufd_fd is not None),
-        "rate limiter groups": vm.rate_limit_groups,
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cloudvmm.engine.base import DriverChanged, EngineTimeout, MachineGone
+from cloudvmm.engine.base import DriverChanged, DriverKind, EngineTimeout, MachineGone
 from cloudvmm.engine.qemu.driver import (
     LONGEST_PAUSE_S,
     DriverWatch,
@@ -213,3 +213,19 @@ def test_host_without_a_thread_is_told(watch, monkeypatch):
     monkeypatch.setattr(threading.Thread, "start", refuse)
     with pytest.raises(NoThread):
         watch.run()
+
+
+def test_changes_are_told_in_the_way_of_their_device_and_each_look_takes_others_along(client):
+    looks = []
+    watch = DriverWatch(
+        client,
+        kind_of=lambda name: DriverKind.VHOST_USER if name == "_net1" else DriverKind.VIRTIO,
+        beside=lambda: looks.append(client.looks),
+    )
+    try:
+        watch.run()
+        assert take(watch, 1) == [DriverChanged("_net1", is_active=True, kind=DriverKind.VHOST_USER)]
+        client.await_looks(2)
+        assert looks[:2] == [0, 1]
+    finally:
+        watch.close()
