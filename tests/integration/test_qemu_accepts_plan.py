@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -33,6 +34,7 @@ from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
+from support.storage_daemon import StorageDaemon
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
@@ -82,12 +84,14 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Golden]:
     """The configuration of a case, with files that exist in the place of those it names."""
     case = msgspec.json.decode((GOLDEN / f"{request.param}.json").read_bytes(), type=Golden)
     use_real_payload(case.config, tmp_path)
+    served = [disk for disk in case.config.disks or [] if disk.vhost_user]
     for disk in case.config.disks or []:
-        make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
+        if not disk.vhost_user:
+            make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
     for net in case.config.net or []:
         net.tap = None
     for zone in case.config.memory.zones or []:
@@ -99,7 +103,12 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Golden:
         if console.file is not None:
             console.file = str(tmp_path / Path(console.file).name)
     need_hugepages(case.config)
-    return case
+    with contextlib.ExitStack() as undo:
+        for disk in served:
+            image = make_file(tmp_path / "served.raw", IMAGE_BYTES)
+            disk.vhost_socket = str(tmp_path / "served,0.sock")
+            undo.enter_context(StorageDaemon(disk.vhost_socket, image, queues=disk.num_queues))
+        yield case
 
 
 def make_file(path: Path, size_bytes: int) -> Path:
@@ -132,7 +141,7 @@ def make_image(disk: DiskConfig, bases: list[ImageType], folder: Path) -> None:
     below: list[str] = []
     for depth, image_type in reversed(list(enumerate([disk.image_type, *bases]))):
         image_format = FORMATS.get(image_type, "raw")
-        path = str(folder / f"{len(disk.id or '')}-{depth}.{image_format}")
+        path = str(folder / f"{(disk.id or '').encode().hex()}-{depth}.{image_format}")
         fixed = ["-o", "subformat=fixed,force_size=on"] if image_format == "vpc" else []
         size = [] if below else [str(IMAGE_BYTES)]
         subprocess.run(
@@ -247,9 +256,13 @@ def schema(engine: QemuEngine) -> QmpSchema:
 
 
 def empty_spec(config: VmConfig) -> MachineSpec:
-    """A machine with nothing of its own but the entropy device, the vCPUs of `config`, and room for RAM."""
-    memory = MemoryConfig(size=512 << 20, hotplug_size=1 << 30)
-    bare = VmConfig(cpus=config.cpus, memory=memory, console=ConsoleConfig(mode=ConsoleOutputMode.OFF))
+    """A machine with nothing of its own but the entropy device; vCPUs and limiters of `config`, room for RAM."""
+    bare = VmConfig(
+        cpus=config.cpus,
+        memory=MemoryConfig(size=512 << 20, hotplug_size=1 << 30),
+        console=ConsoleConfig(mode=ConsoleOutputMode.OFF),
+        rate_limit_groups=config.rate_limit_groups,
+    )
     off = ConsoleSink(kind=SinkKind.OFF)
     return MachineSpec(vm_config=bare, slots={"__rng": 31}, serial=off, console=off, debug_console=off)
 

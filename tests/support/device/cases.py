@@ -8,9 +8,11 @@ from support.device.case import DeviceCase
 from support.device.disk import DiskCase
 from support.device.net import NetCase
 from support.device.pmem import PmemCase
+from support.device.vhost_user_disk import VhostUserDiskCase
 
 CASES: Final[tuple[type[DeviceCase], ...]] = (
     DiskCase,
+    VhostUserDiskCase,
     NetCase,
     PmemCase,
 )

@@ -18,6 +18,7 @@ from cloudvmm.engine.qemu.net import net_parts, open_net
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
 from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.vhost_user_disk import open_vhost_user_disk, vhost_user_disk_parts
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -31,8 +32,16 @@ class Kind(msgspec.Struct, frozen=True):
     describe: Callable[[Any, Any, Seat], Parts]
 
 
+def _open_disk(disk: DiskConfig) -> Backing:
+    return open_vhost_user_disk(disk) if disk.vhost_user else open_disk(disk)
+
+
+def _disk_parts(disk: DiskConfig, backing: Any, seat: Seat) -> Parts:
+    return (vhost_user_disk_parts if disk.vhost_user else disk_parts)(disk, backing, seat)
+
+
 KINDS: Final[dict[type[PciDevice], Kind]] = {
-    DiskConfig: Kind("disks", open_disk, disk_parts),
+    DiskConfig: Kind("disks", _open_disk, _disk_parts),
     NetConfig: Kind("net", open_net, net_parts),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
 }

@@ -107,10 +107,6 @@ def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
 
 
 def _missing_in_disk(disk: DiskConfig) -> Iterator[str]:
-    if disk.vhost_user or disk.vhost_socket is not None:
-        yield "vhost-user disks"
-    if disk.rate_limiter_config is not None or disk.rate_limit_group is not None:
-        yield "rate limits of disks"
     if disk.queue_affinity:
         yield "queue affinity of disks"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import Backing
@@ -38,13 +40,37 @@ class VhostUserBacking(Backing, kw_only=True):
             self.companion = None
 
 
-def vhost_user_chardev(backing: VhostUserBacking) -> Properties:
-    """Describe the character device of `backing`."""
+def check_listens(path: str) -> None:
+    """Make sure that a stream socket is open at `path`, unnoticed by who has it.
+
+    A back end may end with its first connection, so none is made: a datagram socket is refused by a living
+    stream socket for its type.
+
+    :raises VhostUserConnectError: there is none; the cause tells why.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.connect(path)
+        except OSError as error:
+            if error.errno != errno.EPROTOTYPE:
+                error.filename = path
+                raise VhostUserConnectError from error
+        except ValueError as error:  # a NUL character in the path
+            raise VhostUserConnectError from error
+        else:
+            raise VhostUserConnectError from OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), path)
+
+
+def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = None) -> Properties:
+    """Describe the character device of `backing`; with `reconnect_s`, QEMU tries as often to have it again.
+
+    With it, QEMU stands still until there is a connection: see `check_listens`.
+    """
     if backing.path is None:
         address: Properties = {"type": "fd", "data": {"str": str(backing.fd)}}
     else:
         address = {"type": "unix", "data": {"path": os.path.abspath(backing.path)}}
-    return {
-        "id": part_id(backing.device_id, "chr"),
-        "backend": {"type": "socket", "data": {"addr": address, "server": False}},
-    }
+    data: Properties = {"addr": address, "server": False}
+    if reconnect_s is not None:
+        data["reconnect"] = reconnect_s
+    return {"id": part_id(backing.device_id, "chr"), "backend": {"type": "socket", "data": data}}

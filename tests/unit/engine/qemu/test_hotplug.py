@@ -31,6 +31,7 @@ from cloudvmm.engine.qemu.plan import NulCharacter
 from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.text import TextNotUtf8
+from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskError
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.leak import Holdings
 
@@ -253,8 +254,8 @@ def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
     ("device", "slot", "error"),
     [
         (FsConfig(id="new", tag="t", socket="/s"), SLOT, NotSupportedYet),
-        (DiskConfig(id="new", path="/d", vhost_user=True), SLOT, NotSupportedYet),
-        (DiskConfig(id="new", path="/d", rate_limit_group="g"), SLOT, NotSupportedYet),
+        (DiskConfig(id="new", vhost_user=True), SLOT, VhostUserDiskError),
+        (DiskConfig(id="new", vhost_user=True, vhost_socket="/none"), SLOT, VhostUserDiskError),
         (NetConfig(id="new", iommu=True), SLOT, NotSupportedYet),
         (NetConfig(id="new", pci_segment=1), SLOT, NotSupportedYet),
         (DiskConfig(id="new", path="/d", serial="\udcff"), SLOT, TextNotUtf8),

@@ -39,6 +39,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
 from cloudvmm.engine.qemu.zone import zones_of
 from support.sink import sink_of
 
@@ -108,6 +109,8 @@ def image_of(case: Case, disk: DiskConfig, fd: int) -> Image:
 
 
 def disk_backing(case: Case, disk: DiskConfig, fd: int) -> Backing:
+    if disk.vhost_user:
+        return VhostUserDiskBacking(device_id=disk.id or "", path=disk.vhost_socket)
     image = image_of(case, disk, fd)
     return DiskBacking(device_id=disk.id or "", image=image, granularity=disk.lock_granularity)
 
