@@ -256,7 +256,7 @@ def schema(engine: QemuEngine) -> QmpSchema:
 
 
 def empty_spec(config: VmConfig) -> MachineSpec:
-    """A machine with nothing of its own but the entropy device; vCPUs and limiters of `config`, room for RAM."""
+    """A machine with nothing of its own but the entropy device; vCPUs and limiters of `config`; room."""
     bare = VmConfig(
         cpus=config.cpus,
         memory=MemoryConfig(size=512 << 20, hotplug_size=1 << 30),

@@ -8,6 +8,7 @@ from typing import Any
 
 from cloudvmm.config.disk import DiskConfig, ImageType, LockGranularity
 from cloudvmm.engine.base import DeviceError, ImageLocked
+from cloudvmm.engine.qemu.affinity import thread_objects, thread_properties
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image
 from cloudvmm.engine.qemu.name import node_name, qdev_id
@@ -149,11 +150,13 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
         "werror": "report",
         "rerror": "report",
     }
+    device |= thread_properties(disk)
     if disk.serial is not None:
         device["serial"] = disk.serial
     if limiter is not None:
         device["request-merging"] = False  # each of the guest's requests counts
-    return Parts(fdsets=fdsets, objects=_own_limiter(disk, limiter), blockdevs=[node], devices=[device])
+    objects = [*_own_limiter(disk, limiter), *thread_objects(disk)]
+    return Parts(fdsets=fdsets, objects=objects, blockdevs=[node], devices=[device])
 
 
 def _own_limiter(disk: DiskConfig, limiter: str | None) -> list[Properties]:

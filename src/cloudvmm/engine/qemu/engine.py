@@ -160,6 +160,7 @@ class QemuEngine:
             undo.callback(machine.close)
             machine.start_counting()
             machine.bind_vcpus()
+            machine.pin_queues(spec.vm_config.disks or [])
             attempt.check()
             undo.pop_all()
         return machine

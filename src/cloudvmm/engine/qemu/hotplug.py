@@ -11,6 +11,7 @@ import contextlib
 import threading
 from typing import Final
 
+from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     DeviceError,
@@ -20,6 +21,7 @@ from cloudvmm.engine.base import (
     NotSupportedYet,
     SlotError,
 )
+from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
 from cloudvmm.engine.qemu.disk import DiskBacking
@@ -97,7 +99,7 @@ class Hotplug:
             parts = describe(device, backing, Seat(slots=slots, first_fdset=self._last_fdset + 1))
             self._last_fdset += len(parts.fdsets)
             try:
-                self._make(parts)
+                self._make(parts, device)
             except (DeviceError, SlotError):
                 # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
                 backing.release()
@@ -224,7 +226,7 @@ class Hotplug:
         check_slots(slots)
         return slots
 
-    def _make(self, parts: Parts) -> None:
+    def _make(self, parts: Parts, device: PciDevice) -> None:
         todo = steps(parts)
         if any(
             "\0" in text for step in todo for text in step.does.arguments.values() if isinstance(text, str)
@@ -234,6 +236,9 @@ class Hotplug:
             for step in todo:
                 if step.does.name == "add-fd":
                     undo.callback(self._dropped.append, step.undoes)
+                # Last of all comes the device, which only the guest can give back.
+                if step.does.name == "device_add" and isinstance(device, DiskConfig):
+                    pin_queues(self._control, [device])
                 # Before it is done: one that timed out may have been done. If it was not, QEMU just says so.
                 undo.callback(self._undo, step.undoes)
                 try:

@@ -26,6 +26,7 @@ from cloudvmm.engine.base import (
     PciChanged,
     SentTo,
 )
+from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.burst import BurstWatch
 from cloudvmm.engine.qemu.counter import disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
@@ -134,6 +135,10 @@ class QemuMachine:
         :raises EngineError: the host does not have such CPUs, or does not let us.
         """
         self._vcpus.bind()
+
+    def pin_queues(self, disks: list[DiskConfig]) -> None:
+        """Blocking. Pin what is to be pinned; to be done before the vCPUs run."""
+        pin_queues(self._monitors.control, disks)
 
     def boot(self) -> None:
         if self._killed:

@@ -16,7 +16,6 @@ from cloudvmm.config.device import (
     VdpaConfig,
     VsockConfig,
 )
-from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.pci import PciDevice
@@ -56,9 +55,7 @@ def _refusal(missing: str) -> NotSupportedYet:
 
 
 def _missing_in_device(device: PciDevice) -> Iterator[str]:
-    if isinstance(device, DiskConfig):
-        yield from _missing_in_disk(device)
-    elif isinstance(device, NetConfig):
+    if isinstance(device, NetConfig):
         yield from _missing_in_net(device)
     elif type(device) in ABSENT_DEVICES:
         yield ABSENT_DEVICES[type(device)]
@@ -89,8 +86,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)
-    for disk in vm.disks or []:
-        yield from _missing_in_disk(disk)
     for net in vm.net or []:
         yield from _missing_in_net(net)
 
@@ -104,11 +99,6 @@ def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
         yield "host data of confidential guests"
     if payload.fw_cfg_config is not None:
         yield "fw_cfg items"
-
-
-def _missing_in_disk(disk: DiskConfig) -> Iterator[str]:
-    if disk.queue_affinity:
-        yield "queue affinity of disks"
 
 
 def _missing_in_net(net: NetConfig) -> Iterator[str]:
