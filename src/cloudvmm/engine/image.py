@@ -7,13 +7,15 @@ from typing import Final
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.vmdk import VMDK_HEADER, VmdkExtent, flat_extents
 
 SECTOR_BYTES: Final = 512
 QCOW2_MAGIC: Final = b"QFI\xfb"
 _VHD_MAGIC: Final = b"conectix"
 _VHD_FIXED: Final = 2
 _VHDX_MAGIC: Final = b"vhdxfile"
-_VMDK_MAGIC: Final = b"# Disk DescriptorFile"
+_VMDK_MAGIC: Final = VMDK_HEADER.encode()
+_VMDK_MAX_BYTES: Final = 1024 * 1024
 
 # What detection and options call an image type in messages.
 _WORDS: Final = {
@@ -60,6 +62,23 @@ def detect(fd: int, size_bytes: int) -> ImageType:
         return ImageType.FIXED_VHD
     if head.startswith(_VHDX_MAGIC):
         return ImageType.VHDX
-    if head.startswith(_VMDK_MAGIC):
+    if head.startswith(_VMDK_MAGIC) and vmdk_extents(fd) is not None:
         return ImageType.FLAT_VMDK
     return ImageType.RAW
+
+
+def vmdk_extents(fd: int) -> list[VmdkExtent] | None:
+    """Return the extents of the flat VMDK open as `fd`; None where it is none.
+
+    :raises DiskOpenError: it cannot be read.
+    """
+    try:
+        content = os.pread(fd, _VMDK_MAX_BYTES + 1, 0)
+    except OSError as error:
+        raise DiskOpenError from error
+    if len(content) > _VMDK_MAX_BYTES:
+        return None
+    try:
+        return flat_extents(content.decode("utf-8"))
+    except UnicodeDecodeError:
+        return None

@@ -23,6 +23,7 @@ _DRIVERS = {
     ImageType.FIXED_VHD: "raw",
     ImageType.QCOW2: "qcow2",
     ImageType.VHDX: "vhdx",
+    ImageType.FLAT_VMDK: "vmdk",
 }
 
 
@@ -43,7 +44,7 @@ class DiskBacking(Backing, kw_only=True):
 
     @property
     def fds(self) -> list[int]:
-        return [image.fd for image in self.image.chain() if image.fd >= 0]
+        return self.image.fds()
 
     def lock(self) -> None:
         """Lock the chain: what is writable for writing, what is read-only and backing files for reading.
@@ -127,7 +128,7 @@ def open_disk(disk: DiskConfig) -> DiskBacking:
 def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
     """Describe `disk` on its open image."""
     image = backing.image
-    fdsets = [FdSet(each.fd, set_id) for set_id, each in enumerate(image.chain(), start=seat.first_fdset)]
+    fdsets = _fdsets(image, seat.first_fdset)
     limiter = limiter_id(disk)
     node = _format_node(disk, image, fdsets)
     if not disk.readonly:
@@ -157,6 +158,16 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
         device["request-merging"] = False  # each of the guest's requests counts
     objects = [*_own_limiter(disk, limiter), *thread_objects(disk)]
     return Parts(fdsets=fdsets, objects=objects, blockdevs=[node], devices=[device])
+
+
+def _fdsets(image: Image, first: int) -> list[FdSet]:
+    """Return a set for each image of the chain, and more for what QEMU must have besides."""
+    fdsets = [FdSet(each.fd, set_id) for set_id, each in enumerate(image.chain(), start=first)]
+    if image.extents is None:
+        return fdsets
+    # The image itself is not read, but it is what the lock sits on.
+    text = FdSet(image.extents.text_fd, first + len(fdsets))
+    return [text, *fdsets, *(FdSet(each.fd, each.set_id) for each in image.extents.opened)]
 
 
 def _own_limiter(disk: DiskConfig, limiter: str | None) -> list[Properties]:
@@ -189,6 +200,8 @@ def _format_node(disk: DiskConfig, image: Image, fdsets: list[FdSet]) -> Propert
 
 def _file_node(disk: DiskConfig, image: Image, fdset: FdSet, *, cache: dict[str, bool]) -> Properties:
     """Describe the file below a format. Its locks are ours, on the descriptor that is passed."""
+    if image.extents is not None:
+        return _text_node(fdset)
     native = image.direct and not disk.disable_aio
     return {
         "driver": image.kind,
@@ -198,6 +211,17 @@ def _file_node(disk: DiskConfig, image: Image, fdset: FdSet, *, cache: dict[str,
         "aio": "native" if native else "threads",
         "cache": cache,
         "discard": "unmap" if disk.sparse and not image.readonly else "ignore",
+    }
+
+
+def _text_node(fdset: FdSet) -> Properties:
+    """Describe the text that names the extents. It lies in memory, which no cache need be bypassed for."""
+    return {
+        "driver": "file",
+        "filename": fdset.path,
+        "locking": "off",
+        "read-only": False,
+        "cache": {"direct": False, "no-flush": False},
     }
 
 

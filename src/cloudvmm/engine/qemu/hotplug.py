@@ -226,7 +226,7 @@ class Hotplug:
         check_slots(slots)
         return slots
 
-    def _make(self, parts: Parts, device: PciDevice) -> None:
+    def _make(self, parts: Parts, device: PciDevice | None = None) -> None:
         todo = steps(parts)
         if any(
             "\0" in text for step in todo for text in step.does.arguments.values() if isinstance(text, str)

@@ -15,8 +15,9 @@ from typing import Final, Literal
 import msgspec
 
 from cloudvmm.config.disk import ImageType
-from cloudvmm.engine.base import DeviceError, NotSupportedYet
-from cloudvmm.engine.image import SECTOR_BYTES, DiskOpenError, check_type, detect
+from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.image import SECTOR_BYTES, DiskOpenError, check_type, detect, vmdk_extents
+from cloudvmm.engine.qemu.vmdk import Extents, ExtentsInvalid, open_extents
 
 _HEADER_BYTES: Final = 64 * 1024
 _QCOW2_MIN_HEADER: Final = 72
@@ -44,7 +45,8 @@ class Image(msgspec.Struct, kw_only=True):
     """An open image file. `fd` is owned by whoever opened the image.
 
     `kind` is "file" or "host_device" (a block device). `size_bytes` is that of the file when it was opened.
-    `data_bytes` limits a raw image to its data where something follows it. `base` is the backing image.
+    `data_bytes` limits a raw image to its data where something follows it. `base` is the backing image,
+    `extents` are where the data is that a flat VMDK only names.
     """
 
     path: str
@@ -56,10 +58,18 @@ class Image(msgspec.Struct, kw_only=True):
     direct: bool = False
     data_bytes: int | None = None
     base: Image | None = None
+    extents: Extents | None = None
 
     def chain(self) -> list[Image]:
         """Return this image and its backing images, top first."""
         return [self] if self.base is None else [self, *self.base.chain()]
+
+    def fds(self) -> list[int]:
+        """Return the open descriptors of the whole chain."""
+        return [
+            *(image.fd for image in self.chain() if image.fd >= 0),
+            *(fd for image in self.chain() if image.extents is not None for fd in image.extents.fds),
+        ]
 
     def close(self) -> None:
         """Close the whole chain; idempotent."""
@@ -67,6 +77,8 @@ class Image(msgspec.Struct, kw_only=True):
             if image.fd >= 0:
                 os.close(image.fd)
                 image.fd = -1
+            if image.extents is not None:
+                image.extents.close()
 
 
 def open_image(
@@ -86,6 +98,11 @@ def open_image(
         # A guest that writes a qcow2 header into a raw image must not gain other files by it: unless the
         # image is declared as qcow2, no backing file is followed.
         _finish(image, follow=backing_files and image_type is ImageType.QCOW2, depth=0)
+        if image.image_type is ImageType.FLAT_VMDK:
+            # The same holds for what names its extents.
+            if image_type is not ImageType.FLAT_VMDK:
+                raise InvalidImage(path, "it names other files, and its type was not given as vmdk")
+            _open_extents(image)
         if direct:
             _bypass_page_cache(image)
     except BaseException:
@@ -127,8 +144,8 @@ def _bypass_page_cache(image: Image) -> None:
     :raises DiskOpenError: a file system cannot do that.
     """
     try:
-        for each in image.chain():
-            fcntl.fcntl(each.fd, fcntl.F_SETFL, os.O_DIRECT)
+        for fd in [each.fd for each in image.chain()] if image.extents is None else image.extents.data_fds:
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
     except OSError as error:
         raise DiskOpenError from error
 
@@ -147,12 +164,18 @@ def _finish(image: Image, *, follow: bool, depth: int) -> None:
     match image.image_type:
         case ImageType.FIXED_VHD:
             image.data_bytes = _vhd_data_bytes(image)
-        case ImageType.FLAT_VMDK:
-            raise NotSupportedYet("Disk images of type vmdk come with a later release")
         case ImageType.QCOW2:
             _finish_qcow2(image, follow=follow, depth=depth)
         case _:
             pass
+
+
+def _open_extents(image: Image) -> None:
+    folder = os.path.dirname(os.path.abspath(image.path))
+    try:
+        image.extents = open_extents(vmdk_extents(image.fd) or [], folder=folder, readonly=image.readonly)
+    except ExtentsInvalid as error:
+        raise InvalidImage(image.path, str(error)) from error
 
 
 def _vhd_data_bytes(image: Image) -> int:
@@ -189,6 +212,8 @@ def _open_base(image: Image, name: str, base_type: ImageType | None, *, depth: i
     base = _open_file(os.path.join(os.path.dirname(image.path), name), readonly=True, direct=image.direct)
     try:
         base.image_type = base_type or detect(base.fd, base.size_bytes)
+        if base.image_type is ImageType.FLAT_VMDK:
+            raise InvalidImage(image.path, f"its backing file {name} is a vmdk")
         _finish(base, follow=True, depth=depth + 1)
     except BaseException:
         base.close()

@@ -10,13 +10,14 @@ import struct
 import pytest
 
 from cloudvmm.config.disk import ImageType
-from cloudvmm.engine.base import NotSupportedYet
 from cloudvmm.engine.image import DiskOpenError, ImageTypeMismatch
 from cloudvmm.engine.qemu.image import (
     BackingFilesDisabled,
     InvalidImage,
     open_image,
 )
+from cloudvmm.engine.vmdk import flat_extents
+from support.leak import Holdings
 
 MIB = 1 << 20
 BACKING_FORMAT = 0xE2792ACA
@@ -131,9 +132,76 @@ def test_vhd_larger_than_its_file_is_refused(write, opened):
         opened(write("image", fixed_vhd(MIB, claimed=2 * MIB)))
 
 
-def test_vmdk_is_refused_for_now(write, opened):
-    with pytest.raises(NotSupportedYet, match="vmdk"):
-        opened(write("image", b"# Disk DescriptorFile\n"))
+def vmdk(*extents, kind="monolithicFlat"):
+    lines = "".join(f"{extent}\n" for extent in extents)
+    return (
+        f"# Disk DescriptorFile\nversion=1\ncreateType={kind}\n\n"
+        f"# Extent description\n{lines}\n# The Disk Data Base\n#DDB\n"
+    ).encode()
+
+
+def test_extents_of_a_vmdk_are_opened_and_named_anew_for_qemu(write, opened, tmp_path):
+    first, second = write("first", bytes(MIB)), write("second", bytes(MIB))
+    text = vmdk('RW 2048 FLAT "first"', f'RW 1024 FLAT "{second}" 1024', kind='"twoGbMaxExtentFlat"')
+    image = opened(write("image", text), image_type=ImageType.FLAT_VMDK)
+    extents = image.extents
+    assert [os.readlink(f"/proc/self/fd/{each.fd}") for each in extents.opened] == [first, second]
+    told = flat_extents(os.pread(extents.text_fd, 4096, 0).decode())
+    sets = [each.set_id for each in extents.opened]
+    assert [(each.sectors, each.name, each.offset) for each in told] == [
+        (2048, f"/dev/fdset/{sets[0]}", 0),
+        (1024, f"/dev/fdset/{sets[1]}", 1024),
+    ]
+    assert sorted(image.fds()) == sorted([image.fd, *extents.data_fds, extents.text_fd])
+    assert not any(os.get_inheritable(fd) for fd in image.fds())
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (None, "lists no extents"),
+        ('RW 0 FLAT "data"', "extent data has no size"),
+        ('RW 2049 FLAT "data"', "extent data is too short"),
+        ('RW 2048 FLAT "data" 1', "extent data is too short"),
+        ('RDONLY 2048 FLAT "data"', "extent data is RDONLY"),
+        ('NOACCESS 2048 FLAT "data"', "extent data is NOACCESS"),
+        ('RW 2048 FLAT "."', None),
+        ('RW 2048 FLAT "none"', None),
+        ('RW 2048 FLAT "link"', None),
+        ('RW 2048 FLAT "fifo"', "extent fifo is no regular file"),
+        ('RW 2048 FLAT "with\0nul"', "has a NUL character"),
+    ],
+)
+def test_vmdk_whose_extents_do_not_serve_is_refused_and_nothing_stays_open(
+    write, opened, tmp_path, line, reason
+):
+    write("data", bytes(MIB))
+    os.symlink("data", tmp_path / "link")
+    os.mkfifo(tmp_path / "fifo")
+    before = Holdings()
+    path = write("image", vmdk(*([] if line is None else [line])))
+    with pytest.raises(DiskOpenError if reason is None else InvalidImage, match=reason):
+        opened(path, image_type=ImageType.FLAT_VMDK)
+    before.assert_nothing_added()
+
+
+def test_readonly_vmdk_may_have_extents_that_are_only_read(write, opened):
+    write("data", bytes(MIB))
+    path = write("image", vmdk('RDONLY 2048 FLAT "data"'))
+    image = opened(path, image_type=ImageType.FLAT_VMDK, readonly=True)
+    assert fcntl.fcntl(image.extents.opened[0].fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+
+
+def test_vmdk_of_undeclared_type_is_refused_because_a_guest_may_have_written_it(write, opened):
+    write("data", bytes(MIB))
+    with pytest.raises(InvalidImage, match="names other files, and its type was not given"):
+        opened(write("image", vmdk('RW 2048 FLAT "data"')))
+
+
+def test_vmdk_below_a_qcow2_is_refused(write, opened):
+    base = write("base", vmdk('RW 2048 FLAT "data"'))
+    with pytest.raises(InvalidImage, match="is a vmdk"):
+        opened(write("top", qcow2(base=base)), image_type=ImageType.QCOW2, backing_files=True)
 
 
 def test_backing_file_is_refused_unless_allowed(write, opened):

@@ -40,6 +40,7 @@ from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
+from cloudvmm.engine.qemu.vmdk import Extents, OpenExtent
 from cloudvmm.engine.qemu.zone import zones_of
 from support.sink import sink_of
 
@@ -103,9 +104,15 @@ def image_of(case: Case, disk: DiskConfig, fd: int) -> Image:
             direct=disk.direct,
             data_bytes=1 << 19 if kind is ImageType.FIXED_VHD else None,
             base=image,
+            extents=extents_of(fd) if kind is ImageType.FLAT_VMDK else None,
         )
     assert image is not None
     return image
+
+
+def extents_of(fd: int) -> Extents:
+    opened = [OpenExtent(fd + number, 1000 + number) for number in (1, 2)]
+    return Extents(opened, text_fd=fd + 3)
 
 
 def disk_backing(case: Case, disk: DiskConfig, fd: int) -> Backing:
