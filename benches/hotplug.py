@@ -1,0 +1,130 @@
+"""How long the hot add of a disk takes: to the answer, and to the block device in the guest.
+
+The guest waits for the device in a loop that looks every few milliseconds, which is in its number; so is the
+way of its word to us. Each disk is removed again, and gone, before the next is added.
+
+    python benches/hotplug.py [--runs N] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bed import POLL_EVERY_S, processor_s, running_server
+from cloudvmm.guest.shell import GuestShell
+from guest import bench_config, engine_flags
+from harness import Report, Series, bench_parser
+from support.vmm import Vmm
+
+DISK_BYTES = 64 * 1024 * 1024
+ANSWER_LIMIT_MS = 25.0
+GUEST_LIMIT_MS = 150.0
+READY_TIMEOUT_S = 120.0
+TIMEOUT_S = 30.0
+WAIT_FOR_DEVICE = "until test -e /sys/block/vda; do usleep 3000; done"
+WAIT_FOR_NONE = "until test ! -e /sys/block/vda; do usleep 3000; done"
+
+
+class Turns:
+    """The series of the turns taken so far."""
+
+    def __init__(self) -> None:
+        self.answer = Series("vm.add-disk to the answer", "ms")
+        self.work = Series("processor time of it, server alone", "ms")
+        self.guest = Series("vm.add-disk to the guest's block device", "ms")
+        self.removal = Series("vm.remove-device to no block device", "ms")
+
+
+class Waiter(threading.Thread):
+    """Has the guest run `script`, and keeps when it was done."""
+
+    def __init__(self, shell: GuestShell, script: str) -> None:
+        super().__init__()
+        self._shell = shell
+        self._script = script
+        self.done_s = 0.0
+
+    def run(self) -> None:
+        status, _ = self._shell.run(self._script, timeout_s=TIMEOUT_S)
+        if status == 0:
+            self.done_s = time.monotonic()
+
+
+@contextlib.contextmanager
+def booted_guest(vmm: Vmm, folder: str) -> Iterator[GuestShell]:
+    config = bench_config("qemu", folder) | {"serial": {"mode": "Null"}, "console": {"mode": "Pty"}}
+    vmm.put("vm.create", config)
+    path = vmm.get("vm.info")["config"]["console"]["file"]
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        shell = GuestShell(fd)
+        vmm.put("vm.boot")
+        shell.wait_ready(READY_TIMEOUT_S)
+        yield shell
+    finally:
+        os.close(fd)
+
+
+def timed(shell: GuestShell, script: str, call: Callable[[], object]) -> tuple[float, float]:
+    """Do `call` while the guest runs `script`; return the milliseconds to the end of each."""
+    waiter = Waiter(shell, script)
+    waiter.start()
+    started_s = time.monotonic()
+    call()
+    answered_s = time.monotonic()
+    waiter.join()
+    if not waiter.done_s:
+        raise SystemExit("The guest did not see what was waited for")
+    return (answered_s - started_s) * 1000, (waiter.done_s - started_s) * 1000
+
+
+def add_and_remove(vmm: Vmm, shell: GuestShell, server_pid: int, image: Path, turns: Turns) -> None:
+    disk = {"id": "disk", "path": str(image), "image_type": "Raw"}
+    worked_s = processor_s(server_pid)
+    answer_ms, guest_ms = timed(shell, WAIT_FOR_DEVICE, lambda: vmm.put("vm.add-disk", disk))
+    turns.work.add((processor_s(server_pid) - worked_s) * 1000)
+    turns.answer.add(answer_ms)
+    turns.guest.add(guest_ms)
+    _, gone_ms = timed(shell, WAIT_FOR_NONE, lambda: vmm.put("vm.remove-device", {"id": "disk"}))
+    turns.removal.add(gone_ms)
+    deadline = time.monotonic() + TIMEOUT_S
+    while "disk" in vmm.get("vm.info")["device_tree"]:
+        if time.monotonic() > deadline:
+            raise SystemExit("The disk was not removed")
+        time.sleep(POLL_EVERY_S)
+
+
+def measure(runs: int) -> Turns:
+    turns = Turns()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(folder, engine_flags("qemu")) as (server, vmm),
+        booted_guest(vmm, folder) as shell,
+    ):
+        image = Path(folder, "image")
+        with image.open("wb") as file:
+            file.truncate(DISK_BYTES)
+        add_and_remove(vmm, shell, server.pid, image, Turns())  # not counted: what is rare is imported now
+        for _ in range(runs):
+            add_and_remove(vmm, shell, server.pid, image, turns)
+    return turns
+
+
+def main() -> None:
+    options = bench_parser(__doc__, runs=30).parse_args()
+    turns = measure(options.runs)
+    report = Report("Hot add of a disk")
+    report.add(turns.answer, turns.work, turns.guest, turns.removal)
+    report.claim("to the answer, median", turns.answer.median, limit=ANSWER_LIMIT_MS, unit="ms")
+    report.claim("to the guest's block device, median", turns.guest.median, limit=GUEST_LIMIT_MS, unit="ms")
+    report.publish(options.json)
+
+
+if __name__ == "__main__":
+    main()
