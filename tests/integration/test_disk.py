@@ -543,6 +543,16 @@ class TestDiscards:
         assert (path.stat().st_blocks < before / 8) == sparse
         remove(vm, "discarded")
 
+    def test_disk_that_is_not_sparse_has_its_space_from_the_start(self, vm: Booted, tmp_path: Path) -> None:
+        disk = raw(tmp_path, "whole", 4 * MIB)
+        path = Path(disk["path"])
+        add(vm, disk)
+        remove(vm, "whole")
+        assert path.stat().st_blocks * 512 < MIB
+        add(vm, disk | {"sparse": False})
+        assert path.stat().st_blocks * 512 >= 4 * MIB
+        remove(vm, "whole")
+
 
 class TestCounters:
     @pytest.mark.parametrize("options", [{}, limited(ops=bucket(1000))], ids=["free", "limited"])

@@ -10,7 +10,7 @@ from cloudvmm.config.disk import DiskConfig, ImageType, LockGranularity
 from cloudvmm.engine.base import DeviceError, ImageLocked
 from cloudvmm.engine.qemu.affinity import thread_objects, thread_properties
 from cloudvmm.engine.qemu.backing import Backing, id_of
-from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image
+from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image, preallocate
 from cloudvmm.engine.qemu.name import node_name, qdev_id
 from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
 from cloudvmm.engine.qemu.rate_limit import limiter_id, throttle_group
@@ -37,10 +37,11 @@ class ImageNotResizable(DeviceError):
 
 
 class DiskBacking(Backing, kw_only=True):
-    """An open disk image and how much of it is locked."""
+    """An open disk image, how much of it is locked, and whether it has its whole space from the start."""
 
     image: Image
     granularity: LockGranularity
+    is_preallocated: bool = False
 
     @property
     def fds(self) -> list[int]:
@@ -49,13 +50,16 @@ class DiskBacking(Backing, kw_only=True):
     def lock(self) -> None:
         """Lock the chain: what is writable for writing, what is read-only and backing files for reading.
 
-        The locks sit on the descriptors that QEMU uses, so that they last as long as QEMU does. Idempotent.
+        The locks sit on the descriptors that QEMU uses, so that they last as long as QEMU does. Only then is
+        space taken for the image, if it is to be. Idempotent.
 
         :raises ImageLocked: another process holds an image; those locked so far stay so until `close`.
         :raises ImageLockError: the file system cannot lock.
         """
         for image in self.image.chain():
             _lock(image, self.granularity, image.size_bytes)
+        if self.is_preallocated:
+            preallocate(self.image.fd, self.image.size_bytes)
 
     def check_resize(self, size_bytes: int, *, before_bytes: int) -> None:
         """Raise why the image cannot have `size_bytes`; the disk has `before_bytes`.
@@ -122,7 +126,12 @@ def open_disk(disk: DiskConfig) -> DiskBacking:
         image_type=disk.image_type,
         backing_files=disk.backing_files,
     )
-    return DiskBacking(device_id=id_of(disk.id), image=image, granularity=disk.lock_granularity)
+    return DiskBacking(
+        device_id=id_of(disk.id),
+        image=image,
+        granularity=disk.lock_granularity,
+        is_preallocated=not disk.sparse and not disk.readonly and image.image_type is ImageType.RAW,
+    )
 
 
 def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
