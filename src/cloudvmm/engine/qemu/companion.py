@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from cloudvmm.engine.base import DeviceError, EngineError
+from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 
 _END_S = 1.0
@@ -58,8 +58,10 @@ class Companion:
     def pid(self) -> int:
         return self._process.pid
 
-    def check(self) -> None:
-        """:raises CompanionFailed: it has ended already."""
+    def check(self, *, timeout_s: float = 0.0) -> None:
+        """:raises CompanionFailed: it has ended already, or does within `timeout_s`, for which this waits."""
+        with contextlib.suppress(EngineTimeout):
+            self._process.wait(timeout_s=timeout_s)
         if self._process.has_ended():
             raise CompanionFailed(self._process.ending())
 

@@ -1,43 +1,130 @@
-"""What every vhost-user device has: the character device over which QEMU and a back end talk."""
+"""What every vhost-user device has: the connection over which QEMU and a back end talk.
+
+We connect ourselves and hand QEMU the descriptor. So a socket that cannot be connected to is refused in the
+system's words; and a back end that does not talk, or lacks queues, is found out before QEMU waits for it,
+which stops the whole guest. QEMU gets the very connection on which we asked, and asks once more.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Final
 
 from cloudvmm.engine.base import DeviceError
-from cloudvmm.engine.qemu.backing import Backing
+from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.companion import Companion
 from cloudvmm.engine.qemu.name import part_id
 from cloudvmm.engine.qemu.parts import Properties
 
+CONNECT_S: Final = 2.0
+ANSWER_S: Final = 5.0
+_RETRY_S: Final = 0.05
+_GET_FEATURES: Final = 1
+_GET_PROTOCOL_FEATURES: Final = 15
+_SET_PROTOCOL_FEATURES: Final = 16
+_GET_QUEUE_NUM: Final = 17
+_GET_CONFIG: Final = 24
+_HAS_PROTOCOL_FEATURES: Final = 1 << 30
+_HAS_QUEUE_NUM: Final = 1 << 0
+_HAS_CONFIG: Final = 1 << 9
+_VERSION: Final = 1
+_IS_REPLY: Final = 1 << 2
+_HEADER: Final = struct.Struct("=III")  # request, flags, bytes that follow
+_NUMBER: Final = struct.Struct("=Q")
+_PLACE: Final = struct.Struct("=III")  # of a part of the configuration: offset, bytes, flags
+
 
 class VhostUserConnectError(DeviceError):
-    """Cannot connect to the vhost-user back end"""
+    """Connection to socket failed"""
+
+
+class VhostUserFeaturesError(DeviceError):
+    """Get features failed"""
+
+
+class VhostUserProtocolFeaturesError(DeviceError):
+    """Get protocol features failed"""
+
+
+class VhostUserQueueNumError(DeviceError):
+    """Get queue max number failed"""
+
+
+class VhostUserConfigError(DeviceError):
+    """Failed getting the configuration"""
+
+
+class BadQueueNum(DeviceError):
+    """Queue number  is not correct"""
+
+
+class TooFewQueues(DeviceError):
+    def __init__(self, wanted: int, most: int) -> None:
+        super().__init__(f"The back end has {most} queues, and {wanted} are needed")
+
+
+class NoVhostUserAnswer(DeviceError):
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"The back end did not answer within {timeout_s:g} s")
+
+
+class VhostUserClosed(DeviceError):
+    """The back end closed the connection"""
+
+
+class NotVhostUser(DeviceError):
+    """The back end does not speak vhost-user"""
 
 
 class VhostUserBacking(Backing, kw_only=True):
     """Either the `path` of a socket at which the user's back end serves, or our end `fd` of a connection.
 
-    `companion` is the back end where it is ours.
+    `companion` is the back end where it is ours. Where there is a path, QEMU connects. `config` is what was
+    asked for of the configuration of the device, where the back end has one.
     """
 
     path: str | None = None
     fd: int = -1
     companion: Companion | None = None
+    config: bytes = b""
 
     @property
     def fds(self) -> list[int]:
         return [] if self.fd < 0 else [self.fd]
 
     def close(self) -> None:
+        """End the connection for QEMU too, which may be waiting for an answer that never comes."""
         if self.fd >= 0:
-            os.close(self.fd)
+            with contextlib.suppress(OSError), socket.socket(fileno=self.fd) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
             self.fd = -1
         if self.companion is not None:
             self.companion.close()
             self.companion = None
+
+
+def open_vhost_user(
+    device_id: str | None, path: str, *, queues: int, config_bytes: int = 0
+) -> VhostUserBacking:
+    """Blocking. Connect to the back end that serves at the socket `path`. The caller owns the result.
+
+    One that is about to serve is awaited for a moment: some end with a connection and are started again.
+
+    :raises VhostUserConnectError: there is none; the cause tells why.
+    :raises DeviceError: it does not talk as one should, or has fewer than `queues`.
+    """
+    device_id = id_of(device_id)
+    with contextlib.ExitStack() as undo:
+        connection = undo.enter_context(connect(path))
+        config = check_back_end(connection, queues=queues, config_bytes=config_bytes)
+        undo.pop_all()
+    return VhostUserBacking(device_id=device_id, fd=connection.detach(), config=config)
 
 
 def check_listens(path: str) -> None:
@@ -74,3 +161,103 @@ def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = N
     if reconnect_s is not None:
         data["reconnect"] = reconnect_s
     return {"id": part_id(backing.device_id, "chr"), "backend": {"type": "socket", "data": data}}
+
+
+def connect(path: str) -> socket.socket:
+    """Blocking. Connect to the UNIX socket `path`, which may be there in a moment only. The caller owns it.
+
+    :raises VhostUserConnectError: nobody listens there, or it is none; the cause tells why.
+    """
+    if "\0" in path:  # as the first character it would be no file at all
+        raise VhostUserConnectError from ValueError("The path holds a NUL character")
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.setblocking(False)
+            connection.connect(path)
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise VhostUserConnectError from error
+            time.sleep(_RETRY_S)
+        except OSError as error:
+            connection.close()
+            raise VhostUserConnectError from error
+
+
+def check_back_end(
+    connection: socket.socket, *, queues: int, config_bytes: int = 0, timeout_s: float | None = None
+) -> bytes:
+    """Blocking. Have the back end show that it can talk and has `queues`.
+
+    Return the first `config_bytes` of its configuration, nothing where it has none. Each answer may take
+    `timeout_s`, or `ANSWER_S`.
+
+    :raises DeviceError: it cannot, or has not; the cause tells why.
+    """
+    connection.settimeout(ANSWER_S if timeout_s is None else timeout_s)
+    features = _ask_number(connection, _GET_FEATURES, VhostUserFeaturesError)
+    if not features & _HAS_PROTOCOL_FEATURES:
+        return b""
+    protocol = _ask_number(connection, _GET_PROTOCOL_FEATURES, VhostUserProtocolFeaturesError)
+    # What is not agreed on may not be asked for. QEMU agrees anew.
+    agreed = protocol & (_HAS_QUEUE_NUM | (_HAS_CONFIG if config_bytes else 0))
+    with _failing_as(VhostUserProtocolFeaturesError, connection):
+        _send(connection, _SET_PROTOCOL_FEATURES, _NUMBER.pack(agreed))
+    if agreed & _HAS_QUEUE_NUM:
+        most = _ask_number(connection, _GET_QUEUE_NUM, VhostUserQueueNumError)
+        if queues > most:
+            raise BadQueueNum from TooFewQueues(queues, most)
+    if not agreed & _HAS_CONFIG:
+        return b""
+    with _failing_as(VhostUserConfigError, connection):
+        wanted = _PLACE.pack(0, config_bytes, 0) + bytes(config_bytes)
+        _send(connection, _GET_CONFIG, wanted)
+        return _answer(connection, _GET_CONFIG, len(wanted))[_PLACE.size :]
+
+
+def _ask_number(connection: socket.socket, request: int, error: type[DeviceError]) -> int:
+    """:raises DeviceError: an `error`, where there is no proper answer."""
+    with _failing_as(error, connection):
+        _send(connection, request, b"")
+        (number,) = _NUMBER.unpack(_answer(connection, request, _NUMBER.size))
+    return int(number)
+
+
+@contextlib.contextmanager
+def _failing_as(error: type[DeviceError], connection: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:
+        raise error from NoVhostUserAnswer(connection.gettimeout() or 0)
+    except ConnectionError:
+        raise error from VhostUserClosed()
+    except NotVhostUser as reason:
+        raise error from reason
+
+
+def _send(connection: socket.socket, request: int, body: bytes) -> None:
+    connection.sendall(_HEADER.pack(request, _VERSION, len(body)) + body)
+
+
+def _answer(connection: socket.socket, wanted: int, size: int) -> bytes:
+    """Return the `size` bytes that the back end answers to the request `wanted`.
+
+    :raises NotVhostUser: it sends anything else. :raises OSError: it sends nothing.
+    """
+    request, flags, found = _HEADER.unpack(_receive(connection, _HEADER.size))
+    if request != wanted or not flags & _IS_REPLY or found != size:
+        raise NotVhostUser
+    return _receive(connection, size)
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise ConnectionResetError
+        data += piece
+    return data

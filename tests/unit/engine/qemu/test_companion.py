@@ -77,12 +77,13 @@ def test_vhost_user_connection_is_a_path_or_a_descriptor():
         "type": "unix",
         "data": {"path": "/run/back end"},
     }
-    read_end, write_end = os.pipe()
-    by_fd = VhostUserBacking(device_id="a", fd=read_end)
-    assert by_fd.fds == [read_end]
-    assert vhost_user_chardev(by_fd)["backend"]["data"]["addr"]["data"] == {"str": str(read_end)}
+    near, far = socket.socketpair()
+    fd = near.detach()
+    by_fd = VhostUserBacking(device_id="a", fd=fd)
+    assert by_fd.fds == [fd]
+    assert vhost_user_chardev(by_fd)["backend"]["data"]["addr"]["data"] == {"str": str(fd)}
     by_fd.close()
     by_fd.close()
-    os.close(write_end)
+    far.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(read_end)
+        os.fstat(fd)
