@@ -100,6 +100,10 @@ def test_devices_that_are_not_ours_are_passed_over():
     assert device_paths([*devices, {"path": path_of("other")}]) == {"_disk0": path_of("d_disk0")}
 
 
+def test_device_whose_question_ends_qemu_is_passed_over():
+    assert device_paths([{"path": path_of("dbus"), "name": "vhost-user-i2c"}]) == {}
+
+
 @pytest.mark.parametrize(("statuses", "active"), [([], False), (BARE, False), (OK, True)])
 def test_device_is_active_once_its_driver_is_ready(statuses, active):
     assert is_active({"status": {"statuses": statuses}}) is active
