@@ -9,6 +9,11 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 from hypothesis import strategies as st
 
+from cloudvmm.config.device import FsConfig
+
+# Members without which a struct is none, though another may stand in for them.
+NEEDED = {FsConfig: {"socket"}}
+
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
 SPECIAL = {
     "mac": st.just("2e:00:00:00:00:01"),
@@ -45,4 +50,5 @@ def structs(kind: type[msgspec.Struct], **special: st.SearchStrategy[Any]) -> st
     members = {
         field.name: known[field.name] if field.name in known else values(field.type) for field in fields
     }
+    members |= dict.fromkeys(NEEDED.get(kind, ()), TEXT)
     return st.builds(kind, **members)

@@ -6,6 +6,7 @@ import pytest
 from msgspec import inspect as kinds
 
 from cloudvmm.api import COMMANDS
+from support.config_value import NEEDED
 
 SAMPLES = {"null": None, "bool": True, "int": -1, "float": 1.5, "str": "\u0000?", "array": [[]], "object": {}}
 JSON_KINDS = {
@@ -41,7 +42,12 @@ def minimal(kind):
     if isinstance(kind, kinds.UnionType):
         return minimal(next(one for one in kind.types if not isinstance(one, kinds.NoneType)))
     if isinstance(kind, kinds.StructType):
-        return {field.encode_name: minimal(field.type) for field in kind.fields if field.required}
+        needed = NEEDED.get(kind.cls, ())
+        return {
+            field.encode_name: minimal(field.type)
+            for field in kind.fields
+            if field.required or field.name in needed
+        }
     if isinstance(kind, kinds.EnumType):
         return next(iter(kind.cls)).value
     return {"bool": False, "int": 1, "str": "x", "array": [], "object": {}}[next(iter(accepted(kind)))]

@@ -34,10 +34,18 @@ class BalloonConfig(PciDevice, kw_only=True):
 
 
 class FsConfig(PciDevice, kw_only=True):
+    """Either a back end serves at `socket`, or one is started for the folder `shared_dir` (an addition)."""
+
     tag: str
-    socket: str
+    socket: str | None = None
     num_queues: U64 = 1
     queue_size: U16 = 1024
+    shared_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.socket is None and self.shared_dir is None:
+            # The words of msgspec, and so those of the reference, where a socket is a must.
+            raise TypeError("Object missing required field `socket`")
 
 
 class GenericVhostUserConfig(PciDevice, kw_only=True):
@@ -101,6 +109,10 @@ class VsockSpecialCid(ValidationError):
         super().__init__(f"{cid} is a special VSOCK CID")
 
 
+class FsSocketAndSharedDir(ValidationError):
+    """File system socket and shared_dir both provided"""
+
+
 class BalloonLargerThanRam(ValidationError):
     def __init__(self, balloon: int, ram: int) -> None:
         super().__init__(f"Balloon size ({balloon}) greater than RAM ({ram})")
@@ -142,6 +154,9 @@ class InvalidIvshmemPath(ValidationError):
 
 
 def check_fs(fs: FsConfig, vm: VmConfig) -> None:
+    """Raise the first rule that `fs` breaks as a member of `vm`."""
+    if fs.socket is not None and fs.shared_dir is not None:
+        raise FsSocketAndSharedDir
     if fs.num_queues > vm.cpus.boot_vcpus:
         raise TooManyQueues(fs.num_queues, vm.cpus.boot_vcpus)
     check_queue_size(fs.queue_size)

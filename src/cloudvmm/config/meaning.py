@@ -184,9 +184,10 @@ MEANING: Final[dict[str, dict[str, str]]] = {
     },
     "FsConfig": {
         "tag": "Name that the guest mounts it by",
-        "socket": _SOCKET,
+        "socket": "UNIX socket of virtiofsd; may be left out where `shared_dir` is given",
         "num_queues": "Request queues",
         "queue_size": _QUEUE_SIZE,
+        "shared_dir": "Folder for which a virtiofsd is started, instead of `socket`",
     },
     "GenericVhostUserConfig": {
         "socket": _SOCKET,

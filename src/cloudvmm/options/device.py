@@ -20,7 +20,7 @@ from cloudvmm.config.device import (
 from cloudvmm.config.number import MIB
 from cloudvmm.config.vm import DEFAULT_RNG_SOURCE
 from cloudvmm.config.warning import Warn, unheard
-from cloudvmm.options.error import FsTagTooLong
+from cloudvmm.options.error import FsTagTooLong, MissingKey
 from cloudvmm.options.grammar import enquote
 from cloudvmm.options.schema import PCI_KEYS, PCI_KEYS_IOMMU, Key, Schema
 from cloudvmm.options.value import (
@@ -63,20 +63,22 @@ BALLOON = Schema(
     Key("free_page_reporting", TOGGLE, "Whether the host gets back what the guest has freed"),
     *PCI_KEYS_IOMMU,
 )
-FS = Schema(
-    "--fs",
-    FsConfig,
+_FS_BACK_END_KEYS = (
     Key(
         "tag",
         ValueType(_parse_tag, enquote, syntax="<tag_name>"),
         "Name that the guest mounts; 36 bytes at most",
         missing="tag missing",
     ),
-    Key("socket", PATH, "UNIX socket of virtiofsd", missing="socket missing"),
+    Key("socket", PATH, "UNIX socket of virtiofsd"),
+    Key("shared_dir", PATH, "Folder for which a virtiofsd is started, instead of a socket"),
+)
+_FS_QUEUE_KEYS = (
     Key("queue_size", U16, "Size of each queue, a power of two"),
     Key("num_queues", U64, "Number of queues"),
     *PCI_KEYS,
 )
+FS = Schema("--fs", FsConfig, *_FS_BACK_END_KEYS, *_FS_QUEUE_KEYS)
 _GENERIC_KEYS = (
     Key("socket", PATH, "UNIX socket of the back end", missing="socket missing"),
     Key("queue_sizes", integer_list(16), "Size of each queue, powers of two", missing="queue size missing"),
@@ -150,7 +152,11 @@ def parse_balloon(text: str) -> BalloonConfig:
 
 def parse_fs(text: str) -> FsConfig:
     """:raises OptionError: when `text` is not what `--fs` takes."""
-    return FsConfig(**FS.members(text))
+    options = FS.parse(text)
+    members = FS.convert(options, _FS_BACK_END_KEYS)
+    if not members.keys() & {"socket", "shared_dir"}:
+        raise MissingKey(FS.what, "socket missing", hint=FS.syntax)
+    return FsConfig(**members, **FS.convert(options, _FS_QUEUE_KEYS))
 
 
 def parse_generic_vhost_user(text: str, warn: Warn = unheard) -> GenericVhostUserConfig:

@@ -400,3 +400,16 @@ def test_every_payload_survives_the_round_trip(kind):
         assert decode(encode(value), kind) == value
 
     check()
+
+
+def test_file_system_has_a_socket_or_a_folder():
+    own = FsConfig(tag="t", shared_dir="/d")
+    assert decode(b'{"tag":"t","shared_dir":"/d"}', FsConfig) == own
+    assert b"socket" not in encode(own)
+    assert b"shared_dir" not in encode(FsConfig(tag="t", socket="/s"))
+    with pytest.raises(DecodeError, match=r"missing field `socket` at line 1 column 11"):
+        decode(b'{"tag":"t"}', FsConfig)
+    with pytest.raises(DecodeError, match=r"missing field `socket` at `\$.fs\[1\]`"):
+        decode(
+            b'{"cpus":{"boot_vcpus":1,"max_vcpus":1},"fs":[{"tag":"t","socket":"/s"},{"tag":"u"}]}', VmConfig
+        )

@@ -13,6 +13,7 @@ from cloudvmm.config.error import DecodeError
 from cloudvmm.config.form import decode, encode
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
+from support.config_value import NEEDED
 
 
 def structs_in(annotation):
@@ -73,8 +74,14 @@ def sample(annotation):
     return {str: "text", bool: True}[annotation]
 
 
+def is_needed(kind, field):
+    return field.required or field.name in NEEDED.get(kind, ())
+
+
 def required(kind):
-    return {field.name: sample(field.type) for field in msgspec.structs.fields(kind) if field.required}
+    return {
+        field.name: sample(field.type) for field in msgspec.structs.fields(kind) if is_needed(kind, field)
+    }
 
 
 def ids(value):
@@ -88,7 +95,10 @@ def text_of(kind, **members):
 @pytest.mark.parametrize(("kind", "field"), MEMBERS, ids=ids)
 def test_null_will_do_for_an_optional_member_only(kind, field):
     text = text_of(kind, **{field.name: None})
-    if is_optional(field.type):
+    if is_needed(kind, field) and not field.required:
+        with pytest.raises(DecodeError, match=f"missing field `{field.name}`"):
+            decode(text, kind)
+    elif is_optional(field.type):
         assert getattr(decode(text, kind), field.name) is None
     else:
         with pytest.raises(DecodeError, match="invalid type: null"):
@@ -100,7 +110,7 @@ def test_required_member_cannot_be_left_out(kind, field):
     members = required(kind)
     members.pop(field.name, None)
     text = json.dumps(members).encode()
-    if field.required:
+    if is_needed(kind, field):
         with pytest.raises(DecodeError, match=f"missing field `{field.name}`"):
             decode(text, kind)
     else:
@@ -126,7 +136,11 @@ def test_unknown_member_is_ignored_except_in_a_rate_limiter(kind):
 @pytest.mark.parametrize("kind", STRUCTS, ids=ids)
 def test_unset_member_is_left_out_or_null_as_in_the_reference(kind):
     printed = json.loads(encode(decode(text_of(kind), kind)))
-    unset = {field.name for field in msgspec.structs.fields(kind) if is_optional(field.type)}
+    unset = {
+        field.name
+        for field in msgspec.structs.fields(kind)
+        if is_optional(field.type) and not is_needed(kind, field)
+    }
     if issubclass(kind, PRINTED_AS_NULL):
         assert {name for name, value in printed.items() if value is None} == unset
     else:

@@ -436,6 +436,12 @@ ROWS = [
     Row("20n", net_with(ip="10.0.0.1"), net.IpProvidedWithoutMask, "IP provided without a mask"),
     id_row("20", net_with),
     Row("21", {"fs": [FS], **UNSHARED}, VhostUserRequiresSharedMemory, NOT_SHARED),
+    Row(
+        "21 both",
+        fs_with(shared_dir="/d"),
+        device.FsSocketAndSharedDir,
+        "File system socket and shared_dir both provided",
+    ),
     Row("21a", fs_with(num_queues=2), TooManyQueues, "Queue count (2) must not exceed boot vCPUs (1)"),
     Row("21b", fs_with(queue_size=5), InvalidQueueSize, BAD_SIZE.format(5)),
     Row("21c", fs_with(iommu=True), pci.IommuNotSupported, NO_IOMMU),

@@ -129,7 +129,7 @@ def test_default_in_the_document_is_the_one_that_decoding_gives(name):
         for member, schema in SCHEMAS[name]["properties"].items()
         if "default" in schema
     }
-    assert form.decode_saved(json.dumps(plain | given).encode(), kind) == form.decode_saved(
+    assert form.decode_saved(json.dumps(given | plain).encode(), kind) == form.decode_saved(
         json.dumps(plain).encode(), kind
     )
 

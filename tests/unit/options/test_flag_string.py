@@ -187,6 +187,7 @@ GOOD = [
         "tag=t,socket=/s,num_queues=2,queue_size=64",
         FsConfig(tag="t", socket="/s", num_queues=2, queue_size=64),
     ),
+    (device.parse_fs, "shared_dir=/d,tag=t", FsConfig(tag="t", shared_dir="/d")),
     (
         device.parse_generic_vhost_user,
         "device_type=fs,socket=/s,queue_sizes=[64,128]",
@@ -347,6 +348,7 @@ BAD = [
     (device.parse_fs, "tag=t,socket=/s,iommu=on", ["Error parsing --fs", "Unknown option: iommu"]),
     (device.parse_fs, "socket=/s", ["Error parsing --fs: tag missing"]),
     (device.parse_fs, "tag=t", ["Error parsing --fs: socket missing"]),
+    (device.parse_fs, "tag=t,queue_size=x", ["Error parsing --fs: socket missing"]),
     (device.parse_fs, "tag=" + "x" * 37, ["Error parsing --fs: max tag length is 36"]),
     (device.parse_pmem, "nope=1", ["Error parsing --pmem", UNKNOWN]),
     (device.parse_pmem, "size=1M", ["Error parsing --pmem: file missing"]),

@@ -95,6 +95,7 @@ PRINTED = [
         "size=512M,deflate_on_oom=on",
     ),
     (device.format_fs, FsConfig(tag="t", socket="/s"), "tag=t,socket=/s"),
+    (device.format_fs, FsConfig(tag="t", shared_dir="/d"), "tag=t,shared_dir=/d"),
     (
         device.format_generic_vhost_user,
         GenericVhostUserConfig(socket="/s", queue_sizes=[64, 64], device_type=26),
