@@ -175,10 +175,12 @@ NO_RESIZE = "Resizing a booted VM comes with a later release; resize it before v
 NO_ADD = {
     "vm.add-device": "VFIO devices",
     "vm.add-user-device": "vfio-user devices",
-    "vm.add-fs": "fs devices",
-    "vm.add-generic-vhost-user": "generic vhost-user devices",
     "vm.add-vdpa": "vDPA devices",
     "vm.add-vsock": "vsock devices",
+}
+NO_BACK_END = {
+    "vm.add-fs": "Cannot create virtio-fs device",
+    "vm.add-generic-vhost-user": "Cannot create generic vhost-user device",
 }
 NO_MIGRATION = "Live migration comes with a later release"
 
@@ -189,6 +191,19 @@ CANNOT_YET = {
         *(
             (call, "RP", 500, ADD[call], DEVICE_MANAGER, f"Not supported by this release: {devices}")
             for call, devices in NO_ADD.items()
+        ),
+        *(
+            (
+                call,
+                "RP",
+                500,
+                ADD[call],
+                DEVICE_MANAGER,
+                words,
+                "Connection to socket failed",
+                "No such file or directory (os error 2)",
+            )
+            for call, words in NO_BACK_END.items()
         ),
         (
             "vm.snapshot",

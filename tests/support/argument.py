@@ -42,7 +42,7 @@ ARGUMENTS = {
     "vm.add-user-device": UserDeviceConfig(socket="/u"),
     "vm.add-disk": DiskConfig(path="/d", readonly=True, id="d"),
     "vm.add-fs": FsConfig(tag="t", socket="/f"),
-    "vm.add-generic-vhost-user": GenericVhostUserConfig(socket="/g", queue_sizes=[64], device_type=26),
+    "vm.add-generic-vhost-user": GenericVhostUserConfig(socket="/g", queue_sizes=[64, 64], device_type=26),
     "vm.add-net": NetConfig(mac="12:34:56:78:9a:bc", mtu=1400),
     "vm.add-pmem": PmemConfig(file="/p", size=1 << 21),
     "vm.add-vdpa": VdpaConfig(path="/dev/vhost-vdpa-0"),

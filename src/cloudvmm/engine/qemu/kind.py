@@ -7,13 +7,15 @@ from typing import Any, Final
 
 import msgspec
 
-from cloudvmm.config.device import PmemConfig
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import disk_parts, open_disk
+from cloudvmm.engine.qemu.fs import fs_parts, open_fs
+from cloudvmm.engine.qemu.generic_vhost_user import generic_vhost_user_parts, open_generic_vhost_user
 from cloudvmm.engine.qemu.net import net_parts, open_net
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
@@ -43,6 +45,8 @@ def _disk_parts(disk: DiskConfig, backing: Any, seat: Seat) -> Parts:
 KINDS: Final[dict[type[PciDevice], Kind]] = {
     DiskConfig: Kind("disks", _open_disk, _disk_parts),
     NetConfig: Kind("net", open_net, net_parts),
+    GenericVhostUserConfig: Kind("generic_vhost_user", open_generic_vhost_user, generic_vhost_user_parts),
+    FsConfig: Kind("fs", open_fs, fs_parts),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
 }
 

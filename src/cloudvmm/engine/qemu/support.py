@@ -10,8 +10,6 @@ from typing import Final
 
 from cloudvmm.config.device import (
     DeviceConfig,
-    FsConfig,
-    GenericVhostUserConfig,
     UserDeviceConfig,
     VdpaConfig,
     VsockConfig,
@@ -23,8 +21,6 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import NotSupportedYet
 
 ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
-    GenericVhostUserConfig: "generic vhost-user devices",
-    FsConfig: "fs devices",
     DeviceConfig: "VFIO devices",
     UserDeviceConfig: "vfio-user devices",
     VdpaConfig: "vDPA devices",
@@ -67,8 +63,6 @@ def _missing_in_device(device: PciDevice) -> Iterator[str]:
 
 def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
-        ABSENT_DEVICES[GenericVhostUserConfig]: vm.generic_vhost_user,
-        ABSENT_DEVICES[FsConfig]: vm.fs,
         ABSENT_DEVICES[DeviceConfig]: vm.devices,
         ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
         ABSENT_DEVICES[VdpaConfig]: vm.vdpa,

@@ -15,7 +15,9 @@ import msgspec
 from cloudvmm.engine.base import EngineError
 
 # Opened by us, or handed to QEMU as an argument and not as JSON.
-_BYTES_MEMBERS: Final = frozenset({"path", "src", "file", "kernel", "initramfs", "firmware", "cmdline"})
+_BYTES_MEMBERS: Final = frozenset(
+    {"path", "src", "file", "kernel", "initramfs", "firmware", "cmdline", "shared_dir"}
+)
 
 
 class TextNotUtf8(EngineError):

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
-from cloudvmm.config.device import FsConfig
+from cloudvmm.config.device import VdpaConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig
@@ -253,9 +253,9 @@ def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
 @pytest.mark.parametrize(
     ("device", "slot", "error"),
     [
-        (FsConfig(id="new", tag="t", socket="/s"), SLOT, NotSupportedYet),
         (DiskConfig(id="new", vhost_user=True), SLOT, VhostUserDiskError),
         (DiskConfig(id="new", vhost_user=True, vhost_socket="/none"), SLOT, VhostUserDiskError),
+        (VdpaConfig(id="new", path="/s"), SLOT, NotSupportedYet),
         (NetConfig(id="new", iommu=True), SLOT, NotSupportedYet),
         (NetConfig(id="new", pci_segment=1), SLOT, NotSupportedYet),
         (DiskConfig(id="new", path="/d", serial="\udcff"), SLOT, TextNotUtf8),

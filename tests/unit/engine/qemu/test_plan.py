@@ -1,8 +1,8 @@
 """Every option of every struct as a golden pair: a configuration, and the arguments or the refusal it gives.
 
 ``golden/NAME.json`` holds a `Case`, of which only what it is about is given. Beside it lies ``NAME.args``,
-one argument a line, or ``NAME.err``, the text of the refusal. Where the case is about disks or network
-devices, ``NAME.qmp`` holds what adds the same devices to a guest that runs: one command a line with its
+one argument a line, or ``NAME.err``, the text of the refusal. Where the case is about devices that can be
+added, ``NAME.qmp`` holds what adds the same devices to a guest that runs: one command a line with its
 descriptor behind it, then, newest first, the commands that undo them; or the text of the refusal. To write
 all anew: ``CLOUDVMM_WRITE_GOLDEN=1 pytest tests/unit/engine/qemu/test_plan.py``.
 """
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from cloudvmm.config.device import PmemConfig
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -39,6 +39,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
 from cloudvmm.engine.qemu.vmdk import Extents, OpenExtent
 from cloudvmm.engine.qemu.zone import zones_of
@@ -47,7 +48,7 @@ from support.sink import sink_of
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 # The members of a configuration whose devices can be added; a case is about one if its name says so.
-HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-", "pmem-"))]
+HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-"))]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
@@ -136,10 +137,16 @@ def pmem_backing(case: Case, pmem: PmemConfig, fd: int) -> Backing:
     )
 
 
+def vhost_user_backing(case: Case, device: PciDevice, fd: int) -> Backing:
+    return VhostUserBacking(device_id=device.id or "", fd=fd)
+
+
 # What `open_backing` would have made of a device; `fd` and the nine numbers behind it are its own.
 BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     DiskConfig: disk_backing,
     NetConfig: net_backing,
+    GenericVhostUserConfig: vhost_user_backing,
+    FsConfig: vhost_user_backing,
     PmemConfig: pmem_backing,
 }
 

@@ -1,0 +1,129 @@
+"""virtiofsd, started by us to serve one folder to one guest.
+
+There are two: one in Rust, the package virtiofsd of today, and one in C, which came with QEMU until 7.2. They
+differ in their options, and the one in C cannot work for anybody but root.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import socket
+from typing import Final
+
+from cloudvmm.engine.base import DeviceError, EngineError
+from cloudvmm.engine.qemu.backing import id_of
+from cloudvmm.engine.qemu.companion import Companion, connected_pair, find_program
+from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, VhostUserFeaturesError, check_back_end
+
+NAME: Final = "virtiofsd"
+_PACKAGE: Final = "virtiofsd, or qemu-system-common of QEMU 7.2 on Debian 12"
+_FOLDERS: Final = ("/usr/libexec", "/usr/lib/qemu")
+_C_WORDS: Final = "virtiofsd version "
+_VERSION_S: Final = 5.0
+_START_S: Final = 10.0
+_END_S: Final = 1.0
+_MOST_FILES: Final = 1_000_000  # what either asks for unless told
+_CAP_SYS_CHROOT: Final = 1 << 18
+_CAP_SYS_ADMIN: Final = 1 << 21
+
+
+class SharedDirError(DeviceError):
+    """The shared folder could not be opened"""
+
+
+class VirtiofsdForRoot(DeviceError):
+    def __init__(self, program: str) -> None:
+        super().__init__(f"{program} works for root alone: install the package virtiofsd")
+
+
+def share(device_id: str | None, folder: str, *, queues: int) -> VhostUserBacking:
+    """Blocking. Start a virtiofsd that serves `folder`, and wait until it does. The caller owns the result.
+
+    :raises SharedDirError: `folder` is none; the cause tells why.
+    :raises DeviceError: there is no virtiofsd, it did not start, in its own words, or lacks `queues`.
+    """
+    device_id = id_of(device_id)
+    _check_folder(folder)
+    program = find_program(NAME, package=_PACKAGE, folders=_FOLDERS)
+    with contextlib.ExitStack() as undo:
+        listener, near = connected_pair()
+        connection = undo.enter_context(socket.socket(fileno=near))
+        try:
+            argv = _arguments(program, os.path.abspath(folder), listener)
+            companion = Companion(argv, name=NAME, fds=[listener])
+        finally:
+            os.close(listener)  # only the child listens from now on: where it ends, so does the connection
+        undo.callback(companion.close)
+        try:
+            check_back_end(connection, queues=queues, timeout_s=_START_S)
+        except VhostUserFeaturesError:
+            companion.check(timeout_s=_END_S)
+            raise
+        undo.pop_all()
+    return VhostUserBacking(device_id=device_id, fd=connection.detach(), companion=companion)
+
+
+def _check_folder(folder: str) -> None:
+    try:
+        os.close(os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    except (OSError, ValueError) as error:
+        raise SharedDirError from error
+
+
+def _arguments(program: str, folder: str, listener: int) -> list[str]:
+    """Return what starts `program` for `folder`; it takes its one connection from `listener`."""
+    # The daemon's own wish may be above what it is allowed, and then it ends.
+    most_files = min(_MOST_FILES, _hard_limit_of_files())
+    sandbox = _sandbox()
+    shared = [program, f"--fd={listener}", f"--rlimit-nofile={most_files}"]
+    if not _is_in_c(program):
+        return [*shared, "--shared-dir", folder, "--sandbox", sandbox or "namespace"]
+    if sandbox is None:
+        raise VirtiofsdForRoot(program)
+    return [*shared, "-f", "-o", f"source={_escape(folder)},sandbox={sandbox}"]
+
+
+def _is_in_c(program: str) -> bool:
+    """Blocking. Ask `program` which of the two it is.
+
+    :raises DeviceError: it does not run, or does not say.
+    """
+    try:
+        process = ChildProcess(ProcessSpec([program, "--version"], name=NAME))
+        try:
+            process.wait(timeout_s=_VERSION_S)
+            return process.output().startswith(_C_WORDS)
+        finally:
+            process.close()
+    except EngineError as error:
+        raise DeviceError(str(error)) from error.__cause__
+
+
+def _sandbox() -> str | None:
+    """Return how a daemon is kept in its folder with the rights that we have, None where we have none.
+
+    Without any it makes itself a user namespace, if it is the one in Rust.
+    """
+    rights = _rights()
+    if rights & _CAP_SYS_ADMIN:
+        return "namespace"
+    return "chroot" if rights & _CAP_SYS_CHROOT else None
+
+
+def _rights() -> int:
+    """Return our effective capabilities."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        (line,) = (line for line in file if line.startswith("CapEff:"))
+    return int(line.split()[1], 16)
+
+
+def _hard_limit_of_files() -> int:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_FILES if hard == resource.RLIM_INFINITY else hard
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace(",", "\\,")
