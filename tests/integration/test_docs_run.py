@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
 
 from api_example import NOT_RUN
 from support.booted import default_guest
+from support.device.fs import virtiofsd_program
 from support.page import LANGUAGES, ROOT, SILENT, blocks_in, blocks_of, pages, run_script, script_of
 
 API = "docs/reference/api/"
@@ -21,6 +23,7 @@ LEFT_OUT = {
     ],
     "docs/how-to/ci.md": ["it installs packages"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],
+    "docs/how-to/share-a-folder.md": ["its options are those of the virtiofsd that you have"],
     "docs/quickstart.md": ["it installs packages; the demo that it ends in is run as an example"],
 }
 PROMPT = re.compile(r"^\s*\$ ", re.MULTILINE)
@@ -54,9 +57,11 @@ def of_language(name, language):
 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", hand_pages())
-def test_page_runs_from_top_to_bottom(name, tmp_path):
+def test_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     if needs_guest(name):
         default_guest()
+    if "shared_dir=" in script_of(blocks_of(name)):
+        monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{os.path.dirname(virtiofsd_program())}")
     printed = run_script(script_of(blocks_of(name)), folder(tmp_path))
     assert "Traceback" not in printed
 

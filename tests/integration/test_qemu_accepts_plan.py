@@ -1,7 +1,7 @@
 """QEMU itself accepts every golden argument list, silently, and puts each device where the plan says.
 
 The configurations are those of ``tests/unit/engine/qemu/golden``, on real images and interfaces. No vCPU
-runs. The same disks and network devices are plugged into a machine that stands ready, and each command is
+runs. The same devices are plugged into a machine that stands ready, and each command is
 held against the schema that QEMU reports. The QEMU on the path is asked, and the one that
 CLOUDVMM_TEST_OLD_QEMU names: a folder into which the Debian packages of an older release were unpacked
 (``dpkg -x``).
@@ -21,6 +21,7 @@ import msgspec
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.vm import VmConfig
@@ -35,11 +36,16 @@ from support.guest import find_guest
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
 from support.storage_daemon import StorageDaemon
+from support.vhost_user import back_end
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
-HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-", "pmem-"))]
-TOO_NEW = ["disk-queue-affinity-queues"]  # needs QEMU 9.0
+HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-"))]
+NOT_IN_7_2 = {
+    "disk-queue-affinity-queues",  # needs QEMU 9.0
+    "generic-vhost-user-sound",
+    "generic-vhost-user-input",  # it has it for KVM alone
+}
 IMAGE_BYTES = 1 << 20
 PMEM_BYTES = 4 << 20
 FORMATS = {
@@ -49,6 +55,7 @@ FORMATS = {
     ImageType.FLAT_VMDK: "vmdk",
 }
 OPTIONS = {"vpc": ["-o", "subformat=fixed,force_size=on"], "vmdk": ["-o", "subformat=monolithicFlat"]}
+WITH_CONFIG = {2, 18, 19, 25, 41}  # types of devices whose configuration QEMU gets from the back end
 TIMEOUT_S = 60
 FIXED_ARGUMENTS = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"]
 
@@ -94,7 +101,7 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Iterator[Golden]:
     """The configuration of a case, with files that exist in the place of those it names."""
-    if qemu.is_old and request.param in TOO_NEW:
+    if qemu.is_old and request.param in NOT_IN_7_2:
         pytest.skip("This QEMU is too old for it, and says so")
     case = msgspec.json.decode((GOLDEN / f"{request.param}.json").read_bytes(), type=Golden)
     use_real_payload(case.config, tmp_path)
@@ -118,7 +125,16 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Iterat
             image = make_file(tmp_path / "served.raw", IMAGE_BYTES)
             disk.vhost_socket = str(tmp_path / "served,0.sock")
             undo.enter_context(StorageDaemon(disk.vhost_socket, image, queues=disk.num_queues))
+        for device in [*(case.config.fs or []), *(case.config.generic_vhost_user or [])]:
+            device.socket = serve(device, tmp_path / f"{device.id}.sock", undo)
         yield case
+
+
+def serve(device: FsConfig | GenericVhostUserConfig, path: Path, undo: contextlib.ExitStack) -> str:
+    """Start a back end for `device` at `path`."""
+    config = b"" if getattr(device, "device_type", None) in WITH_CONFIG else None
+    undo.enter_context(back_end(path, config=config))
+    return str(path)
 
 
 def make_file(path: Path, size_bytes: int) -> Path:

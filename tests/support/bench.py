@@ -218,7 +218,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     "vm.add-generic-vhost-user": (
         "PUT",
         "vm.add-generic-vhost-user",
-        _is({"socket": "/s", "queue_sizes": [64], "device_type": 26}),
+        _is({"socket": "/s", "queue_sizes": [64, 64], "device_type": 26}),
     ),
     "vm.add-net": ("PUT", "vm.add-net", _is({"tap": "tap-of-bench"})),
     "vm.add-pmem": ("PUT", "vm.add-pmem", lambda bench: {"file": f"{bench.folder}/pmem"}),

@@ -6,6 +6,7 @@ from typing import Final
 
 from support.device.case import DeviceCase
 from support.device.disk import DiskCase
+from support.device.fs import FsCase, GenericVhostUserCase, OwnFsCase
 from support.device.net import NetCase
 from support.device.pmem import PmemCase
 from support.device.vhost_user_disk import VhostUserDiskCase
@@ -14,5 +15,8 @@ CASES: Final[tuple[type[DeviceCase], ...]] = (
     DiskCase,
     VhostUserDiskCase,
     NetCase,
+    FsCase,
+    OwnFsCase,
+    GenericVhostUserCase,
     PmemCase,
 )
