@@ -174,6 +174,10 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "offload_tso": "TCP segmentation offload",
         "offload_ufo": "UDP fragmentation offload",
         "offload_csum": "Checksum offload",
+        "user": "User-mode networking instead of an interface of the host; beyond the reference",
+    },
+    "UserNetConfig": {
+        "forwards": "Ports of the host that lead to the guest, such as `tcp:127.0.0.1:8080:80`",
     },
     "RngConfig": {"src": "Where randomness is read from"},
     "RtcConfig": {},

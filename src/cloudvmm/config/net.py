@@ -10,6 +10,7 @@ from cloudvmm.config.number import I32, U16, U64
 from cloudvmm.config.pci import IommuNotSupported, PciDevice, check_pci_device
 from cloudvmm.config.queue import TooManyQueues, check_queue_size
 from cloudvmm.config.rate_limit import RateLimiterConfig
+from cloudvmm.config.user_net import UserNetConfig, check_forwards
 from cloudvmm.config.vhost_user import check_vhost_user
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ class NetConfig(PciDevice, kw_only=True):
 
     `fds` are open TAP descriptors, one per queue pair. They belong to the VMM from the moment the
     configuration is handed over; from JSON they are never honoured.
+
+    `user` is beyond the reference, and left out where it is unset.
     """
 
     tap: str | None = None
@@ -44,9 +47,11 @@ class NetConfig(PciDevice, kw_only=True):
     offload_tso: bool = True
     offload_ufo: bool = True
     offload_csum: bool = True
+    user: UserNetConfig | None = None
 
 
 MINIMUM_MTU = 1280
+USER_NET_QUEUES = 2
 LAST_STANDARD_FD = 2
 
 
@@ -84,6 +89,29 @@ class IpProvidedWithoutMask(ValidationError):
     """IP provided without a mask"""
 
 
+class UserNetConflict(ValidationError):
+    def __init__(self, member: str) -> None:
+        super().__init__(f"User-mode networking excludes {member}")
+
+
+class UserNetQueues(ValidationError):
+    def __init__(self, queues: int) -> None:
+        super().__init__(f"User-mode networking has 2 queues, not {queues}")
+
+
+# What describes an interface of the host, which a device of user-mode networking does not have.
+_NOT_WITH_USER = (
+    "tap",
+    "ip",
+    "mask",
+    "host_mac",
+    "fds",
+    "vhost_user",
+    "vhost_socket",
+    "rate_limiter_config",
+)
+
+
 def check_net(net: NetConfig, vm: VmConfig) -> None:
     """Raise the first rule that `net` breaks as a member of `vm`."""
     is_rate_limited = net.rate_limiter_config is not None
@@ -101,6 +129,17 @@ def check_net(net: NetConfig, vm: VmConfig) -> None:
         raise MaskProvidedWithoutIp
     if net.ip is not None and net.mask is None:
         raise IpProvidedWithoutMask
+    if net.user is not None:
+        _check_user(net, net.user)
+
+
+def _check_user(net: NetConfig, user: UserNetConfig) -> None:
+    for member in _NOT_WITH_USER:
+        if getattr(net, member):
+            raise UserNetConflict(member)
+    if net.num_queues != USER_NET_QUEUES:
+        raise UserNetQueues(net.num_queues)
+    check_forwards(user.forwards)
 
 
 def _check_queues(net: NetConfig, vm: VmConfig) -> None:

@@ -10,7 +10,7 @@ OptionError
 ├── MissingKey                a flag lacks a key it cannot do without
 ├── ValidationFailed          caused by a rule of the configuration
 ├── Unprintable               the other way round: no string gives this configuration
-└── InvalidCpuFeatures, InvalidConsoleMode, FsTagTooLong, GenericDeviceTypeInvalid,
+└── InvalidCpuFeatures, InvalidConsoleMode, FsTagTooLong, ForwardWithoutUser, GenericDeviceTypeInvalid,
     GenericDeviceTypeUnsupported
 """
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from cloudvmm.config.net import NetConfig, VhostMode
+from cloudvmm.config.user_net import UserNetConfig
+from cloudvmm.options.error import OptionError
 from cloudvmm.options.rate_limit import LIMITER_KEYS, limiter_members, take_limiter
 from cloudvmm.options.schema import PCI_KEYS_IOMMU, Key, Schema
 from cloudvmm.options.value import (
     IP,
     MAC,
     PATH,
+    STRING_LIST,
     TEXT,
     TOGGLE,
     U16,
@@ -46,7 +49,19 @@ NET = Schema(
     ),
     *LIMITER_KEYS,
     *PCI_KEYS_IOMMU,
+    Key("user", TOGGLE, "Whether to use user-mode networking, which needs no rights on the host"),
+    Key(
+        "forward",
+        STRING_LIST,
+        "Ports of the host that lead to the guest, each <tcp|udp>:<address>:<port>:<guest port>; "
+        "only with user=on",
+        member="forwards",
+    ),
 )
+
+
+class ForwardWithoutUser(OptionError):
+    """Error parsing --net: forward needs user=on"""
 
 
 def parse_net(text: str) -> NetConfig:
@@ -56,9 +71,17 @@ def parse_net(text: str) -> NetConfig:
     """
     members = NET.members(text)
     limiter = take_limiter(members)
-    return NetConfig(rate_limiter_config=limiter, **members)
+    is_user = members.pop("user", False)
+    forwards = members.pop("forwards", None)
+    if forwards is not None and not is_user:
+        raise ForwardWithoutUser
+    user = UserNetConfig(forwards=forwards or []) if is_user else None
+    return NetConfig(rate_limiter_config=limiter, user=user, **members)
 
 
 def format_net(net: NetConfig) -> str:
     """:raises Unprintable: no `--net` gives `net`."""
-    return NET.format(net, parse_net, **limiter_members(net.rate_limiter_config))
+    members = limiter_members(net.rate_limiter_config)
+    if net.user is not None:
+        members |= {"user": True, "forwards": net.user.forwards or None}
+    return NET.format(net, parse_net, **members)

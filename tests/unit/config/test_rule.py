@@ -21,6 +21,7 @@ from cloudvmm.config import (
     numa,
     payload,
     pci,
+    user_net,
 )
 from cloudvmm.config import platform as platform_rules
 from cloudvmm.config import restore as restore_rules
@@ -434,6 +435,52 @@ ROWS = [
     ),
     Row("20m", net_with(mask="255.0.0.0", ip=None), net.MaskProvidedWithoutIp, "Mask provided without an IP"),
     Row("20n", net_with(ip="10.0.0.1"), net.IpProvidedWithoutMask, "IP provided without a mask"),
+    Row(
+        "20z",
+        net_with(user={}, tap="x"),
+        net.UserNetConflict,
+        "User-mode networking excludes tap",
+    ),
+    Row(
+        "20z",
+        net_with(user={}, vhost_socket="/s"),
+        net.UserNetConflict,
+        "User-mode networking excludes vhost_socket",
+    ),
+    Row(
+        "20z",
+        {**net_with(user={}, num_queues=4), "cpus": {"boot_vcpus": 2, "max_vcpus": 2}},
+        net.UserNetQueues,
+        "User-mode networking has 2 queues, not 4",
+    ),
+    *(
+        Row(
+            "20z",
+            net_with(user={"forwards": [text]}),
+            user_net.InvalidForward,
+            f'Forward "{text}" is not valid: it is PROTOCOL:ADDRESS:PORT:GUEST_PORT, '
+            "such as tcp:127.0.0.1:8080:80",
+        )
+        for text in (
+            "",
+            "tcp:8080:80",
+            "sctp:127.0.0.1:1:1",
+            "tcp:127.0.0.1:0:80",
+            "tcp:127.0.0.1:80:0",
+            "tcp:127.0.0.1:65536:80",
+            "tcp:127.0.0.256:80:80",
+            "tcp:127.0.1:80:80",
+            "tcp:127.0.0.1:80:80\n",
+            "tcp:127.0.0.1:80:80,hostfwd=x",
+            "tcp:localhost:80:80",
+        )
+    ),
+    Row(
+        "20z",
+        net_with(user={"forwards": ["tcp:127.0.0.1:80:80", "udp:127.0.0.1:80:80", "tcp:127.0.0.1:80:81"]}),
+        user_net.DuplicateForward,
+        'Forward "tcp:127.0.0.1:80:81" has the protocol, the address and the port of another one',
+    ),
     id_row("20", net_with),
     Row("21", {"fs": [FS], **UNSHARED}, VhostUserRequiresSharedMemory, NOT_SHARED),
     Row(

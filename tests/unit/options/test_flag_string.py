@@ -38,6 +38,7 @@ from cloudvmm.config.payload import FwCfgConfig, FwCfgItem, FwCfgItemList
 from cloudvmm.config.pci import PciSegmentConfig
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterConfig, RateLimiterGroupConfig, TokenBucketConfig
+from cloudvmm.config.user_net import UserNetConfig
 from cloudvmm.errors import error_chain
 from cloudvmm.options import console, cpu, device, disk, memory, net, operation, payload, platform, rate_limit
 from cloudvmm.options.error import OptionError, hint_of
@@ -132,6 +133,12 @@ GOOD = [
     (disk.parse_disk, "path=/d,bw_size=10", DiskConfig(path="/d")),
     (disk.parse_disk, 'path="/a,b"', DiskConfig(path="/a,b")),
     (net.parse_net, "tap=,mac=", NetConfig()),
+    (net.parse_net, "user=off", NetConfig()),
+    (
+        net.parse_net,
+        "user=on,forward=[tcp:127.0.0.1:8080:80,udp:0.0.0.0:5:6],id=n",
+        NetConfig(id="n", user=UserNetConfig(forwards=["tcp:127.0.0.1:8080:80", "udp:0.0.0.0:5:6"])),
+    ),
     (
         net.parse_net,
         "tap=t,ip=10.0.0.1,mask=255.0.0.0,mac=2E:00:00:00:00:01"
@@ -340,6 +347,7 @@ BAD = [
         "path=/d,pci_segment=x",
         ["Error parsing common PCI device config", "Unable to convert x for pci_segment"],
     ),
+    (net.parse_net, "forward=[tcp:0.0.0.0:1:1]", ["Error parsing --net: forward needs user=on"]),
     (net.parse_net, "mac=x", ["Error parsing --net", "Unable to convert x for mac"]),
     (device.parse_rng, "nope=1", ["Error parsing --rng", UNKNOWN]),
     (device.parse_rtc, "nope=1", ["Error parsing --rtc", UNKNOWN]),

@@ -39,6 +39,7 @@ from cloudvmm.config.payload import FwCfgConfig, FwCfgItem, FwCfgItemList
 from cloudvmm.config.pci import PciSegmentConfig
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.rate_limit import RateLimiterConfig, RateLimiterGroupConfig, TokenBucketConfig
+from cloudvmm.config.user_net import UserNetConfig
 from cloudvmm.options import console, cpu, device, disk, memory, net, operation, payload, platform, rate_limit
 from cloudvmm.options.error import Unprintable
 from support.config_value import structs
@@ -76,6 +77,12 @@ PRINTED = [
         "path=/d,ops_size=9,ops_refill_time=100,queue_affinity=[0@[3]],image_type=vmdk,iommu=on,pci_device_id=0",
     ),
     (net.format_net, NetConfig(), ""),
+    (net.format_net, NetConfig(user=UserNetConfig()), "user=on"),
+    (
+        net.format_net,
+        NetConfig(user=UserNetConfig(forwards=["tcp:127.0.0.1:8080:80", "udp:0.0.0.0:5:6"])),
+        "user=on,forward=[tcp:127.0.0.1:8080:80,udp:0.0.0.0:5:6]",
+    ),
     (
         net.format_net,
         NetConfig(tap="t", fds=[3, 4, -1], offload_tso=False, mac="2e:00:00:00:00:01"),

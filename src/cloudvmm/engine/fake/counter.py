@@ -27,7 +27,7 @@ def device_counters(device: PciDevice, tick_ms: int) -> dict[str, int] | None:
     match device:
         case DiskConfig(vhost_user=False):
             return _disk_counters(tick_ms, is_written=not device.readonly)
-        case NetConfig(vhost_user=False):
+        case NetConfig(vhost_user=False, user=None):
             return _net_counters(tick_ms // FRAME_EVERY_MS)
         case _:
             return None
