@@ -50,14 +50,20 @@ def _silence_ipv6() -> None:
             switch.write_text("1")
 
 
+def run(command: str) -> str:
+    """Run the words of `command`; return what it prints."""
+    return subprocess.run(command.split(), check=True, capture_output=True, text=True, timeout=30).stdout
+
+
 def ip(command: str) -> str:
     """Run `ip` with the words of `command`; return what it prints."""
-    return subprocess.run(["ip", *command.split()], check=True, capture_output=True, text=True).stdout
+    return run(f"ip {command}")
 
 
-def open_tap(name: str, *, queues: int = 1) -> list[int]:
+def open_tap(name: str, *, queues: int = 1, has_header: bool = True) -> list[int]:
     """Return descriptors of a new TAP interface's queues; the caller closes them."""
-    flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if queues > 1 else 0)
+    flags = IFF_TAP | IFF_NO_PI | (IFF_VNET_HDR if has_header else 0)
+    flags |= IFF_MULTI_QUEUE if queues > 1 else 0
     fds = []
     for _ in range(queues):
         fds.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
