@@ -135,6 +135,7 @@ class QemuEngine:
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned)
+            resources.masks_vectors = facts.masks_vectors
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             lock_error = _lock_error(resources)
             if lock_error is not None:

@@ -36,6 +36,11 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
     def version_text(self) -> str:
         return ".".join(str(part) for part in self.version)
 
+    @property
+    def masks_vectors(self) -> bool:
+        """Say whether interrupts of a vhost-user network device can be MSI-X: before 8.0 only KVM can."""
+        return self.accelerator == "kvm" or self.version >= (8, 0, 0)
+
     def has_device(self, name: str) -> bool:
         """Say whether this QEMU was built with the device `name`, e.g. ``i6300esb``."""
         return name in self.devices

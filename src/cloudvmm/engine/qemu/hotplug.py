@@ -96,7 +96,12 @@ class Hotplug:
             backing = open_backing(device)
             undo.callback(backing.close)
             backing.lock()
-            parts = describe(device, backing, Seat(slots=slots, first_fdset=self._last_fdset + 1))
+            seat = Seat(
+                slots=slots,
+                first_fdset=self._last_fdset + 1,
+                masks_vectors=self._resources.masks_vectors,
+            )
+            parts = describe(device, backing, seat)
             self._last_fdset += len(parts.fdsets)
             try:
                 self._make(parts, device)

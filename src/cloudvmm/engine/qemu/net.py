@@ -1,4 +1,4 @@
-"""Network devices: virtio-net on TAP queues that are open already."""
+"""Network devices: virtio-net on TAP queues that are open already, on user-mode networking or a back end."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.name import part_id, qdev_id
+from cloudvmm.engine.qemu.net_limit import bucket_of
 from cloudvmm.engine.qemu.parts import Parts, Properties
 from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.user_net import UserNetBacking, open_user_net, user_netdev
+from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
+from cloudvmm.host.limit import Limit, LimitError
 from cloudvmm.host.tap import TapError, interface_of, open_tap
 
-# What QEMU accepts: receive rings of 256 to 1024, and with a TAP no transmit ring but one of 256.
+# What QEMU accepts: rings of 256 to 1024, and for transmission none but 256 unless a back end has the rings.
 _MIN_RING: Final = 256
 _MAX_RING: Final = 1024
 
@@ -34,11 +38,20 @@ class FdNotUsable(DeviceError):
         super().__init__(f"File descriptor {fd} of {device_id} cannot be used")
 
 
+class RateLimitError(DeviceError):
+    """Cannot limit the rate of the tap interface"""
+
+
+class TapElsewhere(DeviceError):
+    """Its file descriptor belongs to an interface of another network namespace"""
+
+
 class NetBacking(Backing, kw_only=True):
     """`queues` are descriptors of a TAP, one for each pair; `tap` is its name if it lies in our namespace."""
 
     queues: list[int] = msgspec.field(default_factory=list)
     tap: str | None = None
+    limit: Limit | None = None
 
     @property
     def fds(self) -> list[int]:
@@ -49,18 +62,50 @@ class NetBacking(Backing, kw_only=True):
         return self.tap
 
     def release(self) -> None:
-        self.close()
-
-    def close(self) -> None:
         while self.queues:
             os.close(self.queues.pop())
 
+    def close(self) -> None:
+        if self.limit is not None:
+            self.limit.close()
+            self.limit = None
+        self.release()
 
-def open_net(net: NetConfig) -> NetBacking:
-    """Attach to the TAP of `net`, create it, or duplicate what is passed. The caller owns the result.
+
+def open_net(net: NetConfig) -> Backing:
+    """Blocking. Make ready what `net` stands on, as its configuration says. The caller owns the result.
 
     :raises DeviceError: it cannot be had.
     """
+    if net.user is not None:
+        return open_user_net(net, net.user)
+    if net.vhost_user:
+        from cloudvmm.engine.qemu.vhost_user_net import open_vhost_user_net  # rare, and imports much
+
+        return open_vhost_user_net(net)
+    backing = _open_tap(net)
+    try:
+        backing.limit = _limit(net, backing)
+    except BaseException:
+        backing.close()
+        raise
+    return backing
+
+
+def _limit(net: NetConfig, backing: NetBacking) -> Limit | None:
+    bucket = bucket_of(net.rate_limiter_config, queue_pairs=net.num_queues // 2)
+    if bucket is None:
+        return None
+    try:
+        if backing.tap is None:
+            raise TapElsewhere
+        return Limit(backing.tap, bucket)
+    except (LimitError, TapElsewhere) as error:
+        raise RateLimitError from error
+
+
+def _open_tap(net: NetConfig) -> NetBacking:
+    """Attach to the TAP of `net`, create it, or duplicate what is passed."""
     net_id = id_of(net.id)
     if net.fds:
         return _duplicate_queues(net_id, net.fds)
@@ -92,11 +137,10 @@ def _duplicate_queues(net_id: str, fds: list[int]) -> NetBacking:
     return NetBacking(device_id=net_id, queues=queues, tap=interface_of(queues[0]))
 
 
-def net_parts(net: NetConfig, backing: NetBacking, seat: Seat) -> Parts:
-    """Describe `net` on its TAP queues."""
-    fds = backing.fds
+def net_parts(net: NetConfig, backing: Backing, seat: Seat) -> Parts:
+    """Describe `net` on what it stands on."""
     backend = part_id(backing.device_id, "net")
-    netdev: Properties = {"type": "tap", "id": backend, "vhost": False, "fds": fds}
+    pairs = net.num_queues // 2
     device: Properties = {
         "driver": "virtio-net-pci",
         "id": qdev_id(backing.device_id),
@@ -104,17 +148,34 @@ def net_parts(net: NetConfig, backing: NetBacking, seat: Seat) -> Parts:
         "disable-legacy": "on",
         "netdev": backend,
         "romfile": "",
-        "rx_queue_size": max(_MIN_RING, min(net.queue_size, _MAX_RING)),
+        "rx_queue_size": _ring(net),
         **_offloads(net),
     }
+    if isinstance(backing, VhostUserBacking):
+        device["tx_queue_size"] = _ring(net)
     if net.mac is not None:
         device["mac"] = net.mac
     if net.mtu is not None:
         device["host_mtu"] = net.mtu
-    if len(fds) > 1:
+    if pairs > 1:
         # One vector for each queue, one for the control queue and one for changes of the configuration.
-        device |= {"mq": True, "vectors": 2 * len(fds) + 2}
+        device |= {"mq": True, "vectors": 2 * pairs + 2}
+    match backing:
+        case VhostUserBacking():
+            if not seat.masks_vectors:
+                device["vectors"] = 0
+            chardev = vhost_user_chardev(backing)
+            netdev = {"type": "vhost-user", "id": backend, "chardev": chardev["id"], "queues": pairs}
+            return Parts(chardevs=[chardev], netdevs=[netdev], devices=[device])
+        case UserNetBacking():
+            netdev = user_netdev(backing, netdev_id=backend)
+        case _:
+            netdev = {"type": "tap", "id": backend, "vhost": False, "fds": backing.fds}
     return Parts(netdevs=[netdev], devices=[device])
+
+
+def _ring(net: NetConfig) -> int:
+    return max(_MIN_RING, min(net.queue_size, _MAX_RING))
 
 
 def _offloads(net: NetConfig) -> Properties:

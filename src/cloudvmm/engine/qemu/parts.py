@@ -5,8 +5,8 @@ A device is described once, by the file of its resource, as the JSON objects tha
 ``netdev_add`` and `devices` for ``device_add``, in the order in which they must be made. `render` gives the
 same things as a command line, `steps` as the commands of a hot add.
 
-The `fds` of a netdev and the ``str`` of a character device's address of type ``fd`` are numbers of
-descriptors: those that QEMU has at its start, ours when it is hot.
+The `fds` of a TAP and the ``str`` of an address of type ``fd``, be it a character device's or a stream's, are
+numbers of descriptors: those that QEMU has at its start, ours when it is hot.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def render(parts: Parts) -> list[str]:
         *(("-object", each) for each in parts.objects),
         *(("-chardev", each) for each in parts.chardevs),
         *(("-blockdev", each) for each in parts.blockdevs),
-        *(("-netdev", _with_queues(each, [str(fd) for fd in each["fds"]])) for each in parts.netdevs),
+        *(("-netdev", _with_fds(each, [str(fd) for fd in _fds_of_netdev(each)])) for each in parts.netdevs),
         *(("-device", each) for each in parts.devices),
     ):
         value = _chardev(properties) if option == "-chardev" else _json(properties)
@@ -118,20 +118,34 @@ def _fd_of(chardev: Properties) -> int | None:
 
 
 def _netdev_steps(netdev: Properties) -> list[Step]:
-    """Name each queue, then make the back end, which takes the queues by their names."""
-    names = [f"{netdev['id']}.{number}" for number, _ in enumerate(netdev["fds"])]
+    """Name each descriptor, then make the back end, which takes them by their names."""
+    fds = _fds_of_netdev(netdev)
+    names = [f"{netdev['id']}.{number}" for number, _ in enumerate(fds)]
     return [
         *(
             Step(Command("getfd", {"fdname": name}), Command("closefd", {"fdname": name}), fd=fd)
-            for name, fd in zip(names, netdev["fds"], strict=True)
+            for name, fd in zip(names, fds, strict=True)
         ),
-        Step(Command("netdev_add", _with_queues(netdev, names)), _netdev_del(netdev)),
+        Step(Command("netdev_add", _with_fds(netdev, names)), _netdev_del(netdev)),
     ]
 
 
-def _with_queues(netdev: Properties, names: list[str]) -> Properties:
-    rest = {key: value for key, value in netdev.items() if key != "fds"}
-    return rest | ({"fd": names[0]} if len(names) == 1 else {"fds": ":".join(names)})
+def _fds_of_netdev(netdev: Properties) -> list[int]:
+    if netdev["type"] == "stream":
+        return [int(netdev["addr"]["str"])]
+    return netdev["fds"] if netdev["type"] == "tap" else []
+
+
+def _with_fds(netdev: Properties, names: list[str]) -> Properties:
+    """Return `netdev` as QEMU takes it, its descriptors called `names`."""
+    match netdev["type"]:
+        case "tap":
+            rest = {key: value for key, value in netdev.items() if key != "fds"}
+            return rest | ({"fd": names[0]} if len(names) == 1 else {"fds": ":".join(names)})
+        case "stream":
+            return netdev | {"addr": netdev["addr"] | {"str": names[0]}}
+        case _:
+            return netdev
 
 
 def _netdev_del(netdev: Properties) -> Command:

@@ -106,7 +106,12 @@ def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:
     for device in devices_of(spec.vm_config):
         disks += isinstance(device, DiskConfig)
         boot_index = disks if isinstance(device, DiskConfig) else None
-        seat = Seat(slots=spec.slots, first_fdset=first_fdset, boot_index=boot_index)
+        seat = Seat(
+            slots=spec.slots,
+            first_fdset=first_fdset,
+            boot_index=boot_index,
+            masks_vectors=resources.masks_vectors,
+        )
         result.append(describe(device, resources.backings[id_of(device.id)], seat))
         first_fdset += len(result[-1].fdsets)
     return result

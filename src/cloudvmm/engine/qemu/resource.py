@@ -44,6 +44,7 @@ class Resources(msgspec.Struct, kw_only=True):
     rng_path: str = "/dev/urandom"
     rng_fd: int | None = None
     firmware_is_elf: bool = False
+    masks_vectors: bool = True
 
     @property
     def inherited_fds(self) -> list[int]:

@@ -14,7 +14,6 @@ from cloudvmm.config.device import (
     VdpaConfig,
     VsockConfig,
 )
-from cloudvmm.config.net import NetConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
@@ -51,9 +50,7 @@ def _refusal(missing: str) -> NotSupportedYet:
 
 
 def _missing_in_device(device: PciDevice) -> Iterator[str]:
-    if isinstance(device, NetConfig):
-        yield from _missing_in_net(device)
-    elif type(device) in ABSENT_DEVICES:
+    if type(device) in ABSENT_DEVICES:
         yield ABSENT_DEVICES[type(device)]
     if device.iommu:
         yield "the virtual IOMMU"
@@ -80,8 +77,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)
-    for net in vm.net or []:
-        yield from _missing_in_net(net)
 
 
 def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
@@ -93,10 +88,3 @@ def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
         yield "host data of confidential guests"
     if payload.fw_cfg_config is not None:
         yield "fw_cfg items"
-
-
-def _missing_in_net(net: NetConfig) -> Iterator[str]:
-    if net.vhost_user or net.vhost_socket is not None:
-        yield "vhost-user network devices"
-    if net.rate_limiter_config is not None:
-        yield "rate limits of network devices"

@@ -21,6 +21,7 @@ from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
+from cloudvmm.config.user_net import parse_forward
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.numbering import PREFIXES
 from cloudvmm.engine.base import EngineError, MachineSpec
@@ -39,6 +40,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.user_net import UserNetBacking
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
 from cloudvmm.engine.qemu.vmdk import Extents, OpenExtent
@@ -124,6 +126,12 @@ def disk_backing(case: Case, disk: DiskConfig, fd: int) -> Backing:
 
 
 def net_backing(case: Case, net: NetConfig, fd: int) -> Backing:
+    if net.user is not None:
+        forwards = [parse_forward(text) for text in net.user.forwards]
+        # The one with an MTU stands for a host with passt, the others for those without.
+        return UserNetBacking(device_id=net.id or "", forwards=forwards, fd=fd if net.mtu else -1)
+    if net.vhost_user:
+        return VhostUserBacking(device_id=net.id or "", path="/tmp/relay/s")
     queues = [fd + queue for queue in range(net.num_queues // 2)]
     return NetBacking(device_id=net.id or "", queues=queues, tap=net.tap)
 
