@@ -24,6 +24,7 @@ from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
 from cloudvmm.config.device import FsConfig, GenericVhostUserConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
+from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qemu import QemuEngine, plan
@@ -37,6 +38,7 @@ from support.qmp_schema import QmpSchema
 from support.sink import sink_of
 from support.storage_daemon import StorageDaemon
 from support.vhost_user import back_end
+from support.vhost_user_net import VhostUserNet
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
@@ -99,7 +101,9 @@ def qemu(request: pytest.FixtureRequest) -> Qemu:
 
 
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Iterator[Golden]:
+def golden(
+    request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu, backends: contextlib.ExitStack
+) -> Golden:
     """The configuration of a case, with files that exist in the place of those it names."""
     if qemu.is_old and request.param in NOT_IN_7_2:
         pytest.skip("This QEMU is too old for it, and says so")
@@ -110,7 +114,7 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Iterat
         if not disk.vhost_user:
             make_image(disk, case.bases.get(disk.id or "", []), tmp_path)
     for net in case.config.net or []:
-        net.tap = None
+        backends.enter_context(use_real_network(net, tmp_path))
     for zone in case.config.memory.zones or []:
         if zone.file is not None:
             zone.file = str(make_file(tmp_path / "ram", zone.size))
@@ -120,14 +124,13 @@ def golden(request: pytest.FixtureRequest, tmp_path: Path, qemu: Qemu) -> Iterat
         if console.file is not None:
             console.file = str(tmp_path / Path(console.file).name)
     need_hugepages(case.config)
-    with contextlib.ExitStack() as undo:
-        for disk in served:
-            image = make_file(tmp_path / "served.raw", IMAGE_BYTES)
-            disk.vhost_socket = str(tmp_path / "served,0.sock")
-            undo.enter_context(StorageDaemon(disk.vhost_socket, image, queues=disk.num_queues))
-        for device in [*(case.config.fs or []), *(case.config.generic_vhost_user or [])]:
-            device.socket = serve(device, tmp_path / f"{device.id}.sock", undo)
-        yield case
+    for disk in served:
+        image = make_file(tmp_path / "served.raw", IMAGE_BYTES)
+        disk.vhost_socket = str(tmp_path / "served,0.sock")
+        backends.enter_context(StorageDaemon(disk.vhost_socket, image, queues=disk.num_queues))
+    for device in [*(case.config.fs or []), *(case.config.generic_vhost_user or [])]:
+        device.socket = serve(device, tmp_path / f"{device.id}.sock", backends)
+    return case
 
 
 def serve(device: FsConfig | GenericVhostUserConfig, path: Path, undo: contextlib.ExitStack) -> str:
@@ -141,6 +144,41 @@ def make_file(path: Path, size_bytes: int) -> Path:
     with path.open("wb") as file:
         file.truncate(size_bytes)
     return path
+
+
+@pytest.fixture
+def backends() -> Iterator[contextlib.ExitStack]:
+    """What serves the devices of a case; it ends after it."""
+    with contextlib.ExitStack() as stack:
+        yield stack
+
+
+@contextlib.contextmanager
+def use_real_network(net: NetConfig, folder: Path) -> Iterator[None]:
+    """Let `net` have an interface of its own, a back end or ports that are free."""
+    net.tap = None
+    if net.user is not None:
+        net.user.forwards = [with_free_port(text) for text in net.user.forwards]
+    if not net.vhost_user:
+        yield
+        return
+    net.vhost_socket = str(folder / "net.sock")
+    frames, _ = pair = os.pipe()  # there never are any
+    backend = VhostUserNet(folder / "net.sock", frames, connects=net.vhost_mode is VhostMode.SERVER)
+    try:
+        yield
+    finally:
+        backend.close()
+        for fd in pair:
+            os.close(fd)
+
+
+def with_free_port(forward: str) -> str:
+    protocol, address, _, guest_port = forward.split(":")
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    with socket.socket(socket.AF_INET, kind) as trial:
+        trial.bind((address, 0))
+        return f"{protocol}:{address}:{trial.getsockname()[1]}:{guest_port}"
 
 
 def use_real_payload(config: VmConfig, folder: Path) -> None:

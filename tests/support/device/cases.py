@@ -8,6 +8,8 @@ from support.device.case import DeviceCase
 from support.device.disk import DiskCase
 from support.device.fs import FsCase, GenericVhostUserCase, OwnFsCase
 from support.device.net import NetCase
+from support.device.net_user import NetUserCase
+from support.device.net_vhost_user import NetVhostUserCase
 from support.device.pmem import PmemCase
 from support.device.vhost_user_disk import VhostUserDiskCase
 
@@ -19,4 +21,6 @@ CASES: Final[tuple[type[DeviceCase], ...]] = (
     OwnFsCase,
     GenericVhostUserCase,
     PmemCase,
+    NetUserCase,
+    NetVhostUserCase,
 )
