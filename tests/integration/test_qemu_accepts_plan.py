@@ -42,7 +42,9 @@ from support.vhost_user_net import VhostUserNet
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
-HOT_CASES = [name for name in CASES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-"))]
+HOT_CASES = [
+    name for name in CASES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-"))
+]
 NOT_IN_7_2 = {
     "disk-queue-affinity-queues",  # needs QEMU 9.0
     "generic-vhost-user-sound",
@@ -120,6 +122,8 @@ def golden(
             zone.file = str(make_file(tmp_path / "ram", zone.size))
     for pmem in case.config.pmem or []:
         pmem.file = str(make_file(tmp_path / Path(pmem.file).name, pmem.size or PMEM_BYTES))
+    if case.config.vsock is not None:
+        case.config.vsock.socket = str(tmp_path / "vsock")
     for console in (case.config.serial, case.config.console, case.config.debug_console):
         if console.file is not None:
             console.file = str(tmp_path / Path(console.file).name)

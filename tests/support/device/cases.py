@@ -12,6 +12,7 @@ from support.device.net_user import NetUserCase
 from support.device.net_vhost_user import NetVhostUserCase
 from support.device.pmem import PmemCase
 from support.device.vhost_user_disk import VhostUserDiskCase
+from support.device.vsock import VsockCase
 
 CASES: Final[tuple[type[DeviceCase], ...]] = (
     DiskCase,
@@ -23,4 +24,5 @@ CASES: Final[tuple[type[DeviceCase], ...]] = (
     PmemCase,
     NetUserCase,
     NetVhostUserCase,
+    VsockCase,
 )

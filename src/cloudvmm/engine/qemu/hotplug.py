@@ -37,6 +37,7 @@ from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_device_supported
 from cloudvmm.engine.qemu.text import check_texts
+from cloudvmm.engine.qemu.vhost_user import check_shared
 
 _STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
 _UNDO_TIMEOUT_S: Final = 2.0
@@ -95,6 +96,7 @@ class Hotplug:
         with contextlib.ExitStack() as undo:
             backing = open_backing(device)
             undo.callback(backing.close)
+            check_shared(backing, is_ram_shared=self._resources.is_ram_shared)
             backing.lock()
             seat = Seat(
                 slots=slots,

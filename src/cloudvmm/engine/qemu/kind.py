@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig, VsockConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -21,6 +21,7 @@ from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.vhost_user_disk import open_vhost_user_disk, vhost_user_disk_parts
+from cloudvmm.engine.qemu.vsock import open_vsock, vsock_parts
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ KINDS: Final[dict[type[PciDevice], Kind]] = {
     GenericVhostUserConfig: Kind("generic_vhost_user", open_generic_vhost_user, generic_vhost_user_parts),
     FsConfig: Kind("fs", open_fs, fs_parts),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
+    VsockConfig: Kind("vsock", open_vsock, vsock_parts),
 }
 
 

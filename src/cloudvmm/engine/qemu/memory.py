@@ -89,6 +89,11 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
         """Whether it is QEMU's own, for KSM to merge."""
         return self.mergeable and not self.hugepages and self.file is None
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether what the guest writes is seen by whoever else maps what it stands on."""
+        return not self.is_private and (self.file is None or self.shared)
+
     def resized(self, size: int) -> Ram:
         """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
         return msgspec.structs.replace(self, size=size, prefault=False, reserve=False, file=None)
@@ -258,13 +263,12 @@ def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
         backend |= {"host-nodes": [ram.host_node], "policy": "bind"}
     if fd is None:
         return {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
-    is_shared = ram.file is None or ram.shared
     path = f"/proc/self/fd/{fd}"
     return {
         "qom-type": "memory-backend-file",
         **backend,
         "mem-path": path,
-        "share": is_shared,
+        "share": ram.is_shared,
         "merge": False,
     }
 

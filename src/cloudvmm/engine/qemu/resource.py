@@ -24,6 +24,7 @@ from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
+from cloudvmm.engine.qemu.vhost_user import check_shared
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
 
 
@@ -69,6 +70,11 @@ class Resources(msgspec.Struct, kw_only=True):
     def image_types(self) -> dict[str, ImageType]:
         """Device id to what the image was found to be."""
         return {disk.device_id: disk.image.image_type for disk in self.disks}
+
+    @property
+    def is_ram_shared(self) -> bool:
+        """Whether another process can have all of the guest's memory."""
+        return all(each.ram.is_shared for each in (*self.rams.values(), *self.zones.values()))
 
     def lock_images(self) -> None:
         """Lock every image on the descriptor that QEMU uses. Idempotent.
@@ -123,6 +129,7 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     for device in devices_of(vm_config):
         backing = open_backing(device)
         resources.backings[backing.device_id] = backing
+        check_shared(backing, is_ram_shared=resources.is_ram_shared)
     resources.serial_fd = _duplicate_stream(spec.serial)
     resources.console_fd = _duplicate_stream(spec.console)
     resources.debug_console_fd = _duplicate_stream(spec.debug_console)

@@ -23,7 +23,6 @@ ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
     DeviceConfig: "VFIO devices",
     UserDeviceConfig: "vfio-user devices",
     VdpaConfig: "vDPA devices",
-    VsockConfig: "vsock devices",
 }
 
 
@@ -52,6 +51,8 @@ def _refusal(missing: str) -> NotSupportedYet:
 def _missing_in_device(device: PciDevice) -> Iterator[str]:
     if type(device) in ABSENT_DEVICES:
         yield ABSENT_DEVICES[type(device)]
+    elif isinstance(device, VsockConfig):
+        yield from _missing_in_vsock(device)
     if device.iommu:
         yield "the virtual IOMMU"
     if device.pci_segment:
@@ -63,7 +64,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         ABSENT_DEVICES[DeviceConfig]: vm.devices,
         ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
         ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
-        ABSENT_DEVICES[VsockConfig]: vm.vsock,
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,
@@ -77,6 +77,8 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)
+    if vm.vsock is not None:
+        yield from _missing_in_vsock(vm.vsock)
 
 
 def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
@@ -88,3 +90,8 @@ def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
         yield "host data of confidential guests"
     if payload.fw_cfg_config is not None:
         yield "fw_cfg items"
+
+
+def _missing_in_vsock(vsock: VsockConfig) -> Iterator[str]:
+    if vsock.iommu:
+        yield "vsock devices behind the virtual IOMMU"

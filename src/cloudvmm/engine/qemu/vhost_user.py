@@ -40,6 +40,10 @@ _NUMBER: Final = struct.Struct("=Q")
 _PLACE: Final = struct.Struct("=III")  # of a part of the configuration: offset, bytes, flags
 
 
+class MemoryNotShared(DeviceError):
+    """A vhost-user device needs shared memory: the VM's is mergeable, or a file that is not shared"""
+
+
 class VhostUserConnectError(DeviceError):
     """Connection to socket failed"""
 
@@ -146,6 +150,12 @@ def check_listens(path: str) -> None:
             raise VhostUserConnectError from error
         else:
             raise VhostUserConnectError from OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), path)
+
+
+def check_shared(backing: Backing, *, is_ram_shared: bool) -> None:
+    """:raises MemoryNotShared: the back end of the device would not see what the guest writes."""
+    if isinstance(backing, VhostUserBacking) and not is_ram_shared:
+        raise MemoryNotShared
 
 
 def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = None) -> Properties:

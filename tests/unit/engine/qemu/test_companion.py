@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.companion import (
     Companion,
     CompanionFailed,
@@ -15,7 +16,12 @@ from cloudvmm.engine.qemu.companion import (
     connected_pair,
     find_program,
 )
-from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
+from cloudvmm.engine.qemu.vhost_user import (
+    MemoryNotShared,
+    VhostUserBacking,
+    check_shared,
+    vhost_user_chardev,
+)
 from support.wait import wait_until
 
 
@@ -87,3 +93,11 @@ def test_vhost_user_connection_is_a_path_or_a_descriptor():
     far.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)
+
+
+def test_back_end_needs_memory_that_is_shared():
+    backing = VhostUserBacking(device_id="x")
+    check_shared(backing, is_ram_shared=True)
+    check_shared(Backing(device_id="x"), is_ram_shared=False)
+    with pytest.raises(MemoryNotShared, match="mergeable, or a file that is not shared"):
+        check_shared(backing, is_ram_shared=False)

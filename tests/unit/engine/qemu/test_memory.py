@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 
 from cloudvmm.engine.qemu import memory
@@ -64,3 +65,19 @@ def test_guest_that_fits_is_given_its_memory(host, counts):
 def test_host_that_tells_no_counts_has_no_such_memory(host):
     with pytest.raises(RamNotAvailable):
         open_ram(ram(MIB))
+
+
+@pytest.mark.parametrize(
+    ("members", "is_shared"),
+    [
+        ({}, True),
+        ({"mergeable": True}, True),  # the kernel does not merge huge pages
+        ({"hugepages": False, "mergeable": True}, False),
+        ({"hugepages": False}, True),
+        ({"file": "/f"}, False),
+        ({"file": "/f", "shared": True}, True),
+        ({"file": "/f", "mergeable": True, "hugepages": False, "shared": True}, True),
+    ],
+)
+def test_memory_is_shared_unless_it_is_merged_or_a_copy_of_a_file(members, is_shared):
+    assert msgspec.structs.replace(ram(4096), **members).is_shared is is_shared

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig, VsockConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -44,13 +44,16 @@ from cloudvmm.engine.qemu.user_net import UserNetBacking
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
 from cloudvmm.engine.qemu.vmdk import Extents, OpenExtent
+from cloudvmm.engine.qemu.vsock import VsockBacking
 from cloudvmm.engine.qemu.zone import zones_of
 from support.sink import sink_of
 
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 # The members of a configuration whose devices can be added; a case is about one if its name says so.
-HOT_NAMES = [name for name in NAMES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-"))]
+HOT_NAMES = [
+    name for name in NAMES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-"))
+]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
@@ -149,6 +152,10 @@ def vhost_user_backing(case: Case, device: PciDevice, fd: int) -> Backing:
     return VhostUserBacking(device_id=device.id or "", fd=fd)
 
 
+def vsock_backing(_case: Case, vsock: VsockConfig, fd: int) -> Backing:
+    return VsockBacking(device_id=vsock.id or "", fd=fd)
+
+
 # What `open_backing` would have made of a device; `fd` and the nine numbers behind it are its own.
 BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     DiskConfig: disk_backing,
@@ -156,6 +163,7 @@ BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     GenericVhostUserConfig: vhost_user_backing,
     FsConfig: vhost_user_backing,
     PmemConfig: pmem_backing,
+    VsockConfig: vsock_backing,
 }
 
 

@@ -1,0 +1,134 @@
+"""The vsock device: vhost-user, served by a back end that ends on a UNIX socket of the host.
+
+The back end is `vhost-device-vsock` where that is installed, else `cloudvmm.vsock`. Both are programs of
+their own that die with us. The socket belongs to the device: where there is something at its path the device
+is refused, and the file goes with the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+from contextlib import ExitStack
+from typing import Final
+
+from cloudvmm.config.device import VsockConfig
+from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.backing import id_of
+from cloudvmm.engine.qemu.companion import Companion
+from cloudvmm.engine.qemu.name import qdev_id
+from cloudvmm.engine.qemu.parts import Parts
+from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
+
+_READY_S: Final = 30.0
+_END_S: Final = 1.0
+
+
+class VsockBackendError(DeviceError):
+    """Cannot create virtio-vsock backend"""
+
+
+class VsockBindError(DeviceError):
+    """Error binding to the host-side Unix socket"""
+
+
+class VsockBackendSilent(DeviceError):
+    """The vsock back end did not begin to serve"""
+
+
+class VsockBacking(VhostUserBacking, kw_only=True):
+    """`socket_path` is that of the host's programs; `socket_inode` tells whether it is still ours."""
+
+    socket_path: str | None = None
+    socket_inode: tuple[int, int] | None = None
+
+    def close(self) -> None:
+        path, self.socket_path = self.socket_path, None
+        if path is not None and self.socket_inode is not None and self.socket_inode == _inode_of(path):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        super().close()
+
+
+def open_vsock(vsock: VsockConfig) -> VsockBacking:
+    """Blocking. Listen at the socket of `vsock` and start a back end. The caller owns the result.
+
+    :raises DeviceError: the socket cannot be had, or no back end can.
+    """
+    vsock_id = id_of(vsock.id)
+    path = os.path.abspath(vsock.socket)
+    try:
+        backing = VsockBacking(device_id=vsock_id)
+        with ExitStack() as undo:
+            undo.callback(backing.close)
+            with _listen(path) as listener:
+                backing.socket_path, backing.socket_inode = path, _inode_of(path)
+                _serve(vsock.cid, listener, backing)
+            undo.pop_all()
+        return backing
+    except DeviceError as error:
+        raise VsockBackendError from error
+
+
+def vsock_parts(_vsock: VsockConfig, backing: VsockBacking, seat: Seat) -> Parts:
+    """Describe the device on `backing`, which knows the guest's CID."""
+    chardev = vhost_user_chardev(backing)
+    device = {
+        "driver": "vhost-user-vsock-pci",
+        "id": qdev_id(backing.device_id),
+        **seat.place(backing.device_id),
+        "chardev": chardev["id"],
+    }
+    return Parts(chardevs=[chardev], devices=[device])
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(path)
+        listener.listen(socket.SOMAXCONN)
+    except (OSError, ValueError) as error:
+        listener.close()
+        raise VsockBindError from error
+    return listener
+
+
+def _inode_of(path: str) -> tuple[int, int] | None:
+    """Return what tells the file at `path` from others; None where there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _serve(cid: int, listener: socket.socket, backing: VsockBacking) -> None:
+    """Start our own back end on `listener`, whose other descriptors here may be closed then."""
+    near, far = socket.socketpair()
+    ready, write_ready = os.pipe()
+    with far, ExitStack() as undo:
+        undo.callback(os.close, ready)
+        backing.fd = near.detach()
+        fds = [far.fileno(), listener.fileno(), write_ready]
+        try:
+            program = [sys.executable, "-P", "-m", "cloudvmm.vsock"]
+            argv = [*program, str(cid), str(backing.socket_path), *map(str, fds)]
+            backing.companion = Companion(argv, name="The vsock back end", fds=fds)
+        finally:
+            os.close(write_ready)
+        _wait_ready(ready, backing.companion)
+
+
+def _wait_ready(ready: int, companion: Companion) -> None:
+    """:raises DeviceError: it ended, or says nothing."""
+    poller = select.poll()
+    poller.register(ready, select.POLLIN)
+    if not poller.poll(_READY_S * 1000):
+        raise VsockBackendSilent
+    if not os.read(ready, 1):
+        companion.check(timeout_s=_END_S)
+        raise VsockBackendSilent
