@@ -1,4 +1,4 @@
-"""vsock devices, for the matrix: streams both ways, over a back end that we start."""
+"""The vsock device, for the matrix of devices: socat is its program in the guest, which busybox has not."""
 
 from __future__ import annotations
 
