@@ -33,11 +33,17 @@ def dial(path: Path, port: int | str) -> tuple[socket.socket, bytes]:
     """Ask for `port`; return the connection and the line that it is answered with, empty at its end."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(_TIMEOUT_S)
-    connection.connect(str(path))
-    connection.sendall(f"CONNECT {port}\n".encode())
     line = b""
-    while not line.endswith(b"\n") and (byte := connection.recv(1)):
-        line += byte
+    try:
+        connection.connect(str(path))
+        # One that is refused may be closed before it has said anything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(f"CONNECT {port}\n".encode())
+            while not line.endswith(b"\n") and (byte := connection.recv(1)):
+                line += byte
+    except BaseException:
+        connection.close()
+        raise
     return connection, line
 
 

@@ -20,10 +20,10 @@ class Caller:
     def __init__(self, host: socket.socket) -> None:
         self.host = host
 
-    def read_port(self) -> int | None:
+    def read_port(self, *, has_ended: bool) -> int | None:
         """Return the port of the line ``CONNECT <port>``; None while it is not there wholly.
 
-        Nothing behind the line is taken from the socket.
+        `has_ended` says that the program sends no more. Nothing behind the line is taken from the socket.
 
         :raises NoPort: there will be no such line.
         """
@@ -37,7 +37,7 @@ class Caller:
         if not seen or line[: len(_WORD)].lower() != _WORD[: len(line)]:
             raise NoPort
         if not end:
-            if len(seen) == _LINE_LIMIT:
+            if has_ended or len(seen) == _LINE_LIMIT:
                 raise NoPort
             return None
         self.host.recv(len(line) + 1)

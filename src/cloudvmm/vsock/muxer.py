@@ -125,7 +125,7 @@ class Muxer:
         for fd, mask in events:
             found = self._by_fd.get(fd)
             if isinstance(found, Caller):
-                self._listen_to(found)
+                self._listen_to(found, has_ended=bool(mask & (select.EPOLLRDHUP | select.EPOLLHUP)))
             elif found is not None:
                 found.look(
                     readable=bool(mask & (select.EPOLLIN | select.EPOLLRDHUP)),
@@ -229,9 +229,9 @@ class Muxer:
     def _is_full(self) -> bool:
         return max(len(self._by_fd), len(self._streams)) + len(self._wanted) >= self._limit
 
-    def _listen_to(self, caller: Caller) -> None:
+    def _listen_to(self, caller: Caller, *, has_ended: bool) -> None:
         try:
-            guest_port = caller.read_port()
+            guest_port = caller.read_port(has_ended=has_ended)
         except NoPort:
             del self._by_fd[caller.host.fileno()]
             caller.close()
