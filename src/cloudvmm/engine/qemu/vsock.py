@@ -12,13 +12,14 @@ import os
 import select
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from typing import Final
 
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import id_of
-from cloudvmm.engine.qemu.companion import Companion
+from cloudvmm.engine.qemu.companion import Companion, NoProgram, find_program
 from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.seat import Seat
@@ -26,6 +27,8 @@ from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
 
 _READY_S: Final = 30.0
 _END_S: Final = 1.0
+_LOOK_S: Final = 0.005
+_PROGRAM: Final = "vhost-device-vsock"
 
 
 class VsockBackendError(DeviceError):
@@ -41,17 +44,20 @@ class VsockBackendSilent(DeviceError):
 
 
 class VsockBacking(VhostUserBacking, kw_only=True):
-    """`socket_path` is that of the host's programs; `socket_inode` tells whether it is still ours."""
+    """`socket_path` is that of the host's programs; `socket_inode` tells whether it is still ours.
+
+    Without an inode it is, whatever is there: the back end may bind it anew.
+    """
 
     socket_path: str | None = None
     socket_inode: tuple[int, int] | None = None
 
     def close(self) -> None:
+        super().close()
         path, self.socket_path = self.socket_path, None
-        if path is not None and self.socket_inode is not None and self.socket_inode == _inode_of(path):
+        if path is not None and self.socket_inode in (None, _inode_of(path)):
             with contextlib.suppress(OSError):
                 os.unlink(path)
-        super().close()
 
 
 def open_vsock(vsock: VsockConfig) -> VsockBacking:
@@ -67,7 +73,10 @@ def open_vsock(vsock: VsockConfig) -> VsockBacking:
             undo.callback(backing.close)
             with _listen(path) as listener:
                 backing.socket_path, backing.socket_inode = path, _inode_of(path)
-                _serve(vsock.cid, listener, backing)
+                if (program := _installed_program()) is None:
+                    _serve(vsock.cid, listener, backing)
+            if program is not None:
+                _serve_by(program, vsock.cid, backing)
             undo.pop_all()
         return backing
     except DeviceError as error:
@@ -104,6 +113,44 @@ def _inode_of(path: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _installed_program() -> str | None:
+    try:
+        return find_program(_PROGRAM, package=_PROGRAM)
+    except NoProgram:
+        return None
+
+
+def _serve_by(program: str, cid: int, backing: VsockBacking) -> None:
+    """Start `program`, which listens by itself at both of its paths; that of vhost-user is taken away again.
+
+    It replaces what is at the path for the host's programs, also later, when QEMU has left: that is why a
+    socket of ours is there first.
+    """
+    import tempfile  # rare, and it imports much
+
+    with tempfile.TemporaryDirectory(prefix="cloudvmm-") as folder:
+        backing.socket_inode = None
+        argv = [program, "--guest-cid", str(cid), "--socket", f"{folder}/s"]
+        backing.companion = Companion([*argv, "--uds-path", str(backing.socket_path)], name=_PROGRAM)
+        backing.fd = _connect(f"{folder}/s", backing.companion)
+
+
+def _connect(path: str, companion: Companion) -> int:
+    """Return a connection to `path`, at which `companion` is about to listen.
+
+    :raises DeviceError: it ended, or does not listen.
+    """
+    deadline = time.monotonic() + _READY_S
+    with socket.socket(socket.AF_UNIX) as near:
+        while True:
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                near.connect(path)
+                return near.detach()
+            companion.check(wait_s=_LOOK_S)
+            if time.monotonic() > deadline:
+                raise VsockBackendSilent
 
 
 def _serve(cid: int, listener: socket.socket, backing: VsockBacking) -> None:
