@@ -93,10 +93,12 @@ class Memory:
         raise ProtocolBroken("There is no such memory region to remove")
 
     def pieces(self, address: int, size: int) -> list[memoryview]:
-        """Return the memory at the guest's `address`: one piece, or several where it spans regions.
+        """Return the memory at the guest's `address`: a piece of each region that it spans.
 
         :raises MemoryUnknown: some of it is not there.
         """
+        if not size:
+            return []
         for region in self._regions:
             if region.guest <= address and address + size <= region.guest_end:
                 start = address - region.guest

@@ -90,6 +90,15 @@ def test_buffer_across_two_regions_has_a_piece_of_each(both):
     assert [len(piece) for piece in ring.take().readable] == [10, 20]
 
 
+def test_buffer_of_no_size_has_no_piece_wherever_it_is(both):
+    ring, guest, _ = both
+    guest.describe(0, GUEST_BASE, 0, HAS_NEXT, 1)
+    guest.describe(1, 0, 0, WRITABLE)
+    guest.offer(0, kick=False)
+    chain = ring.take()
+    assert (chain.readable, chain.writable) == ([], [])
+
+
 def test_buffer_that_is_put_back_is_taken_again(both):
     ring, guest, _ = both
     guest.describe(2, GUEST_BASE + BUFFERS_AT, 1)
@@ -215,11 +224,16 @@ def test_no_chain_leaves_the_memory_or_goes_on_for_ever(table, heads, offered):
             guest.offer(head, kick=False)
         if offered is not None:
             guest.set_offered(offered)
-        taken = 0
-        with contextlib.suppress(RingBroken):
-            while (chain := ring.take()) is not None:
-                pieces = [*chain.readable, *chain.writable]
-                assert all(0 < len(piece) <= MEMORY_BYTES for piece in pieces)
-                ring.give(chain, 0)
-                taken += 1
-        assert taken <= RING_SIZE
+        assert take_all(ring) <= RING_SIZE
+
+
+def take_all(ring: Ring) -> int:
+    """Take and give back until there is nothing, or the ring is broken; return how many there were."""
+    taken = 0
+    with contextlib.suppress(RingBroken):
+        while (chain := ring.take()) is not None:
+            pieces = [*chain.readable, *chain.writable]
+            assert all(0 < len(piece) <= MEMORY_BYTES for piece in pieces)
+            ring.give(chain, 0)
+            taken += 1
+    return taken
