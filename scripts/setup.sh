@@ -13,7 +13,7 @@ stamp=.venv/.cloudvmm-setup
 
 # busybox-static is not here: it would push out busybox; the guest's build downloads it for itself.
 packages="qemu-utils seabios ovmf e2fsprogs lz4 zstd iproute2 ca-certificates curl"
-[ -z "$extra" ] || packages="$packages zsh fish cpio" # completion is tested in two of them; cpio reads our archives
+[ -z "$extra" ] || packages="$packages zsh fish cpio socat" # completion is tested in two; cpio reads our archives; socat speaks vsock
 
 say() { echo "setup: $*" >&2; }
 

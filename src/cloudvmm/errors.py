@@ -10,6 +10,7 @@ and whoever reports the error prints the whole chain, outermost first.
     ├── options.error.OptionError     an option string does not parse
     ├── engine.base.EngineError       what runs the VM refused or failed
     ├── api.error.VmError             the VMM or the VM refused
+    ├── vhost.error.VhostError        the other side of a vhost-user back end breaks the rules
     └── host.error.HostError          the operating system refused
 """
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import threading
 from collections.abc import Sequence
@@ -33,6 +32,8 @@ def find_program(name: str, *, package: str, folders: Sequence[str] = ()) -> str
 
     :raises NoProgram: it is not there; the Debian `package` has it.
     """
+    import shutil  # rare, and it imports much
+
     found = shutil.which(name)
     for folder in folders:
         found = found or shutil.which(name, path=folder)
