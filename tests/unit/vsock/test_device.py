@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import socket
@@ -373,6 +374,18 @@ def test_sender_that_lies_about_its_buffers_stops_nobody_else(guest, head, descr
     guest.offer_buffers()
     with listening_at(guest.path, 70) as listener:
         call_out(guest, listener).close()
+
+
+def test_guest_that_has_filled_the_log_stops_nobody(guest, monkeypatch):
+    log = os.memfd_create("log", os.MFD_ALLOW_SEALING)
+    fcntl.fcntl(log, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+    with os.fdopen(os.dup(log), "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stderr", full)
+        guest.sending.offer(RING_SIZE)
+        assert guest.is_alive()
+        with contextlib.suppress(OSError):
+            full.close()
+    os.close(log)
 
 
 @pytest.mark.parametrize("size", [0, 1, 43, 44])
