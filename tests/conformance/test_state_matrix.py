@@ -176,7 +176,6 @@ NO_ADD = {
     "vm.add-device": "VFIO devices",
     "vm.add-user-device": "vfio-user devices",
     "vm.add-vdpa": "vDPA devices",
-    "vm.add-vsock": "vsock devices",
 }
 NO_BACK_END = {
     "vm.add-fs": "Cannot create virtio-fs device",

@@ -223,5 +223,5 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     "vm.add-net": ("PUT", "vm.add-net", _is({"tap": "tap-of-bench"})),
     "vm.add-pmem": ("PUT", "vm.add-pmem", lambda bench: {"file": f"{bench.folder}/pmem"}),
     "vm.add-vdpa": ("PUT", "vm.add-vdpa", _is({"path": "/dev/vhost-vdpa-0", "num_queues": 1})),
-    "vm.add-vsock": ("PUT", "vm.add-vsock", _is({"cid": 3, "socket": "/s"})),
+    "vm.add-vsock": ("PUT", "vm.add-vsock", lambda bench: {"cid": 3, "socket": f"{bench.folder}/v"}),
 }
