@@ -28,28 +28,35 @@ class Region:
     __slots__ = ("_mapping", "guest", "guest_end", "place", "user", "user_end", "view")
 
     def __init__(self, place: Place, fd: int) -> None:
-        """Map it; `fd` is lent.
+        """Map it; `fd` is lent. Of a file that may only be read, nothing can be reached.
 
         :raises ProtocolBroken: the file has no such part.
         """
+        self.place = place
+        self.guest = self.guest_end = place.guest
+        self.user = self.user_end = place.user
+        self.view = memoryview(b"")
+        self._mapping: mmap.mmap | None = None
         try:
             # The whole file: a part of one of huge pages could not be unmapped again.
             self._mapping = mmap.mmap(fd, 0)
+        except PermissionError:
+            return
         except (OSError, ValueError) as error:
             raise ProtocolBroken("A memory region cannot be mapped") from error
         if not place.size or place.offset + place.size > len(self._mapping):
             self._mapping.close()
             raise ProtocolBroken("A memory region is larger than its file")
-        self.place = place
-        self.guest, self.guest_end = place.guest, place.guest + place.size
-        self.user, self.user_end = place.user, place.user + place.size
+        self.guest_end += place.size
+        self.user_end += place.size
         with memoryview(self._mapping) as whole:
             self.view = whole[place.offset : place.offset + place.size]
 
     def close(self) -> None:
         """Unmap it. Whoever has a piece of it must have let go."""
         self.view.release()
-        self._mapping.close()
+        if self._mapping is not None:
+            self._mapping.close()
 
 
 class Memory:

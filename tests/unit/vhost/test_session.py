@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudvmm.vhost.error import ProtocolBroken
+from cloudvmm.vhost.error import MemoryUnknown, ProtocolBroken
 from cloudvmm.vhost.message import Kind
 from cloudvmm.vhost.session import PROTOCOL_FEATURES, VERSION_1, Session
 from support.front_end import GUEST_BASE, MEMORY_BYTES, RING_SIZE, USER_BASE, FrontEnd
@@ -115,6 +115,18 @@ def test_memory_comes_and_goes_by_regions_under_running_rings(served):
     front.send(Kind.REM_MEM_REG, more)
     front.settle()
     assert all(ring.is_running for ring in served.session.rings)
+
+
+def test_region_that_may_only_be_read_is_out_of_reach_and_no_error(served, tmp_path):
+    (tmp_path / "rom").write_bytes(bytes(4096))
+    with (tmp_path / "rom").open("rb") as rom:
+        region = struct.pack("=5Q", 0, GUEST_BASE, 4096, USER_BASE, 0)
+        served.front.send(Kind.ADD_MEM_REG, region, fds=[rom.fileno()])
+        served.front.settle()
+        with pytest.raises(MemoryUnknown):
+            served.session._memory.pieces(GUEST_BASE, 1)
+        served.front.send(Kind.REM_MEM_REG, region)
+        served.front.settle()
 
 
 def test_front_end_that_leaves_is_no_error(served):
