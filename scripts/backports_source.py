@@ -1,6 +1,6 @@
 """Print an apt source for a release's backports suite, derived from the machine's own sources.
 
-    python3 scripts/backports_source.py bookworm [/etc/apt]
+    python3 scripts/backports_source.py bookworm [/etc/apt [SUITE]]      SUITE: another than the backports
 
 The entry is the machine's own entry for the release, with the suite's name changed: same mirror,
 same key, same options, same format (one-line or deb822). The first line printed says under which
@@ -22,12 +22,12 @@ _ONE_LINE = re.compile(
 _MULTI_LINE_FIELD = re.compile(r"^(?P<name>[^\s:#]+):(?P<value>.*(?:\n[ \t].*)*)", re.MULTILINE)
 
 
-def derive(apt: Path, release: str) -> tuple[str, str] | None:
-    """Return the file's name and content; None when the suite is configured already.
+def derive(apt: Path, release: str, suite: str | None = None) -> tuple[str, str] | None:
+    """Return the file's name and content for `suite`, by default the backports; None when it is configured.
 
     :raises LookupError: when no source of `release` itself is configured.
     """
-    wanted = f"{release}-backports"
+    wanted = suite or f"{release}-backports"
     found: tuple[str, str] | None = None
     one_line = [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.list"))]
     for path in filter(Path.is_file, one_line):
@@ -70,7 +70,7 @@ def _stanzas(text: str) -> list[dict[str, str]]:
 
 def main() -> int:
     try:
-        derived = derive(Path(sys.argv[2] if len(sys.argv) > 2 else "/etc/apt"), sys.argv[1])
+        derived = derive(Path(sys.argv[2] if len(sys.argv) > 2 else "/etc/apt"), sys.argv[1], *sys.argv[3:4])
     except LookupError as error:
         print(error, file=sys.stderr)
         return 1

@@ -86,3 +86,9 @@ def test_machine_without_a_source_for_the_release_is_refused(derive, apt, conten
 
     with pytest.raises(LookupError, match="no source for bookworm"):
         derive(apt, "bookworm")
+
+
+def test_another_suite_is_derived_in_the_same_way(derive, apt):
+    (apt / "sources.list").write_text("deb [signed-by=/k.gpg] http://mirror/debian bookworm main\n")
+
+    assert derive(apt, "bookworm", "sid")[1] == "deb [signed-by=/k.gpg] http://mirror/debian sid main\n"
