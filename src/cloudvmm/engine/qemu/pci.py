@@ -8,6 +8,9 @@ from typing import Any
 from cloudvmm.engine.base import PciBar
 
 _UNPLACED = (-1, 2**64 - 1)
+# A BAR has no bits for less; QEMU tells the size of what is behind it.
+_SMALLEST_MEMORY_BYTES = 16
+_SMALLEST_IO_BYTES = 4
 
 
 def placed_bars(
@@ -38,12 +41,16 @@ def _bar(region: dict[str, Any]) -> PciBar | None:
         return None
     if region["type"] == "io":
         return PciBar(
-            index=region["bar"], base=region["address"], size=region["size"], kind="Io", prefetchable=False
+            index=region["bar"],
+            base=region["address"],
+            size=max(region["size"], _SMALLEST_IO_BYTES),
+            kind="Io",
+            prefetchable=False,
         )
     return PciBar(
         index=region["bar"],
         base=region["address"],
-        size=region["size"],
+        size=max(region["size"], _SMALLEST_MEMORY_BYTES),
         kind="Mmio64" if region.get("mem_type_64") else "Mmio32",
         prefetchable=region.get("prefetch", False),
     )

@@ -39,6 +39,12 @@ def test_kinds_of_bars():
     }
 
 
+def test_bars_are_no_smaller_than_their_register_can_say():
+    buses = [{"devices": [device("d0", PORTS | {"size": 2}, MEMORY_32 | {"size": 2})]}]
+
+    assert [bar.size for bar in placed_bars(buses, known)["0"]] == [4, 16]
+
+
 def test_bars_that_the_guest_has_not_placed_are_left_out():
     assert placed_bars([{"bus": 0, "devices": [device("d0", UNPLACED)]}], known) == {"0": []}
 
