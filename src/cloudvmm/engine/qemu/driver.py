@@ -1,6 +1,7 @@
 """Which virtio devices the guest's drivers have in use.
 
-QEMU sends no event when a driver takes a device or resets it, but can be asked about each device. A thread
+QEMU sends no event when a driver takes a device or resets it, but can be asked about each device: for its
+status; or, of QEMU 11, which dies of that question (11.1.3 does), whether its first queue is set up. A thread
 asks, often while the guest boots or has just changed something, ever less often after that, and never while
 the guest is paused. So what it finds is as late as `pause_s` says, and what a driver does and undoes between
 two looks is not seen.
@@ -65,9 +66,10 @@ def is_active(status: dict[str, Any]) -> bool:
 class DriverWatch:
     """Asks over `client`, which is lent and may be used by others as well.
 
-    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `fileno` is
-    readable while `take` has something to give. `close` ends the thread; a client that was aborted makes that
-    quick.
+    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `dies_of_status` is
+    a QEMU that must not be asked for a device's status; `is_vhost_user` tells of a device whether its queues
+    are another program's. `fileno` is readable while `take` has something to give. `close` ends the thread; a
+    client that was aborted makes that quick.
     """
 
     def __init__(
@@ -76,10 +78,14 @@ class DriverWatch:
         *,
         kind_of: Callable[[str], DriverKind] = lambda _: DriverKind.VIRTIO,
         beside: Callable[[], None] = lambda: None,
+        dies_of_status: bool = False,
+        is_vhost_user: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._client = client
         self._kind_of = kind_of
         self._beside = beside
+        self._dies_of_status = dies_of_status
+        self._is_vhost_user = is_vhost_user
         self._changed = threading.Condition()
         self._is_running = False
         self._is_hurried = False
@@ -196,7 +202,7 @@ class DriverWatch:
         with self._changed:
             self._gone.clear()
         paths = device_paths(self._execute("x-query-virtio", {}))
-        active = {name for name, path in paths.items() if self._is_active(path)}
+        active = {name for name, path in paths.items() if self._is_active(name, path)}
         with self._changed:
             active -= self._gone
             gone = self._active - active
@@ -212,11 +218,24 @@ class DriverWatch:
     def _change(self, name: str, *, is_active: bool) -> DriverChanged:
         return DriverChanged(name, is_active=is_active, kind=self._kind_of(name))
 
-    def _is_active(self, path: str) -> bool:
+    def _is_active(self, name: str, path: str) -> bool:
         try:
+            if self._dies_of_status:
+                return self._has_queue(name, path)
             return is_active(self._execute("x-query-virtio-status", {"path": path}))
         except QmpError:
             return False  # unplugged meanwhile
+
+    def _has_queue(self, name: str, path: str) -> bool:
+        """Say whether the first queue is set up; a reset takes all down.
+
+        :raises QmpError: a vhost-user device is not started.
+        """
+        question = {"path": path, "queue": 0}
+        if self._is_vhost_user(name):  # the other question would make the back end stop the queue
+            self._execute("x-query-virtio-vhost-queue-status", question)
+            return True
+        return bool(self._execute("x-query-virtio-queue-status", question)["vring-desc"])
 
     def _execute(self, command: str, arguments: dict[str, Any]) -> Any:
         return self._client.execute(command, arguments, timeout_s=_QUERY_TIMEOUT_S)

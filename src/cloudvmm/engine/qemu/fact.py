@@ -41,6 +41,11 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
         """Say whether interrupts of a vhost-user network device can be MSI-X: before 8.0 only KVM can."""
         return self.accelerator == "kvm" or self.version >= (8, 0, 0)
 
+    @property
+    def dies_of_virtio_status(self) -> bool:
+        """Say whether this QEMU may abort when asked for the status of a virtio device, as 11.1.3 does."""
+        return self.version >= (11, 0, 0)
+
     def has_device(self, name: str) -> bool:
         """Say whether this QEMU was built with the device `name`, e.g. ``i6300esb``."""
         return name in self.devices

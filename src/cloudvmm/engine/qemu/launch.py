@@ -180,5 +180,6 @@ def _monitor_arguments(fds: Sequence[int]) -> list[str]:
     arguments: list[str] = []
     for name, fd in zip(("control", "reader", "events"), fds, strict=True):
         arguments += ["-chardev", f"socket,id=qmp.{name},fd={fd}"]
-        arguments += ["-mon", f"chardev=qmp.{name},mode=control"]
+        # Not `-mon`, of which QEMU 11 says that it is deprecated: its own successor is none of QEMU 10's.
+        arguments += ["-qmp", f"chardev:qmp.{name}"]
     return arguments

@@ -40,6 +40,7 @@ from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.vcpu import Vcpus
+from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
@@ -89,7 +90,13 @@ class QemuMachine:
             monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
         )
         self._bursts = BurstWatch(monitors.reader, spec.vm_config)
-        self._drivers = DriverWatch(monitors.reader, kind_of=self._driver_kind_of, beside=self._bursts.look)
+        self._drivers = DriverWatch(
+            monitors.reader,
+            kind_of=self._driver_kind_of,
+            beside=self._bursts.look,
+            dies_of_status=facts.dies_of_virtio_status,
+            is_vhost_user=self._is_vhost_user,
+        )
         self._stream.add_source(self._drivers)
 
     @property
@@ -266,6 +273,12 @@ class QemuMachine:
     def _driver_kind_of(self, device_id: str) -> DriverKind:
         backing = self._resources.backings.get(device_id)
         return DriverKind.VIRTIO if backing is None else backing.driver_kind
+
+    def _is_vhost_user(self, device_id: str) -> bool:
+        backing = self._resources.backings.get(device_id)
+        return (
+            isinstance(backing, VhostUserBacking) or self._driver_kind_of(device_id) is DriverKind.VHOST_USER
+        )
 
     def _check_booted(self) -> None:
         if not self._was_booted:

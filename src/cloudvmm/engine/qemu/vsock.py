@@ -148,7 +148,7 @@ def _connect(path: str, companion: Companion) -> int:
             with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
                 near.connect(path)
                 return near.detach()
-            companion.check(wait_s=_LOOK_S)
+            companion.check(timeout_s=_LOOK_S)
             if time.monotonic() > deadline:
                 raise VsockBackendSilent
 

@@ -233,3 +233,42 @@ def test_changes_are_told_in_the_way_of_their_device_and_each_look_takes_others_
         assert looks[:2] == [0, 1]
     finally:
         watch.close()
+
+
+class Qemu11:
+    """Answers for queues alone; `rings` has the address of each device's first queue."""
+
+    def __init__(self, rings):
+        self.rings = rings
+        self.started = set()
+
+    def execute(self, command, arguments, *, timeout_s):
+        if command == "x-query-virtio":
+            return [{"name": "virtio-x", "path": path_of(one)} for one in self.rings]
+        assert arguments["queue"] == 0
+        name = arguments["path"].split("/")[3]
+        if command == "x-query-virtio-vhost-queue-status":
+            if name not in self.started:
+                raise QmpError(command, "GenericError", "Error: vhost device has not started yet")
+            return {"num": 128}
+        assert command == "x-query-virtio-queue-status"
+        assert name != "d_fs2"  # its back end would stop the queue
+        return {"vring-desc": self.rings[name]}
+
+
+def test_qemu_11_is_asked_for_queues_since_a_status_kills_it():
+    client = Qemu11({"d_disk0": 0, "d_net1": 0x1000, "d_fs2": 0})
+    watch = DriverWatch(client, dies_of_status=True, is_vhost_user=lambda name: name == "_fs2")
+    try:
+        watch.run()
+        assert take(watch, 1) == [DriverChanged("_net1", is_active=True)]
+
+        client.rings |= {"d_disk0": 0x2000, "d_net1": 0}
+        client.started.add("d_fs2")
+        assert take(watch, 3) == [
+            DriverChanged("_net1", is_active=False),
+            DriverChanged("_disk0", is_active=True),
+            DriverChanged("_fs2", is_active=True),
+        ]
+    finally:
+        watch.close()
