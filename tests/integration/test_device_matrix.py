@@ -1,6 +1,7 @@
 """Each kind of device through its life: at boot, rebooted, removed, added again, added while paused.
 
-Every step is seen from inside a real guest, on the QEMU of the path and on the oldest that is supported.
+Every step is seen from inside a real guest, on the QEMU of the path, on the oldest that is supported and on
+the newest there is.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from support.booted import Booted, booting, vm_config
 from support.device.case import GUEST_S, DeviceCase, pci_folder
 from support.device.cases import CASES
 from support.namespace import network_namespace
-from support.old_qemu import old_qemu_program
+from support.qemu import VERSIONS, find_qemu, version_of
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
 
-OLD = (7, 2)
-ROWS = [(case, version) for case in CASES for version in ("path", "7.2")]
+ROWS = [(case, version) for case in CASES for version in VERSIONS]
 
 
 class Stage:
@@ -79,13 +79,13 @@ class Stage:
 def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     kind, version = request.param
     folder: Path = tmp_path_factory.mktemp(kind.name)
-    if version == "7.2" and kind.oldest > OLD:
+    qemu = find_qemu(version, folder)
+    if kind.oldest > version_of(qemu):
         pytest.skip(f"{kind.name} needs QEMU {kind.oldest}: its refusal is tested elsewhere")
-    flags = ("--qemu", str(old_qemu_program(folder))) if version == "7.2" else ()
     with network_namespace(), contextlib.closing(kind(folder)) as case:
         device = case.device("one")
         config = vm_config(**case.changes, **{case.member: device if case.is_single else [device]})
-        with booting(folder / "run", config, *flags) as vm:
+        with booting(folder / "run", config, "--qemu", qemu) as vm:
             yield Stage(vm, case)
 
 

@@ -4,7 +4,7 @@ The configurations are those of ``tests/unit/engine/qemu/golden``, on real image
 runs. The same devices are plugged into a machine that stands ready, and each command is
 held against the schema that QEMU reports. The QEMU on the path is asked, and the one that
 CLOUDVMM_TEST_OLD_QEMU names: a folder into which the Debian packages of an older release were unpacked
-(``dpkg -x``).
+(``dpkg -x``), and the one that CLOUDVMM_TEST_NEW_QEMU names, made by scripts/new_qemu.sh.
 """
 
 from __future__ import annotations
@@ -28,23 +28,25 @@ from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qemu import QemuEngine, plan
+from cloudvmm.engine.qemu.binary import parse_devices
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.kind import devices_of
+from cloudvmm.engine.qemu.kind import KINDS, devices_of
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.resource import acquire
 from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
+from support.qemu import NEW_QEMU, find_qemu
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
 from support.storage_daemon import StorageDaemon
+from support.vfio_user import VfioUserServer
 from support.vhost_user import back_end
 from support.vhost_user_net import VhostUserNet
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
 CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
-HOT_CASES = [
-    name for name in CASES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-"))
-]
+HOT_KINDS = ("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-", "user-device-")
+HOT_CASES = [name for name in CASES if name.startswith(HOT_KINDS)]
 NOT_IN_7_2 = {
     "disk-queue-affinity-queues",  # needs QEMU 9.0
     "generic-vhost-user-sound",
@@ -61,6 +63,8 @@ FORMATS = {
 OPTIONS = {"vpc": ["-o", "subformat=fixed,force_size=on"], "vmdk": ["-o", "subformat=monolithicFlat"]}
 WITH_CONFIG = {2, 18, 19, 25, 41}  # types of devices whose configuration QEMU gets from the back end
 TIMEOUT_S = 60
+# QEMU 11 says it of the machine that all guests have, so that they can be restored on any.
+MACHINE_IS_OLD = "warning: Machine type 'pc-i440fx-7.2' is deprecated"
 FIXED_ARGUMENTS = ["-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"]
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
@@ -74,6 +78,18 @@ class Qemu(msgspec.Struct, frozen=True):
     qboot: str
     is_old: bool = False
 
+    def lacks(self, driver: str) -> bool:
+        """Say whether it was built without the device `driver`."""
+        listed = subprocess.run(
+            [*self.command, "-device", "help"],
+            env={**os.environ, **self.environment},
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+        return driver not in parse_devices(listed.stdout)
+
 
 class Golden(msgspec.Struct, kw_only=True):
     config: VmConfig
@@ -81,8 +97,11 @@ class Golden(msgspec.Struct, kw_only=True):
     bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
 
 
-@pytest.fixture(scope="module", params=["current", "old"])
-def qemu(request: pytest.FixtureRequest) -> Qemu:
+@pytest.fixture(scope="module", params=["current", "old", "newest"])
+def qemu(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Qemu:
+    if request.param == "newest":
+        program = find_qemu("newest", tmp_path_factory.getbasetemp())
+        return Qemu([program], {}, f"{os.environ[NEW_QEMU]}/usr/share/qemu/qboot.rom")
     if request.param == "current":
         binary = shutil.which("qemu-system-x86_64")
         if binary is None:
@@ -110,6 +129,7 @@ def golden(
     if qemu.is_old and request.param in NOT_IN_7_2:
         pytest.skip("This QEMU is too old for it, and says so")
     case = msgspec.json.decode((GOLDEN / f"{request.param}.json").read_bytes(), type=Golden)
+    skip_without_means(qemu, case.config)
     use_real_payload(case.config, tmp_path)
     served = [disk for disk in case.config.disks or [] if disk.vhost_user]
     for disk in case.config.disks or []:
@@ -134,7 +154,17 @@ def golden(
         backends.enter_context(StorageDaemon(disk.vhost_socket, image, queues=disk.num_queues))
     for device in [*(case.config.fs or []), *(case.config.generic_vhost_user or [])]:
         device.socket = serve(device, tmp_path / f"{device.id}.sock", backends)
+    for user_device in case.config.user_devices or []:
+        path = tmp_path / f"{user_device.id},é.sock"
+        user_device.socket = str(backends.enter_context(contextlib.closing(VfioUserServer(path))).path)
     return case
+
+
+def skip_without_means(qemu: Qemu, config: VmConfig) -> None:
+    for device in devices_of(config):
+        needs = KINDS[type(device)].needs
+        if needs is not None and qemu.lacks(needs.driver):
+            pytest.skip(f"This QEMU lacks {needs.driver}")
 
 
 def serve(device: FsConfig | GenericVhostUserConfig, path: Path, undo: contextlib.ExitStack) -> str:
@@ -272,7 +302,8 @@ def ask(qemu: Qemu, spec: MachineSpec, commands: list[str]) -> tuple[list[dict],
         )
     messages = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
     assert not [message for message in messages if "error" in message]
-    return [message["return"] for message in messages if "return" in message], done.stderr
+    said = [line for line in done.stderr.splitlines() if MACHINE_IS_OLD not in line]
+    return [message["return"] for message in messages if "return" in message], "\n".join(said)
 
 
 def devices_on(bus: dict) -> dict[str, int]:

@@ -11,6 +11,7 @@ from support.device.net import NetCase
 from support.device.net_user import NetUserCase
 from support.device.net_vhost_user import NetVhostUserCase
 from support.device.pmem import PmemCase
+from support.device.user_device import UserDeviceCase
 from support.device.vhost_user_disk import VhostUserDiskCase
 from support.device.vsock import VsockCase
 
@@ -25,4 +26,5 @@ CASES: Final[tuple[type[DeviceCase], ...]] = (
     NetUserCase,
     NetVhostUserCase,
     VsockCase,
+    UserDeviceCase,
 )

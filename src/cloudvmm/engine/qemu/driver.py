@@ -66,10 +66,10 @@ def is_active(status: dict[str, Any]) -> bool:
 class DriverWatch:
     """Asks over `client`, which is lent and may be used by others as well.
 
-    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `dies_of_status` is
-    a QEMU that must not be asked for a device's status; `is_vhost_user` tells of a device whether its queues
-    are another program's. `fileno` is readable while `take` has something to give. `close` ends the thread; a
-    client that was aborted makes that quick.
+    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `dies_of_status`
+    is a QEMU that must not be asked for a device's status; `is_vhost_user` tells of a device whether its
+    queues are another program's. `fileno` is readable while `take` has something to give. `close` ends the
+    thread; a client that was aborted makes that quick.
     """
 
     def __init__(

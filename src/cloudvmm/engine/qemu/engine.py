@@ -21,6 +21,7 @@ from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
+from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
@@ -132,6 +133,7 @@ class QemuEngine:
     ) -> QemuMachine:
         facts = self.facts()
         memory = spec.vm_config.memory
+        check_means(spec.vm_config, facts)
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned)

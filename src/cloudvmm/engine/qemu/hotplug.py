@@ -25,7 +25,8 @@ from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
 from cloudvmm.engine.qemu.disk import DiskBacking
-from cloudvmm.engine.qemu.kind import describe, open_backing
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.kind import check_device_means, describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
 from cloudvmm.engine.qemu.memory import NoRoomForMemory, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
@@ -66,10 +67,11 @@ class Hotplug:
     What a plugged device stands on joins `resources`, so that their `close` releases all.
     """
 
-    def __init__(self, spec: MachineSpec, resources: Resources, control: QmpClient) -> None:
+    def __init__(self, spec: MachineSpec, resources: Resources, control: QmpClient, facts: QemuFacts) -> None:
         parts = machine_parts(spec, resources)
         self._lock = threading.Lock()
         self._control = control
+        self._facts = facts
         self._resources = resources
         self._modules = 0
         self._slots = dict(spec.slots)
@@ -87,6 +89,7 @@ class Hotplug:
         :raises ImageLocked: another process holds its image.
         """
         check_device_supported(device)
+        check_device_means(device, self._facts)
         check_texts(device)
         try:
             slots = self._slots_with(id_of(device.id), slot)

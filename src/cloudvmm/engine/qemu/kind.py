@@ -7,21 +7,46 @@ from typing import Any, Final
 
 import msgspec
 
-from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig, VsockConfig
+from cloudvmm.config.device import (
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    UserDeviceConfig,
+    VsockConfig,
+)
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import disk_parts, open_disk
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.fs import fs_parts, open_fs
 from cloudvmm.engine.qemu.generic_vhost_user import generic_vhost_user_parts, open_generic_vhost_user
 from cloudvmm.engine.qemu.net import net_parts, open_net
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
 from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.user_device import open_user_device, user_device_parts
 from cloudvmm.engine.qemu.vhost_user_disk import open_vhost_user_disk, vhost_user_disk_parts
 from cloudvmm.engine.qemu.vsock import open_vsock, vsock_parts
+
+
+class QemuLacksDevice(DeviceError):
+    def __init__(self, needs: Needs, facts: QemuFacts) -> None:
+        super().__init__(
+            f"{needs.what} need a QEMU with the device {needs.driver}, which comes with QEMU {needs.since}: "
+            f"{facts.binary} is QEMU {facts.version_text} and lacks it"
+        )
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What not every QEMU has: `what`, such as "pmem devices", need its device `driver`, new in `since`."""
+
+    what: str
+    driver: str
+    since: str
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -33,6 +58,7 @@ class Kind(msgspec.Struct, frozen=True):
     member: str
     open: Callable[[Any], Backing]
     describe: Callable[[Any, Any, Seat], Parts]
+    needs: Needs | None = None
 
 
 def _open_disk(disk: DiskConfig) -> Backing:
@@ -50,6 +76,12 @@ KINDS: Final[dict[type[PciDevice], Kind]] = {
     FsConfig: Kind("fs", open_fs, fs_parts),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
     VsockConfig: Kind("vsock", open_vsock, vsock_parts),
+    UserDeviceConfig: Kind(
+        "user_devices",
+        open_user_device,
+        user_device_parts,
+        Needs("vfio-user devices", "vfio-user-pci", "11.0"),
+    ),
 }
 
 
@@ -61,6 +93,19 @@ def devices_of(vm_config: VmConfig) -> Iterator[PciDevice]:
             yield found
         else:
             yield from found or ()
+
+
+def check_means(vm_config: VmConfig, facts: QemuFacts) -> None:
+    """:raises QemuLacksDevice: the QEMU at hand cannot have one of the devices."""
+    for device in devices_of(vm_config):
+        check_device_means(device, facts)
+
+
+def check_device_means(device: PciDevice, facts: QemuFacts) -> None:
+    """:raises QemuLacksDevice: the QEMU at hand cannot have such a device."""
+    needs = KINDS[type(device)].needs
+    if needs is not None and not facts.has_device(needs.driver):
+        raise QemuLacksDevice(needs, facts)
 
 
 def open_backing(device: PciDevice) -> Backing:

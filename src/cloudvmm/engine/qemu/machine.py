@@ -84,7 +84,7 @@ class QemuMachine:
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
         self._was_booted = False
         self._killed = False
-        self._hotplug = Hotplug(spec, resources, monitors.control)
+        self._hotplug = Hotplug(spec, resources, monitors.control, facts)
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
         self._stream = EventStream(
             monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus

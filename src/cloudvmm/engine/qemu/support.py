@@ -10,7 +10,6 @@ from typing import Final
 
 from cloudvmm.config.device import (
     DeviceConfig,
-    UserDeviceConfig,
     VdpaConfig,
     VsockConfig,
 )
@@ -21,7 +20,6 @@ from cloudvmm.engine.base import NotSupportedYet
 
 ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
     DeviceConfig: "VFIO devices",
-    UserDeviceConfig: "vfio-user devices",
     VdpaConfig: "vDPA devices",
 }
 
@@ -62,7 +60,6 @@ def _missing_in_device(device: PciDevice) -> Iterator[str]:
 def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
         ABSENT_DEVICES[DeviceConfig]: vm.devices,
-        ABSENT_DEVICES[UserDeviceConfig]: vm.user_devices,
         ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,

@@ -25,6 +25,7 @@ from cloudvmm.engine.base import (
     SinkKind,
     SlotError,
 )
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import DeviceIdInUse, DeviceUnknown, Hotplug
 from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import NulCharacter
@@ -82,7 +83,7 @@ def hotplug(qemu, resources):
         memory=MemoryConfig(size=128 * MIB, mergeable=True), console=ConsoleConfig(mode=ConsoleOutputMode.OFF)
     )
     spec = MachineSpec(vm_config=vm_config, slots=SLOTS, serial=OFF, console=OFF, debug_console=OFF)
-    return Hotplug(spec, resources, qemu)
+    return Hotplug(spec, resources, qemu, QemuFacts(binary="/qemu", version=(10, 0, 2)))
 
 
 @pytest.fixture

@@ -17,7 +17,13 @@ from typing import Any, Literal
 import msgspec
 import pytest
 
-from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, PmemConfig, VsockConfig
+from cloudvmm.config.device import (
+    FsConfig,
+    GenericVhostUserConfig,
+    PmemConfig,
+    UserDeviceConfig,
+    VsockConfig,
+)
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
@@ -30,7 +36,7 @@ from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.image import Image
-from cloudvmm.engine.qemu.kind import KINDS, describe, devices_of
+from cloudvmm.engine.qemu.kind import KINDS, check_device_means, check_means, describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.net import NetBacking
@@ -40,6 +46,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.user_device import UserDeviceBacking
 from cloudvmm.engine.qemu.user_net import UserNetBacking
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
@@ -51,15 +58,14 @@ from support.sink import sink_of
 GOLDEN = Path(__file__).parent / "golden"
 NAMES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 # The members of a configuration whose devices can be added; a case is about one if its name says so.
-HOT_NAMES = [
-    name for name in NAMES if name.startswith(("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-"))
-]
+HOT_KINDS = ("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-", "user-device-")
+HOT_NAMES = [name for name in NAMES if name.startswith(HOT_KINDS)]
 WRITE = os.environ.get("CLOUDVMM_WRITE_GOLDEN") == "1"
 
 
 class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """`bases` lists the types of the backing images of a disk; `slots` is by default one after another from
-    2.
+    2. The QEMU has every device that some kind needs but what it `lacks`.
     """
 
     config: VmConfig
@@ -68,6 +74,7 @@ class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
     block_devices: list[str] = msgspec.field(default_factory=list)
     slots: dict[str, int] | None = None
+    lacks: list[str] = msgspec.field(default_factory=list)
 
 
 def read_case(name: str) -> Case:
@@ -156,6 +163,10 @@ def vsock_backing(_case: Case, vsock: VsockConfig, fd: int) -> Backing:
     return VsockBacking(device_id=vsock.id or "", fd=fd)
 
 
+def user_device_backing(case: Case, device: UserDeviceConfig, fd: int) -> Backing:
+    return UserDeviceBacking(device_id=device.id or "", path=device.socket)
+
+
 # What `open_backing` would have made of a device; `fd` and the nine numbers behind it are its own.
 BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     DiskConfig: disk_backing,
@@ -164,6 +175,7 @@ BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
     FsConfig: vhost_user_backing,
     PmemConfig: pmem_backing,
     VsockConfig: vsock_backing,
+    UserDeviceConfig: user_device_backing,
 }
 
 
@@ -191,17 +203,24 @@ def resources_of(case: Case) -> Resources:
     )
 
 
-def outcome(case: Case) -> tuple[str, str]:
-    """Return the suffix of the golden file and what should be in it."""
-    facts = QemuFacts(
+def facts_of(case: Case) -> QemuFacts:
+    needed = {kind.needs.driver for kind in KINDS.values() if kind.needs is not None}
+    return QemuFacts(
         binary="/usr/bin/qemu-system-x86_64",
         version=(10, 0, 2),
         accelerator=case.accelerator,
         qboot_path="/usr/share/qemu/qboot.rom",
         seabios_path="/usr/share/seabios/bios-256k.bin",
+        devices=frozenset(needed.difference(case.lacks)),
     )
+
+
+def outcome(case: Case) -> tuple[str, str]:
+    """Return the suffix of the golden file and what should be in it."""
+    facts = facts_of(case)
     try:
         check_supported(case.config)
+        check_means(case.config, facts)
         spec = spec_of(case)
         check_slots(spec.slots)
         return ".args", "".join(f"{line}\n" for line in plan.arguments(spec, resources_of(case), facts))
@@ -217,6 +236,7 @@ def hot_outcome(case: Case) -> str:
     for device in devices_of(case.config):
         try:
             check_device_supported(device)
+            check_device_means(device, facts_of(case))
             seat = Seat(slots=spec.slots, first_fdset=first_fdset)
             parts = describe(device, resources.backings[device.id or ""], seat)
         except EngineError as error:
