@@ -26,7 +26,7 @@ from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
+from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind, slot_of
 from cloudvmm.engine.qemu import QemuEngine, plan
 from cloudvmm.engine.qemu.binary import parse_devices
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -308,7 +308,11 @@ def ask(qemu: Qemu, spec: MachineSpec, commands: list[str]) -> tuple[list[dict],
 
 def devices_on(bus: dict) -> dict[str, int]:
     """Return the slot of every device of ours on the flat bus."""
-    found = {device_id(device["qdev_id"]): device["slot"] for device in bus["devices"] if device["qdev_id"]}
+    found = {
+        device_id(device["qdev_id"]): slot_of(device["slot"], device["function"])
+        for device in bus["devices"]
+        if device["qdev_id"]
+    }
     return {each: slot for each, slot in found.items() if each is not None}
 
 

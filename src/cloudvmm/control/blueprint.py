@@ -51,6 +51,8 @@ from cloudvmm.engine.base import (
     ReceivedFrom,
     SavedIn,
     StateError,
+    device_number,
+    is_slot,
 )
 from cloudvmm.errors import VmmError
 
@@ -137,7 +139,9 @@ def check_numbering(numbering: Numbering, ids: list[str], info: EngineInfo) -> N
     if unknown:
         raise UnknownDevices(unknown)
     taken = list(numbering.slots.values())
-    are_possible = all(info.first_slot <= slot <= info.last_slot for slot in taken)
+    are_possible = all(
+        is_slot(slot, info.first_slot, info.last_slot) and device_number(slot) in taken for slot in taken
+    )
     if not are_possible or len(set(taken)) != len(taken):
         raise BadSlots
 

@@ -194,6 +194,11 @@ class RemovalNotAllowed(DeviceRefused):
         super().__init__(f"Not allowed to remove this type of device from the VM: {kind}")
 
 
+class SharedSlot(DeviceRefused):
+    def __init__(self, bdf: str) -> None:
+        super().__init__(f"Cannot remove a device that shares its PCI slot with others: bdf={bdf}")
+
+
 class ReservePciDeviceId(DeviceRefused):
     """Could not reserve the PCI device ID"""
 

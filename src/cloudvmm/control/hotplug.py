@@ -8,7 +8,7 @@ Reference: lifecycle.md section 9.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -31,17 +31,15 @@ from cloudvmm.control.error import (
     InvalidIommuRemove,
     MissingNode,
     RemovalNotAllowed,
+    SharedSlot,
     UserDeviceSocketInUse,
 )
 from cloudvmm.control.holding import Holding
-from cloudvmm.control.numbering import PLAIN, generate_mac, is_on_iommu_segment
+from cloudvmm.control.numbering import PLAIN, REMOVABLE, generate_mac, is_on_iommu_segment
 from cloudvmm.control.tree import bdf_of
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import EngineError, Machine
-
-# A vDPA device is what its hardware is; only the kernel's driver could tell, and most are network devices.
-REMOVABLE: Final = frozenset({"net", "block", "pmem", "fs", "vsock", "vdpa", "vfio", "vfio-user"})
 
 
 class Hotplug:
@@ -130,6 +128,8 @@ def find_removable(named_id: str, vm: Vm) -> str:
         raise InvalidIommuRemove(bdf_of(vm.numbering.slots[device_id]))
     if kind not in REMOVABLE:
         raise RemovalNotAllowed(kind)
+    if vm.numbering.shares_slot(device_id):
+        raise SharedSlot(bdf_of(vm.numbering.slots[device_id]))
     return device_id
 
 

@@ -2,7 +2,8 @@
 
 One counter numbers all generated ids; a name already taken is skipped and the counter still advances.
 Slots asked for by `pci_device_id` are reserved first, then devices take the lowest free one in creation
-order.
+order. What a VM has from its boot on and finds no slot shares one, as a further function of it: first with
+devices that cannot be removed. No device of a shared slot can be, since a slot is ejected as a whole.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.ram import ram_of
 from cloudvmm.control.slot import Names, Slots
+from cloudvmm.engine.base import device_number
 
 WATCHDOG_ID: Final = "__watchdog"
 PVPANIC_ID: Final = "__pvpanic"
@@ -41,6 +43,7 @@ IOMMU_ID: Final = "__iommu"
 SERIAL_ID: Final = "__serial"
 DEBUG_CONSOLE_ID: Final = "__debug_console"
 IOAPIC_ID: Final = "__ioapic"
+PVMEMCONTROL_ID: Final = "__pvmemcontrol"
 VIRTIO_PCI_PREFIX: Final = "_virtio-pci-"
 
 FIXED_IDS: Final[dict[type[PciDevice], str]] = {
@@ -61,6 +64,8 @@ PREFIXES: Final[dict[type[PciDevice], str]] = {
     DeviceConfig: "_vfio",
     UserDeviceConfig: "_vfio_user",
 }
+# A vDPA device is what its hardware is; only the kernel's driver could tell, and most are network devices.
+REMOVABLE: Final = frozenset({"net", "block", "pmem", "fs", "vsock", "vdpa", "vfio", "vfio-user"})
 PLAIN: Final = "plain"  # a PCI device that the reference neither unplugs nor has a word for
 KINDS: Final[dict[type[PciDevice], str]] = {
     DiskConfig: "block",
@@ -148,6 +153,11 @@ class Numbering(msgspec.Struct, kw_only=True):
         if is_virtio(device):
             self.virtio.append(device_id)
 
+    def shares_slot(self, device_id: str) -> bool:
+        """Say whether other devices are functions of the same slot."""
+        number = device_number(self.slots[device_id])
+        return sum(device_number(slot) == number for slot in self.slots.values()) > 1
+
     def release(self, device_id: str) -> int | None:
         """Forget a device that is gone; return the slot that it had, None where it is not known."""
         slot = self.slots.pop(device_id, None)
@@ -167,7 +177,7 @@ def generate_mac() -> str:
 def number_devices(vm_config: VmConfig, used_ids: set[str], first_slot: int, last_slot: int) -> Numbering:
     """Fill in ids and MACs in `vm_config` (changed in place) and give every PCI device its slot.
 
-    :raises AllocatePciDeviceId: more devices than slots.
+    :raises AllocatePciDeviceId: more devices than functions of all slots.
     :raises ReservePciDeviceId: two devices ask for one slot, or one asks for a slot of the machine.
     """
     names = Names(set(used_ids))
@@ -178,11 +188,16 @@ def number_devices(vm_config: VmConfig, used_ids: set[str], first_slot: int, las
     for device in created:
         if device.slot is not None:
             slots.reserve(device.device_id, device.slot)
-    order = {}
     for device in created:
-        order[device.device_id] = device.slot if device.slot is not None else slots.allocate(device.device_id)
+        if device.slot is None and slots.has_free:
+            slots.allocate(device.device_id)
+    placed = [device for device in created if device.device_id in slots.taken]
+    hosts = [slots.taken[device.device_id] for device in sorted(placed, key=_is_removable)]
+    for device in created:
+        if device.device_id not in slots.taken:
+            slots.share(device.device_id, hosts)
     return Numbering(
-        slots=order,
+        slots={device.device_id: slots.taken[device.device_id] for device in created},
         virtio=[device.device_id for device in created if device.is_virtio],
         kinds={device.device_id: device.kind for device in created},
         trapped={device.device_id for device in created if device.is_trapped},
@@ -255,9 +270,15 @@ def _in_order(vm: VmConfig) -> Iterator[PciDevice | Numbered]:
     yield from vm.user_devices or ()
     if vm.iommu:
         yield Numbered(device_id=IOMMU_ID, kind="iommu")
+    if vm.pvmemcontrol is not None:
+        yield Numbered(device_id=PVMEMCONTROL_ID, kind=PLAIN, is_virtio=False)
     if vm.pvpanic:
         yield Numbered(device_id=PVPANIC_ID, kind=PLAIN, is_virtio=False)
     yield from _present(vm.ivshmem)
+
+
+def _is_removable(device: Numbered) -> bool:
+    return device.kind in REMOVABLE
 
 
 def _present(device: PciDevice | None) -> tuple[PciDevice, ...]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from cloudvmm.control.error import AllocatePciDeviceId, NoFreeSlot, ReservePciDeviceId, SlotTaken
+from cloudvmm.engine.base import PCI_FUNCTIONS, device_number, slot_of
 
 
 class Slots:
-    """The device numbers of bus 0 that devices may have, `first`..`last`; `taken` is copied."""
+    """The device numbers of bus 0 that devices may have, `first`..`last`; `taken` is copied.
+
+    A device has one for itself, and function 0 there; `share` gives other functions.
+    """
 
     def __init__(self, first: int, last: int, taken: Mapping[str, int] | None = None) -> None:
         self._range = range(first, last + 1)
@@ -31,8 +35,26 @@ class Slots:
         self.taken[device_id] = wanted
         return wanted
 
+    @property
+    def has_free(self) -> bool:
+        return any(map(self._is_free, self._range))
+
+    def share(self, device_id: str, hosts: Iterable[int]) -> int:
+        """Give the next function of one of `hosts`, device numbers that are taken.
+
+        :raises AllocatePciDeviceId: they have no function left.
+        """
+        taken = set(self.taken.values())
+        for host in hosts:
+            for function in range(1, PCI_FUNCTIONS):
+                slot = slot_of(host, function)
+                if slot not in taken:
+                    self.taken[device_id] = slot
+                    return slot
+        raise AllocatePciDeviceId from NoFreeSlot()
+
     def _is_free(self, slot: int) -> bool:
-        return slot in self._range and slot not in self.taken.values()
+        return slot in self._range and all(device_number(each) != slot for each in self.taken.values())
 
 
 class Names:

@@ -12,12 +12,12 @@ from cloudvmm.control.numbering import (
     VIRTIO_PCI_PREFIX,
     Numbering,
 )
-from cloudvmm.engine.base import PciBar
+from cloudvmm.engine.base import PciBar, device_number, function_number
 
 
 def bdf_of(slot: int) -> str:
-    """Return the address of device number `slot` on bus 0 of segment 0."""
-    return f"0000:00:{slot:02x}.0"
+    """Return the address of `slot` on bus 0 of segment 0."""
+    return f"0000:00:{device_number(slot):02x}.{function_number(slot)}"
 
 
 def device_tree(vm_config: VmConfig, numbering: Numbering, bars: dict[str, list[PciBar]]) -> DeviceTree:
@@ -26,7 +26,8 @@ def device_tree(vm_config: VmConfig, numbering: Numbering, bars: dict[str, list[
     _add_legacy(tree, IOAPIC_ID)
     if vm_config.serial.mode is not ConsoleOutputMode.OFF:
         _add_legacy(tree, SERIAL_ID)
-    if vm_config.debug_console.mode is not ConsoleOutputMode.OFF:
+    # As in the reference, no device where nothing would read it.
+    if vm_config.debug_console.mode not in (ConsoleOutputMode.OFF, ConsoleOutputMode.NULL):
         _add_legacy(tree, DEBUG_CONSOLE_ID)
     for device_id, slot in numbering.slots.items():
         resources = [_resource(bar) for bar in bars.get(device_id, [])]

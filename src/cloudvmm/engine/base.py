@@ -33,7 +33,7 @@ Each blocking call has a deadline of its own and raises `EngineTimeout` when it 
 from __future__ import annotations
 
 import enum
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
@@ -144,11 +144,33 @@ class SentTo(msgspec.Struct, frozen=True, kw_only=True):
     downtime_ms: int = 300
 
 
+PCI_DEVICES: Final = 32
+PCI_FUNCTIONS: Final = 8
+
+
+def slot_of(device: int, function: int) -> int:
+    """Return what is called a slot here: for function 0 it is the device number on bus 0."""
+    return device + PCI_DEVICES * function
+
+
+def device_number(slot: int) -> int:
+    return slot % PCI_DEVICES
+
+
+def function_number(slot: int) -> int:
+    return slot // PCI_DEVICES
+
+
+def is_slot(slot: int, first: int, last: int) -> bool:
+    """Say whether there is such a function, of a device whose number is `first` to `last`."""
+    return first <= device_number(slot) <= last and 0 <= function_number(slot) < PCI_FUNCTIONS
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that `Engine.build` needs.
 
     `vm_config` is validated and complete: ids and MACs are filled in. The engine does not change it and
-    keeps no reference to it. `slots` gives the PCI slot (device number on bus 0) per device id. File
+    keeps no reference to it. `slots` gives the PCI slot per device id, see `slot_of`. File
     descriptors inside (`net[].fds`) are lent, not given. `state_dir` is a folder for the machine's own
     files, or None: then the machine leaves no file behind, however its manager ends. `origin` is where the
     guest's state comes from; without it the guest starts from its payload.

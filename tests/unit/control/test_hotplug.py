@@ -185,6 +185,29 @@ def test_second_vsock_is_refused(booted):
     ]
 
 
+def test_device_that_shares_its_slot_is_not_removed_and_none_is_added(caller, vm_config, image):
+    vm_config.disks = [DiskConfig(path=image, readonly=True) for _ in range(32)]
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    before = caller.settled_info()
+    assert before.device_tree["_virtio-pci-__rng"].pci_bdf == "0000:00:01.2"
+
+    for name in ("_disk0", "_disk31"):
+        bdf = before.device_tree[f"_virtio-pci-{name}"].pci_bdf
+        assert removal_refusal(caller, name) == [
+            REMOVE,
+            MANAGER,
+            f"Cannot remove a device that shares its PCI slot with others: bdf={bdf}",
+        ]
+    assert caller.refusal(api.vm_add_disk, DiskConfig(path=image, readonly=True))[-1] == (
+        "Could not find an available device slot on the PCI bus"
+    )
+    assert caller.settled_info() == before
+    remove(caller, "_disk1")
+    caller.wait_for_event("vm/device-removed")
+    assert add(caller, api.vm_add_disk, DiskConfig(path=image, readonly=True))["bdf"] == "0000:00:02.0"
+
+
 def test_id_that_is_in_the_tree_only_is_refused(booted, guest, image):
     guest.refuse("device")
     remove(booted, "_disk0")

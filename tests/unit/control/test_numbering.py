@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
+from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig, SerialConfig
+from cloudvmm.config.device import PvmemcontrolConfig
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.error import AllocatePciDeviceId, ReservePciDeviceId
 from cloudvmm.control.numbering import number_devices
+from cloudvmm.control.tree import bdf_of, device_tree
 from cloudvmm.errors import error_chain
 
 
@@ -63,8 +65,34 @@ def test_a_slot_that_is_taken_is_refused(slot):
     ]
 
 
-def test_more_devices_than_slots_are_refused():
+def test_devices_beyond_the_slots_share_those_of_devices_that_are_never_removed():
+    vm_config = VmConfig(disks=[DiskConfig() for _ in range(40)], watchdog=True)
+
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    slots = numbering.slots
+    assert len(set(slots.values())) == len(slots) == 43
+    assert [slots["__console"], slots["_disk0"], slots["_disk28"]] == [2, 3, 31]
+    assert [slots[f"_disk{number}"] for number in range(29, 36)] == [2 + 32 * each for each in range(1, 8)]
+    assert slots["_disk36"] == 3 + 32  # the console's slot is full
+    shared = ["__console", "_disk0", *(f"_disk{number}" for number in range(29, 40)), "__rng", "__watchdog"]
+    assert [name for name in slots if numbering.shares_slot(name)] == shared
+    assert [bdf_of(slots[name]) for name in ("_disk28", "_disk35")] == ["0000:00:1f.0", "0000:00:02.7"]
+
+
+def test_a_slot_that_is_shared_is_not_free_while_one_of_its_devices_is_there():
     vm_config = VmConfig(disks=[DiskConfig() for _ in range(30)])
+    numbering = number_devices(vm_config, set(), 2, 31)
+
+    numbering.release("__console")
+
+    with pytest.raises(AllocatePciDeviceId):
+        numbering.find_slot("new", None)
+    assert numbering.find_slot("new", numbering.release("_disk0")) == 3
+
+
+def test_more_devices_than_functions_are_refused():
+    vm_config = VmConfig(disks=[DiskConfig() for _ in range(239)])
 
     with pytest.raises(AllocatePciDeviceId) as caught:
         number_devices(vm_config, set(), 2, 31)
@@ -93,3 +121,21 @@ def test_only_devices_of_the_lists_get_their_id_written():
     assert vm_config.rng.id is None
     assert numbering.virtio == ["__console", "__rng"]
     assert list(numbering.slots) == ["__console", "__rng", "__watchdog", "__pvpanic"]
+
+
+def test_nodes_of_the_board_are_the_references():
+    vm_config = VmConfig(
+        pvmemcontrol=PvmemcontrolConfig(),
+        pvpanic=True,
+        serial=SerialConfig(mode=ConsoleOutputMode.NULL),
+        debug_console=DebugConsoleConfig(mode=ConsoleOutputMode.NULL),
+    )
+    numbering = number_devices(vm_config, set(), 1, 31)
+
+    tree = device_tree(vm_config, numbering, {})
+
+    legacy = [name for name, node in tree.items() if node.pci_bdf is None and node.parent is None]
+    assert legacy == ["__ioapic", "__serial"]  # where nothing takes its bytes, there is no debug console
+    assert tree["__pvmemcontrol"].pci_bdf == "0000:00:03.0"
+    assert tree["__pvpanic"].pci_bdf == "0000:00:04.0"
+    assert tree["__pvmemcontrol"].children == []

@@ -14,7 +14,15 @@ from cloudvmm.config.device import PmemConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import DeviceError, EngineError, EngineInfo, PayloadError, SlotError
+from cloudvmm.engine.base import (
+    DeviceError,
+    EngineError,
+    EngineInfo,
+    PayloadError,
+    SlotError,
+    device_number,
+    is_slot,
+)
 from cloudvmm.engine.image import DiskOpenError, check_type, detect
 
 
@@ -22,9 +30,11 @@ def check_slots(slots: Mapping[str, int], info: EngineInfo) -> None:
     """:raises SlotError: two devices want one slot, or a slot is not the engine's to give."""
     owners: dict[int, str] = {}
     for device_id, slot in slots.items():
-        if not info.first_slot <= slot <= info.last_slot:
+        if not is_slot(slot, info.first_slot, info.last_slot):
             known = f"{info.first_slot} to {info.last_slot}"
             raise SlotError(f"The device {device_id} wants PCI slot {slot}; there are {known}")
+        if device_number(slot) not in slots.values():
+            raise SlotError(f"The device {device_id} shares a PCI slot that has no function 0")
         if slot in owners:
             raise SlotError(f"The devices {owners[slot]} and {device_id} both want PCI slot {slot}")
         owners[slot] = device_id

@@ -15,7 +15,7 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DriverChanged, DriverKind, EngineError, EngineEvent, MachineSpec
 
-_OTHERS = ("__pvpanic", "__watchdog", "__ivshmem")
+_OTHERS = ("__pvpanic", "__watchdog", "__ivshmem", "__pvmemcontrol")
 
 
 class FakeDrivers:
