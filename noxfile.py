@@ -16,6 +16,15 @@ nox.options.default_venv_backend = "none"
 nox.options.stop_on_first_error = False
 
 BIN = Path(sys.prefix, "bin")
+# Tests that take a QEMU by its version, and tests that take the one on the path.
+BY_VERSION = ("test_qemu_accepts_plan.py", "test_device_matrix.py", "test_device_tree.py")
+BY_PATH = (
+    "test_user_device.py",
+    "test_lifecycle.py",
+    "test_hotplug.py",
+    "test_devices.py",
+    "test_driver_events.py",
+)
 
 
 def _run(session: nox.Session, program: str, *args: str, env: dict[str, str] | None = None) -> None:
@@ -65,6 +74,18 @@ def contract(session: nox.Session) -> None:
 def integration(session: nox.Session) -> None:
     """Real QEMU, real guest."""
     _pytest(session, "integration")
+
+
+@nox.session(default=False)
+def newest(session: nox.Session) -> None:
+    """What depends on QEMU's version, on the newest QEMU that Debian has; it is fetched into .venv first."""
+    root = Path(sys.prefix, "qemu-newest")
+    session.run("scripts/new_qemu.sh", str(root), external=True)
+    path = os.pathsep.join((str(root / "bin"), os.environ.get("PATH", os.defpath)))
+    env = {"CLOUDVMM_TEST_NEW_QEMU": str(root), "PATH": path}
+    integration = "tests/integration"
+    _run(session, "pytest", "-q", "-k", "newest", *(f"{integration}/{name}" for name in BY_VERSION), env=env)
+    _run(session, "pytest", "-q", "tests/contract", *(f"{integration}/{name}" for name in BY_PATH), env=env)
 
 
 @nox.session
