@@ -15,6 +15,8 @@ from cloudvmm.engine.base import (
     MachineSpec,
     NotSupportedYet,
     PayloadError,
+    ReceivedFrom,
+    SavedIn,
 )
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
@@ -29,6 +31,7 @@ from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
 from cloudvmm.engine.qemu.resource import Resources, acquire
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
+from cloudvmm.engine.qemu.snapshot import INCOMING, load_memory
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts
 
@@ -97,8 +100,8 @@ class QemuEngine:
             return self._known
 
     def build(self, spec: MachineSpec) -> QemuMachine:
-        if spec.origin is not None:
-            raise NotSupportedYet("Snapshots and migration come with a later release")
+        if isinstance(spec.origin, ReceivedFrom):
+            raise NotSupportedYet("Live migration comes with a later release")
         check_supported(spec.vm_config)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
@@ -140,11 +143,18 @@ class QemuEngine:
             resources.masks_vectors = facts.masks_vectors
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             lock_error = _lock_error(resources)
+            if lock_error is not None and spec.origin is not None:
+                raise lock_error
+            if isinstance(spec.origin, SavedIn):
+                load_memory(resources.memories, spec.origin.folder)
             if lock_error is not None:
                 resources.release_images()
                 spec = _without_disks(spec)
             launch_spec = LaunchSpec(
-                arguments=arguments(spec, resources, facts),
+                arguments=[
+                    *arguments(spec, resources, facts),
+                    *(INCOMING if spec.origin is not None else ()),
+                ],
                 fds=resources.inherited_fds,
                 state_dir=spec.state_dir,
                 thp=memory.thp,
@@ -164,6 +174,8 @@ class QemuEngine:
             machine.start_counting()
             machine.bind_vcpus()
             machine.pin_queues(spec.vm_config.disks or [])
+            if isinstance(spec.origin, SavedIn):
+                machine.restore(spec.origin.folder)
             attempt.check()
             undo.pop_all()
         return machine

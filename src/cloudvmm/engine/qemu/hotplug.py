@@ -128,6 +128,11 @@ class Hotplug:
                 self.start_counting(backing.device_id)
         return backing
 
+    @property
+    def has_modules(self) -> bool:
+        """Whether memory modules were plugged."""
+        return self._modules > 0
+
     def plug_module(self, size: int) -> None:
         """Blocking. Plug a memory module of `size` bytes, as the first of the RAM, wholly or not at all.
 

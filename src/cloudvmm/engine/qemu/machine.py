@@ -39,6 +39,7 @@ from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.snapshot import NotRestorable, load_state, save
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 
@@ -83,6 +84,8 @@ class QemuMachine:
         # Device id to interface and what it had counted before.
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
         self._was_booted = False
+        self._was_restored = False
+        self._qemu_version = facts.version
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
@@ -148,6 +151,8 @@ class QemuMachine:
         pin_queues(self._monitors.control, disks)
 
     def boot(self) -> None:
+        if self._was_restored:
+            raise EngineError("The machine goes on from a state: it is resumed, not booted")
         if self._killed:
             raise MachineGone("The machine was ended before it was booted")
         if self._refusal is not None:
@@ -244,7 +249,24 @@ class QemuMachine:
             self._hotplug.resize_disk(disk_id, size_bytes)
 
     def save(self, folder: str) -> None:
-        raise NotSupportedYet("Snapshots come with a later release")
+        self._check_booted()
+        self._check_savable()
+        with self._end_explained():
+            if self._monitors.control.execute("query-status")["running"]:
+                raise EngineError("The guest runs: its state cannot be saved")
+            save(self._monitors.control, self._resources.memories, folder, version=self._qemu_version)
+
+    def restore(self, folder: str) -> None:
+        """Blocking. Take the state in `folder`: to be done once, instead of `boot`.
+
+        :raises StateError: it is not the state of such a machine.
+        """
+        try:
+            with self._end_explained():
+                load_state(self._monitors.control, folder, ram_bytes=self._ram_bytes)
+        except MachineGone as error:
+            raise NotRestorable("QEMU could not go on from the state") from error
+        self._was_restored = self._was_booted = True
 
     def send(self, target: SentTo) -> None:
         raise NotSupportedYet("Live migration comes with a later release")
@@ -283,6 +305,14 @@ class QemuMachine:
     def _check_booted(self) -> None:
         if not self._was_booted:
             raise EngineError("The machine does not run yet: its devices cannot change")
+
+    def _check_savable(self) -> None:
+        if self._hotplug.has_modules:
+            raise NotSupportedYet(
+                "A VM with memory modules that were plugged cannot be saved yet: reboot it before"
+            )
+        if self._vcpus.are_owed:
+            raise EngineError("The guest still has to let go of vCPUs that were to be removed")
 
     @contextlib.contextmanager
     def _end_explained(self) -> Iterator[None]:

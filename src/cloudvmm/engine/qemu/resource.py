@@ -57,6 +57,11 @@ class Resources(msgspec.Struct, kw_only=True):
         ]
 
     @property
+    def memories(self) -> dict[str, RamBacking]:
+        """The pieces of RAM and what virtio-mem gives, by their ids."""
+        return {**self.rams, **self.zones}
+
+    @property
     def interfaces(self) -> dict[str, str]:
         """Device id to interface name, for every network device whose interface we can see."""
         found = ((device_id, backing.interface) for device_id, backing in self.backings.items())

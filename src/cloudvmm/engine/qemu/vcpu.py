@@ -78,6 +78,11 @@ class Vcpus:
             self._check_removal()
             self._ask_removal(taken, vcpus)
 
+    @property
+    def are_owed(self) -> bool:
+        """Whether the guest still has to let go of some."""
+        return self._target is not None
+
     def bind(self) -> None:
         """Blocking. Have each vCPU run on the host CPUs that the configuration binds it to.
 

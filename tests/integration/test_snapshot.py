@@ -1,0 +1,137 @@
+"""A guest is saved and goes on from what was saved, seen from inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.booted import MIB, Booted, booting, direct_boot, make_image, serving, vm_config
+from support.old_qemu import old_qemu_program
+from support.wait import wait_until
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+
+GUEST_S = 30.0
+VERSIONS = pytest.mark.parametrize("version", ["path", "7.2"])
+
+
+def flags_of(version: str, folder: Path) -> tuple[str, ...]:
+    return ("--qemu", str(old_qemu_program(folder))) if version == "7.2" else ()
+
+
+def save(vm: Booted, folder: Path) -> str:
+    folder.mkdir()
+    vm.vmm.put("vm.pause")
+    vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=204)
+    return f"file://{folder}"
+
+
+def restore(vm: Booted, url: str) -> None:
+    vm.vmm.put("vm.restore", {"source_url": url}, expect=204)
+    assert vm.info()["state"] == "Paused"
+    vm.open_shell()
+    vm.vmm.put("vm.resume")
+
+
+@VERSIONS
+def test_guest_goes_on_where_it_was_saved(tmp_path: Path, version: str) -> None:
+    """In another process, with its disk, what was added to it while it ran, and all that is in its memory."""
+    disk, added = make_image(tmp_path / "disk", 4 * MIB), make_image(tmp_path / "added", 4 * MIB)
+    flags = flags_of(version, tmp_path)
+    config = vm_config(
+        cpus={"boot_vcpus": 1, "max_vcpus": 3},
+        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}],
+    )
+    with booting(tmp_path / "first", config, *flags) as vm:
+        vm.vmm.put("vm.add-disk", {"id": "added", "path": str(added), "image_type": "Raw"}, expect=200)
+        vm.vmm.put("vm.resize", {"desired_vcpus": 2}, expect=204)
+        wait_until(lambda: online(vm) == 2, "another vCPU", timeout_s=GUEST_S)
+        vm.run("head -c 60m /dev/urandom >/tmp/filled; md5sum </tmp/filled >/tmp/sum")
+        vm.run("echo before | dd of=/dev/vdb bs=512 conv=sync,fsync")
+        before = uptime(vm)
+        tree = vm.info()["device_tree"]
+        url = save(vm, tmp_path / "snapshot")
+    with serving(tmp_path / "second", *flags) as vm:
+        restore(vm, url)
+        assert vm.run("md5sum </tmp/filled; cat /tmp/sum").splitlines()[0] == vm.run("cat /tmp/sum")
+        assert before < uptime(vm) < before + 60
+        assert sorted(vm.info()["device_tree"]) == sorted(tree)
+        assert online(vm) == 2
+        assert vm.run("head -c 6 /dev/vdb") == "before"
+        vm.run("echo after | dd of=/dev/vdb bs=512 conv=sync,fsync")
+        assert added.read_bytes()[:5] == b"after"
+        vm.vmm.put("vm.remove-device", {"id": "added"}, expect=204)
+        vm.events.wait("vm/device-removed", timeout_s=GUEST_S)
+        vm.vmm.put("vm.reboot")
+        vm.wait_ready()
+        assert online(vm) == 2
+
+
+def online(vm: Booted) -> int:
+    switch = "/sys/devices/system/cpu/cpu1/online"
+    return int(vm.run(f"[ ! -e {switch} ] || echo 1 >{switch}; nproc"))
+
+
+def uptime(vm: Booted) -> float:
+    return float(vm.run("cat /proc/uptime").split()[0])
+
+
+def test_saved_guest_goes_on_as_well_and_one_state_serves_many(tmp_path: Path) -> None:
+    with booting(tmp_path / "first", vm_config()) as vm:
+        vm.run("echo kept >/tmp/kept")
+        url = save(vm, tmp_path / "snapshot")
+        vm.vmm.put("vm.resume")
+        assert vm.run("cat /tmp/kept") == "kept"
+        vm.run("echo changed >/tmp/kept")
+        (*_, last) = _refused(vm, tmp_path / "snapshot")
+        assert last
+        vm.vmm.put("vm.shutdown")
+        vm.vmm.put("vm.delete")
+        for _ in range(2):
+            restore(vm, url)
+            assert vm.run("cat /tmp/kept") == "kept"
+            vm.run("echo changed again >/tmp/kept")
+            vm.vmm.put("vm.shutdown")
+            vm.vmm.put("vm.delete")
+
+
+def _refused(vm: Booted, folder: Path) -> list[str]:
+    """Save where a snapshot is already."""
+    vm.vmm.put("vm.pause")
+    words: list[str] = vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=500)
+    vm.vmm.put("vm.resume")
+    return words
+
+
+@VERSIONS
+def test_memory_of_zones_and_of_virtio_mem_is_saved(tmp_path: Path, version: str) -> None:
+    zones = [
+        {"id": "a", "size": 192 * MIB, "hotplug_size": 256 * MIB},
+        {"id": "b", "size": 128 * MIB, "mergeable": True},
+    ]
+    config = vm_config(
+        memory={"size": 0, "hotplug_method": "VirtioMem", "zones": zones},
+        payload=direct_boot("memhp_default_state=online_movable"),
+    )
+    with booting(tmp_path / "first", config, *flags_of(version, tmp_path)) as vm:
+        vm.vmm.put("vm.resize-zone", {"id": "a", "desired_ram": 448 * MIB}, expect=204)
+        wait_until(lambda: vm.info()["memory_actual_size"] == 576 * MIB, "memory", timeout_s=GUEST_S)
+        vm.run("mkdir -p /tmp/m && mount -t tmpfs -o size=90% none /tmp/m")
+        vm.run("head -c 300m /dev/urandom >/tmp/m/filled && md5sum </tmp/m/filled >/tmp/sum", timeout_s=120)
+        url = save(vm, tmp_path / "snapshot")
+        vm.vmm.put("vm.delete")
+        restore(vm, url)
+        assert vm.run("md5sum </tmp/m/filled", timeout_s=120) == vm.run("cat /tmp/sum")
+        assert vm.info()["memory_actual_size"] == 576 * MIB
+
+
+def test_state_of_another_machine_is_refused(tmp_path: Path) -> None:
+    with booting(tmp_path / "first", vm_config()) as vm:
+        url = save(vm, tmp_path / "snapshot")
+        vm.vmm.put("vm.delete")
+        ram = tmp_path / "snapshot" / "engine-ram-0"
+        ram.write_bytes(b"")
+        vm.vmm.put("vm.restore", {"source_url": url}, expect=500)
+        vm.vmm.get("vm.info", expect=404)
+        vm.vmm.put("vm.create", vm_config())
