@@ -134,7 +134,7 @@ BOOTS = [
     (
         500,
         "too many devices",
-        {"disks": [{"path": "/d"}] * 40},
+        {"disks": [{"path": "/d"}] * 300},
         [
             DEVICES,
             "Failed to find an available PCI device ID",

@@ -283,7 +283,7 @@ def test_duplicate_vfio_device_is_409(bench):
 
 def test_resize_while_a_removal_is_pending_is_429(bench):
     if bench.engine.name == "qemu":
-        pytest.skip("The engine qemu resizes no booted VM yet")
+        pytest.skip("Needs a guest that has booted: tests/integration/test_resize.py")
     bench.create(cpus={"boot_vcpus": 2, "max_vcpus": 2})
     bench.vmm.put("vm.boot")
     bench.vmm.put("vm.pause")  # a guest that stands still lets go of nothing

@@ -19,6 +19,8 @@ from cloudvmm.config.form import decode
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.fake import FakeEngine
+from cloudvmm.engine.qemu import QemuEngine
+from support.accelerator import accelerator
 from support.rest import Reply
 from support.server import Server
 from support.vm import MIB, EngineChoice
@@ -126,10 +128,11 @@ class Bench:
         return path
 
     def saved(self) -> str:
-        """Return a folder with a snapshot of the fake engine, made by a VMM in this process."""
+        """Return a folder with a snapshot of the same engine, made by a VMM in this process."""
         if self._saved is None:
             folder = self.new_folder("saved")
-            vmm = VmmThread(FakeEngine())
+            is_fake = self.engine.name == "fake"
+            vmm = VmmThread(FakeEngine() if is_fake else QemuEngine(accel=accelerator()))
             vm_config = decode(msgspec.json.encode(self.config()), VmConfig)
             ends = vmm.api_evt, vmm.api_sender
             api.vm_create(*ends, vm_config)

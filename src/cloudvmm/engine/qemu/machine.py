@@ -331,7 +331,3 @@ class QemuMachine:
         self._drivers.close()
         self._stream.close()
         self._undo.close()
-
-
-def _no_resize() -> NotSupportedYet:
-    return NotSupportedYet("Resizing a booted VM comes with a later release; resize it before vm.boot")
