@@ -52,6 +52,7 @@ dev_packages() { # print the packages whose programs the tests call, where those
     command -v dbus-daemon >/dev/null || echo dbus
     command -v gdbus >/dev/null || echo libglib2.0-bin
     command -v busctl >/dev/null || echo systemd
+    command -v swtpm >/dev/null || echo swtpm
 }
 
 update_lists() {

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
-from cloudvmm.config.device import FsConfig, GenericVhostUserConfig
+from cloudvmm.config.device import FsConfig, GenericVhostUserConfig, TpmConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig, VhostMode
@@ -144,6 +144,12 @@ def golden(
         pmem.file = str(make_file(tmp_path / Path(pmem.file).name, pmem.size or PMEM_BYTES))
     if case.config.vsock is not None:
         case.config.vsock.socket = str(tmp_path / "vsock")
+    if case.config.ivshmem:
+        case.config.ivshmem.path = str(make_file(tmp_path / "shared", case.config.ivshmem.size))
+    if case.config.tpm:
+        folder = tmp_path / "tpm"
+        folder.mkdir()
+        case.config.tpm = TpmConfig(state_dir=str(folder))
     for console in (case.config.serial, case.config.console, case.config.debug_console):
         if console.file is not None:
             console.file = str(tmp_path / Path(console.file).name)
@@ -273,7 +279,7 @@ def spec_of(golden: Golden, stream_fd: int) -> MachineSpec:
 
 
 def default_slots(config: VmConfig) -> dict[str, int]:
-    ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic"]
+    ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic", "__ivshmem"]
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     ids += zones_of(config.memory)
@@ -324,6 +330,7 @@ def expected_devices(config: VmConfig) -> set[str]:
     if config.balloon:
         ids.add(config.balloon.id or "__balloon")
     ids |= {"__watchdog"} if config.watchdog else set()
+    ids |= {config.ivshmem.id or "__ivshmem"} if config.ivshmem else set()
     return ids | ({"__pvpanic"} if config.pvpanic else set())
 
 

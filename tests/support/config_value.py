@@ -9,10 +9,10 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import msgspec
 from hypothesis import strategies as st
 
-from cloudvmm.config.device import FsConfig
+from cloudvmm.config.device import FsConfig, TpmConfig
 
 # Members without which a struct is none, though another may stand in for them.
-NEEDED = {FsConfig: {"socket"}}
+NEEDED = {FsConfig: {"socket"}, TpmConfig: {"socket"}}
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=8)
 SPECIAL = {

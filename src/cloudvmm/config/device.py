@@ -89,7 +89,15 @@ class IvshmemConfig(PciDevice, kw_only=True):
 
 
 class TpmConfig(msgspec.Struct, kw_only=True):
-    socket: str
+    """Either a swtpm serves at `socket`, or one is started for the folder `state_dir` (an addition)."""
+
+    socket: str | None = None
+    state_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.socket is None and self.state_dir is None:
+            # The words of msgspec, and so those of the reference, where a socket is a must.
+            raise TypeError("Object missing required field `socket`")
 
 
 class PvmemcontrolConfig(msgspec.Struct, kw_only=True):
@@ -98,6 +106,10 @@ class PvmemcontrolConfig(msgspec.Struct, kw_only=True):
 
 SPECIAL_CIDS = (0, 1, 2, 0xFFFF_FFFF)
 LAST_BAR = 5
+
+
+class TpmSocketAndStateDir(ValidationError):
+    """TPM socket and state_dir both provided"""
 
 
 class UserDevicesRequireSharedMemory(ValidationError):
@@ -176,6 +188,11 @@ def check_unbehind_iommu(device: PciDevice, vm: VmConfig) -> None:
     if device.iommu:
         raise IommuNotSupported
     check_pci_device(device, vm)
+
+
+def check_tpm(tpm: TpmConfig) -> None:
+    if tpm.socket is not None and tpm.state_dir is not None:
+        raise TpmSocketAndStateDir
 
 
 def check_user_devices(vm: VmConfig) -> None:

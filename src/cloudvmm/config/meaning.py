@@ -216,7 +216,10 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "socket": "UNIX socket for connections from the host",
     },
     "IvshmemConfig": {"path": "File with the memory", "size": "Bytes; a power of two"},
-    "TpmConfig": {"socket": "UNIX socket of swtpm"},
+    "TpmConfig": {
+        "socket": "UNIX socket of swtpm's control channel; may be left out where `state_dir` is given",
+        "state_dir": "Folder with the state of a swtpm that is started, instead of `socket`",
+    },
     "PvmemcontrolConfig": {},
     "SerialConfig": {
         "file": _FILE_OF_MODE,

@@ -17,6 +17,7 @@ from cloudvmm.config.device import (
     check_fs,
     check_generic_vhost_user,
     check_ivshmem,
+    check_tpm,
     check_unbehind_iommu,
     check_user_devices,
     check_vfio_device,
@@ -108,6 +109,8 @@ def _check_platform(vm: VmConfig, claimed: set[str]) -> None:
         check_pci_segment(segment, vm)
     if vm.platform is not None:
         check_platform(vm.platform)
+    if vm.tpm is not None:
+        check_tpm(vm.tpm)
     for rule in vm.landlock_rules or ():
         check_landlock_rule(rule)
     if vm.ivshmem is not None:

@@ -132,7 +132,12 @@ IVSHMEM = Schema(
     Key("size", BYTE_SIZED, "Size, a power of two", default=128 * MIB),
     *PCI_KEYS,
 )
-TPM = Schema("--tpm", TpmConfig, Key("socket", PATH, "UNIX socket of swtpm", missing="path missing"))
+TPM = Schema(
+    "--tpm",
+    TpmConfig,
+    Key("socket", PATH, "UNIX socket of swtpm's control channel"),
+    Key("state_dir", PATH, "Folder with the state of a swtpm that is started, instead of a socket"),
+)
 
 
 def parse_rng(text: str) -> RngConfig:
@@ -203,7 +208,10 @@ def parse_ivshmem(text: str) -> IvshmemConfig:
 
 def parse_tpm(text: str) -> TpmConfig:
     """:raises OptionError: when `text` is not what `--tpm` takes."""
-    return TpmConfig(**TPM.members(text))
+    members = TPM.members(text)
+    if not members:
+        raise MissingKey(TPM.what, "path missing", hint=TPM.syntax)
+    return TpmConfig(**members)
 
 
 def format_rng(rng: RngConfig) -> str:

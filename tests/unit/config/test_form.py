@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, SerialConfig
 from cloudvmm.config.cpu import CpusConfig
-from cloudvmm.config.device import BalloonConfig, DeviceConfig, FsConfig, PmemConfig
+from cloudvmm.config.device import BalloonConfig, DeviceConfig, FsConfig, PmemConfig, TpmConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.form import decode, decode_saved, encode
@@ -413,3 +413,12 @@ def test_file_system_has_a_socket_or_a_folder():
         decode(
             b'{"cpus":{"boot_vcpus":1,"max_vcpus":1},"fs":[{"tag":"t","socket":"/s"},{"tag":"u"}]}', VmConfig
         )
+
+
+def test_tpm_has_a_socket_or_a_folder_for_its_state():
+    own = TpmConfig(state_dir="/d")
+    assert decode(b'{"state_dir":"/d"}', TpmConfig) == own
+    assert encode(own) == b'{"state_dir":"/d"}'
+    assert encode(TpmConfig(socket="/s")) == b'{"socket":"/s"}'
+    with pytest.raises(DecodeError, match=r"missing field `socket`"):
+        decode(b"{}", TpmConfig)

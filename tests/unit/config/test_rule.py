@@ -707,6 +707,12 @@ ROWS = [
         "Platform `iommufd_fd=<fd>` requires `iommufd=on`",
     ),
     Row(
+        "50a",  # ours
+        {"tpm": {"socket": "/s", "state_dir": "/d"}},
+        device.TpmSocketAndStateDir,
+        "TPM socket and state_dir both provided",
+    ),
+    Row(
         "51",
         {"landlock_rules": [{"path": "/does/not/exist", "access": "x"}]},
         landlock.LandlockPathDoesNotExist,

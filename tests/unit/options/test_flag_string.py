@@ -533,7 +533,7 @@ HINTS = [
     (memory.parse_memory, "size=512m", "size=<size>[K|M|G]"),
     (memory.parse_memory, "hotplug_method=none", "hotplug_method=acpi|virtio-mem"),
     (disk.parse_disk, "image_type=iso", "image_type=vmdk|vhd|qcow2|raw|vhdx"),
-    (device.parse_tpm, "nope=1", "socket=<path>"),
+    (device.parse_tpm, "nope=1", "socket=<path>,state_dir=<path>"),
     (device.parse_vsock, "cid=3,pci_segment=x", "pci_segment=<number>"),
     (console.parse_serial, "", "--serial off|pty|tty|null,file=<path>,socket=<path>"),
     (cpu.parse_cpus, "features=sse", "features=[amx]"),

@@ -120,6 +120,7 @@ PRINTED = [
     (device.format_vsock, VsockConfig(cid=3, socket="/s"), "socket=/s,cid=3"),
     (device.format_ivshmem, IvshmemConfig(path="/i", size=128 * MIB), "path=/i"),
     (device.format_tpm, TpmConfig(socket="/t"), "socket=/t"),
+    (device.format_tpm, TpmConfig(state_dir="/t"), "state_dir=/t"),
     (console.format_serial, SerialConfig(mode=ConsoleOutputMode.SOCKET, socket="/s"), "socket=/s"),
     (console.format_console, ConsoleConfig(mode=ConsoleOutputMode.PTY, id="c"), "pty,id=c"),
     (console.format_console, ConsoleConfig(mode=ConsoleOutputMode.FILE, file="/f"), "file=/f"),

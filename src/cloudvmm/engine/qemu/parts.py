@@ -3,7 +3,7 @@
 A device is described once, by the file of its resource, as the JSON objects that QMP takes: `objects` for
 ``object-add``, `chardevs` for ``chardev-add``, `blockdevs` for ``blockdev-add``, `netdevs` for
 ``netdev_add`` and `devices` for ``device_add``, in the order in which they must be made. `render` gives the
-same things as a command line, `steps` as the commands of a hot add.
+same things as a command line, `steps` as the commands of a hot add. `tpmdevs` are for the command line only.
 
 The `fds` of a TAP and the ``str`` of an address of type ``fd``, be it a character device's or a stream's, are
 numbers of descriptors: those that QEMU has at its start, ours when it is hot.
@@ -11,7 +11,8 @@ numbers of descriptors: those that QEMU has at its start, ours when it is hot.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
@@ -48,6 +49,7 @@ class Parts(msgspec.Struct, kw_only=True):
     chardevs: list[Properties] = msgspec.field(default_factory=list)
     blockdevs: list[Properties] = msgspec.field(default_factory=list)
     netdevs: list[Properties] = msgspec.field(default_factory=list)
+    tpmdevs: list[Properties] = msgspec.field(default_factory=list)
     devices: list[Properties] = msgspec.field(default_factory=list)
 
 
@@ -61,10 +63,10 @@ def render(parts: Parts) -> list[str]:
         *(("-chardev", each) for each in parts.chardevs),
         *(("-blockdev", each) for each in parts.blockdevs),
         *(("-netdev", _with_fds(each, [str(fd) for fd in _fds_of_netdev(each)])) for each in parts.netdevs),
+        *(("-tpmdev", each) for each in parts.tpmdevs),
         *(("-device", each) for each in parts.devices),
     ):
-        value = _chardev(properties) if option == "-chardev" else _json(properties)
-        arguments += [option, value]
+        arguments += [option, _VALUES.get(option, _json)(properties)]
     return arguments
 
 
@@ -192,6 +194,10 @@ def _chardev(chardev: Properties) -> str:
     return f"{backend},id={chardev['id']}{settings}"
 
 
+def _tpmdev(tpmdev: Properties) -> str:
+    return f"{tpmdev['type']},id={tpmdev['id']},chardev={tpmdev['chardev']}"
+
+
 def _socket(data: Properties) -> str:
     address = data["addr"]
     if address["type"] == "fd":
@@ -202,3 +208,7 @@ def _socket(data: Properties) -> str:
     if "reconnect" in data:
         settings += f",reconnect={data['reconnect']}"
     return settings
+
+
+# What takes no JSON.
+_VALUES: Final[dict[str, Callable[[Properties], str]]] = {"-chardev": _chardev, "-tpmdev": _tpmdev}

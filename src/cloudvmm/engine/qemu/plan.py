@@ -20,6 +20,7 @@ from cloudvmm.engine.qemu.console import console_parts, debug_console_parts, ser
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.ivshmem import ivshmem_parts
 from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
@@ -30,6 +31,7 @@ from cloudvmm.engine.qemu.platform import smbios_arguments
 from cloudvmm.engine.qemu.rate_limit import group_parts
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
+from cloudvmm.engine.qemu.tpm import TPM_ID, check_firmware, tpm_parts
 from cloudvmm.engine.qemu.zone import zone_parts
 
 MACHINE: Final = "pc-i440fx-7.2,vmport=off,smm=off,graphics=off"
@@ -47,6 +49,12 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     :raises NoSlot: a device has no slot in `spec`.
     """
     vm_config, memory = spec.vm_config, resources.memory
+    if vm_config.tpm is not None:
+        check_firmware(
+            vm_config.payload,
+            has_qboot=facts.qboot_path is not None,
+            firmware_is_elf=resources.firmware_is_elf,
+        )
     result = [
         *("-machine", MACHINE if memory.nodes else f"{MACHINE},memory-backend={RAM_ID}"),
         *cpu_arguments(vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device),
@@ -86,6 +94,8 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         balloon_parts(spec),
         watchdog_parts(spec),
         pvpanic_parts(spec),
+        ivshmem_parts(spec, resources.backings),
+        tpm_parts(resources.backings.get(TPM_ID)),
     ]
 
 

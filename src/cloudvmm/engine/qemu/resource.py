@@ -17,6 +17,7 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, DeviceError, MachineSpec
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
+from cloudvmm.engine.qemu.ivshmem import open_ivshmem
 from cloudvmm.engine.qemu.kind import devices_of, open_backing
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.numa import Memory, memory_of
@@ -24,6 +25,7 @@ from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
+from cloudvmm.engine.qemu.tpm import open_tpm
 from cloudvmm.engine.qemu.vhost_user import check_shared
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
 
@@ -81,6 +83,10 @@ class Resources(msgspec.Struct, kw_only=True):
         """Whether another process can have all of the guest's memory."""
         return all(each.ram.is_shared for each in (*self.rams.values(), *self.zones.values()))
 
+    def hold(self, backing: Backing) -> None:
+        """Own `backing` from now on."""
+        self.backings[backing.device_id] = backing
+
     def lock_images(self) -> None:
         """Lock every image on the descriptor that QEMU uses. Idempotent.
 
@@ -133,8 +139,12 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):
         backing = open_backing(device)
-        resources.backings[backing.device_id] = backing
+        resources.hold(backing)
         check_shared(backing, is_ram_shared=resources.is_ram_shared)
+    if vm_config.ivshmem is not None:
+        resources.hold(open_ivshmem(vm_config.ivshmem))
+    if vm_config.tpm is not None:
+        resources.hold(open_tpm(vm_config.tpm))
     resources.serial_fd = _duplicate_stream(spec.serial)
     resources.console_fd = _duplicate_stream(spec.console)
     resources.debug_console_fd = _duplicate_stream(spec.debug_console)

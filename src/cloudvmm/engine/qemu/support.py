@@ -64,8 +64,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,
-        "the TPM": vm.tpm,
-        "ivshmem devices": vm.ivshmem,
         "the virtual IOMMU": vm.iommu,
         "PCI segments": vm.pci_segments or (vm.platform and vm.platform.num_pci_segments > 1),
         "TDX guests": vm.platform and vm.platform.tdx,

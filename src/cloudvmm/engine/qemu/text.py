@@ -16,7 +16,7 @@ from cloudvmm.engine.base import EngineError
 
 # Opened by us, or handed to QEMU as an argument and not as JSON.
 _BYTES_MEMBERS: Final = frozenset(
-    {"path", "src", "file", "kernel", "initramfs", "firmware", "cmdline", "shared_dir"}
+    {"path", "src", "file", "kernel", "initramfs", "firmware", "cmdline", "shared_dir", "state_dir"}
 )
 
 

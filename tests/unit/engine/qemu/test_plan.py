@@ -46,6 +46,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import ABSENT_DEVICES, check_device_supported, check_supported
+from cloudvmm.engine.qemu.tpm import TpmBacking
 from cloudvmm.engine.qemu.user_device import UserDeviceBacking
 from cloudvmm.engine.qemu.user_net import UserNetBacking
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
@@ -69,6 +70,7 @@ class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """
 
     config: VmConfig
+    has_qboot: bool = True
     accelerator: Literal["tcg", "kvm"] = "tcg"
     firmware_is_elf: bool = False
     bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
@@ -86,7 +88,7 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.rng.id or "__rng"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
-    ids += ["__watchdog", "__pvpanic", *zones_of(config.memory)]
+    ids += ["__watchdog", "__pvpanic", "__ivshmem", *zones_of(config.memory)]
     return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
 
 
@@ -179,6 +181,17 @@ BACKINGS: dict[type[PciDevice], Callable[[Case, Any, int], Backing]] = {
 }
 
 
+def fixed_backings(config: VmConfig) -> list[Backing]:
+    """What `acquire` would have opened of what is there from the start alone."""
+    found: list[Backing] = []
+    if config.ivshmem:
+        name = config.ivshmem.id or "__ivshmem"
+        found.append(MappedBacking(device_id=name, path="/proc/1/fd/14", size=config.ivshmem.size))
+    if config.tpm:
+        found.append(TpmBacking(device_id="__tpm", fd=15))
+    return found
+
+
 def resources_of(case: Case) -> Resources:
     """What `acquire` would have opened, under made-up numbers."""
     config = case.config
@@ -194,7 +207,8 @@ def resources_of(case: Case) -> Resources:
         backings={
             device.id or "": BACKINGS[type(device)](case, device, 30 + 10 * index)
             for index, device in enumerate(devices_of(config))
-        },
+        }
+        | {backing.device_id: backing for backing in fixed_backings(config)},
         serial_fd=10,
         console_fd=11,
         debug_console_fd=12,
@@ -209,7 +223,7 @@ def facts_of(case: Case) -> QemuFacts:
         binary="/usr/bin/qemu-system-x86_64",
         version=(10, 0, 2),
         accelerator=case.accelerator,
-        qboot_path="/usr/share/qemu/qboot.rom",
+        qboot_path="/usr/share/qemu/qboot.rom" if case.has_qboot else None,
         seabios_path="/usr/share/seabios/bios-256k.bin",
         devices=frozenset(needed.difference(case.lacks)),
     )
