@@ -49,6 +49,7 @@ HOT_KINDS = ("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-", "user-device
 HOT_CASES = [name for name in CASES if name.startswith(HOT_KINDS)]
 NOT_IN_7_2 = {
     "disk-queue-affinity-queues",  # needs QEMU 9.0
+    "iommu-address-width",  # needs QEMU 9.0
     "generic-vhost-user-sound",
     "generic-vhost-user-input",  # it has it for KVM alone
 }
@@ -280,7 +281,7 @@ def spec_of(golden: Golden, stream_fd: int) -> MachineSpec:
 
 def default_slots(config: VmConfig) -> dict[str, int]:
     ids = [config.console.id or "__console", config.rng.id or "__rng", "__watchdog", "__pvpanic", "__ivshmem"]
-    ids += [device.id or "" for device in devices_of(config)]
+    ids += [device.id or "" for device in devices_of(config)] + ["__iommu"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
     ids += zones_of(config.memory)
     return {each: slot for slot, each in enumerate(ids, start=2)}
@@ -288,7 +289,8 @@ def default_slots(config: VmConfig) -> dict[str, int]:
 
 def ask(qemu: Qemu, spec: MachineSpec, commands: list[str]) -> tuple[list[dict], str]:
     """Start the machine of `spec`, give `commands`, end it; return the answers and what QEMU said besides."""
-    facts = QemuFacts(binary=qemu.command[0], version=(0, 0, 0), qboot_path=qemu.qboot)
+    version = (7, 2, 0) if qemu.is_old else (10, 0, 0)
+    facts = QemuFacts(binary=qemu.command[0], version=version, qboot_path=qemu.qboot)
     with contextlib.ExitStack() as undo:
         resources = acquire(spec, undo)
         arguments = plan.arguments(spec, resources, facts)
@@ -330,6 +332,7 @@ def expected_devices(config: VmConfig) -> set[str]:
     if config.balloon:
         ids.add(config.balloon.id or "__balloon")
     ids |= {"__watchdog"} if config.watchdog else set()
+    ids |= {"__iommu"} if config.iommu else set()
     ids |= {config.ivshmem.id or "__ivshmem"} if config.ivshmem else set()
     return ids | ({"__pvpanic"} if config.pvpanic else set())
 

@@ -127,7 +127,7 @@ def test_default_in_the_document_is_the_one_that_decoding_gives(name):
     given = {
         member: schema["default"]
         for member, schema in SCHEMAS[name]["properties"].items()
-        if "default" in schema
+        if "default" in schema and member not in plain
     }
     assert form.decode_saved(json.dumps(given | plain).encode(), kind) == form.decode_saved(
         json.dumps(plain).encode(), kind

@@ -24,6 +24,7 @@ from cloudvmm.engine.qemu.disk import disk_parts, open_disk
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.fs import fs_parts, open_fs
 from cloudvmm.engine.qemu.generic_vhost_user import generic_vhost_user_parts, open_generic_vhost_user
+from cloudvmm.engine.qemu.iommu import behind_iommu
 from cloudvmm.engine.qemu.net import net_parts, open_net
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
@@ -121,4 +122,5 @@ def describe(device: PciDevice, backing: Backing, seat: Seat) -> Parts:
 
     :raises NoSlot: it has none.
     """
-    return KINDS[type(device)].describe(device, backing, seat)
+    parts = KINDS[type(device)].describe(device, backing, seat)
+    return behind_iommu(parts) if device.iommu else parts

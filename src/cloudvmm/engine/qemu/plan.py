@@ -14,12 +14,14 @@ from __future__ import annotations
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import EngineError, MachineSpec
 from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.console import console_parts, debug_console_parts, serial_parts
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.iommu import behind_iommu, iommu_parts
 from cloudvmm.engine.qemu.ivshmem import ivshmem_parts
 from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
@@ -68,7 +70,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
         *smbios_arguments(vm_config.platform),
     ]
-    for parts in machine_parts(spec, resources):
+    for parts in (iommu_parts(spec, facts), *machine_parts(spec, resources)):
         result += render(parts)
     result += numa_arguments(memory.nodes)
     if any("\0" in argument for argument in result):
@@ -86,17 +88,21 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         *(memory_parts(ram, name=name, vcpus=vcpus) for name, ram in resources.rams.items()),
         *_zones(spec, resources),
         serial_parts(spec, fd=resources.serial_fd),
-        console_parts(spec, fd=resources.console_fd),
+        _seated(spec.vm_config.console, console_parts(spec, fd=resources.console_fd)),
         debug_console_parts(spec, fd=resources.debug_console_fd),
         group_parts(spec.vm_config.rate_limit_groups),
         *_devices(spec, resources),
-        rng_parts(spec, path=resources.rng_path),
-        balloon_parts(spec),
+        _seated(spec.vm_config.rng, rng_parts(spec, path=resources.rng_path)),
+        _seated(spec.vm_config.balloon, balloon_parts(spec)),
         watchdog_parts(spec),
         pvpanic_parts(spec),
         ivshmem_parts(spec, resources.backings),
         tpm_parts(resources.backings.get(TPM_ID)),
     ]
+
+
+def _seated(device: PciDevice | None, parts: Parts) -> Parts:
+    return behind_iommu(parts) if device is not None and device.iommu else parts
 
 
 def _pmem_bytes(spec: MachineSpec, resources: Resources) -> int:

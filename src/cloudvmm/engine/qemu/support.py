@@ -51,10 +51,6 @@ def _missing_in_device(device: PciDevice) -> Iterator[str]:
         yield ABSENT_DEVICES[type(device)]
     elif isinstance(device, VsockConfig):
         yield from _missing_in_vsock(device)
-    if device.iommu:
-        yield "the virtual IOMMU"
-    if device.pci_segment:
-        yield "PCI segments"
 
 
 def _missing(vm: VmConfig) -> Iterator[str]:
@@ -64,8 +60,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,
-        "the virtual IOMMU": vm.iommu,
-        "PCI segments": vm.pci_segments or (vm.platform and vm.platform.num_pci_segments > 1),
         "TDX guests": vm.platform and vm.platform.tdx,
         "SEV-SNP guests": vm.platform and vm.platform.sev_snp,
         "iommufd": vm.platform and (vm.platform.iommufd or vm.platform.iommufd_fd is not None),

@@ -71,6 +71,7 @@ class Case(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     config: VmConfig
     has_qboot: bool = True
+    version: tuple[int, int, int] = (10, 0, 2)
     accelerator: Literal["tcg", "kvm"] = "tcg"
     firmware_is_elf: bool = False
     bases: dict[str, list[ImageType]] = msgspec.field(default_factory=dict)
@@ -88,7 +89,7 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.rng.id or "__rng"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
-    ids += ["__watchdog", "__pvpanic", "__ivshmem", *zones_of(config.memory)]
+    ids += ["__watchdog", "__pvpanic", "__ivshmem", "__iommu", *zones_of(config.memory)]
     return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
 
 
@@ -221,7 +222,7 @@ def facts_of(case: Case) -> QemuFacts:
     needed = {kind.needs.driver for kind in KINDS.values() if kind.needs is not None}
     return QemuFacts(
         binary="/usr/bin/qemu-system-x86_64",
-        version=(10, 0, 2),
+        version=case.version,
         accelerator=case.accelerator,
         qboot_path="/usr/share/qemu/qboot.rom" if case.has_qboot else None,
         seabios_path="/usr/share/seabios/bios-256k.bin",
