@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
-from cloudvmm.config.device import VdpaConfig
+from cloudvmm.config.device import PmemConfig, VdpaConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig
@@ -26,7 +26,8 @@ from cloudvmm.engine.base import (
     SlotError,
 )
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.hotplug import DeviceIdInUse, DeviceUnknown, Hotplug
+from cloudvmm.engine.qemu.hotplug import DeviceCannotGo, DeviceIdInUse, DeviceUnknown, Hotplug
+from cloudvmm.engine.qemu.memory import NoRoomForMemory
 from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import NulCharacter
 from cloudvmm.engine.qemu.qmp import QmpError
@@ -373,3 +374,35 @@ def test_only_what_is_there_and_can_go_is_removed(hotplug, qemu):
     with pytest.raises(NotSupportedYet):
         hotplug.ask_removal("__rng")
     assert qemu.commands == []
+
+
+def test_persistent_memory_is_added_by_our_descriptor_and_cannot_go(hotplug, qemu, resources, tmp_path):
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(2 * MIB))
+    backing = hotplug.plug(PmemConfig(id="new", file=str(path)), SLOT)
+    assert qemu.names() == ["object-add", "device_add"]
+    assert os.path.samefile(qemu.commands[0][1]["mem-path"], path)
+    with pytest.raises(DeviceCannotGo, match="new cannot be removed while the VM runs: QEMU cannot unplug"):
+        hotplug.ask_removal("new")
+    assert "device_del" not in qemu.names()
+    assert resources.backings["new"] is backing
+
+
+def test_memory_that_is_refused_leaves_no_descriptor(hotplug, qemu, tmp_path):
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(2 * MIB))
+    qemu.refuses["device_add"] = refusal("device_add", "not enough space, currently 0x0 in use")
+    holdings = Holdings()
+    with pytest.raises(DeviceError, match="not enough space"):
+        hotplug.plug(PmemConfig(id="new", file=str(path)), SLOT)
+    assert qemu.names()[-2:] == ["device_del", "object-del"]
+    holdings.assert_nothing_added()
+
+
+def test_machine_without_room_says_what_would_have_made_some(hotplug, qemu, tmp_path):
+    path = tmp_path / "memory"
+    path.write_bytes(bytes(2 * MIB))
+    words = "memory devices (e.g. for memory hotplug) are not enabled, please specify the maxmem option"
+    qemu.refuses["device_add"] = refusal("device_add", words)
+    with pytest.raises(NoRoomForMemory, match=r"boot it with memory\.hotplug_size"):
+        hotplug.plug(PmemConfig(id="new", file=str(path)), SLOT)

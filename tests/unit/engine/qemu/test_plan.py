@@ -89,7 +89,7 @@ def default_slots(config: VmConfig) -> dict[str, int]:
     ids += [device.id or "" for device in devices_of(config)]
     ids += [config.rng.id or "__rng"]
     ids += [config.balloon.id or "__balloon"] if config.balloon else []
-    ids += ["__watchdog", "__pvpanic", "__ivshmem", "__iommu", *zones_of(config.memory)]
+    ids += ["__watchdog", "__pvpanic", *zones_of(config.memory), "__ivshmem", "__iommu"]
     return {device_id: slot for slot, device_id in enumerate(ids, start=2)}
 
 
