@@ -258,8 +258,6 @@ def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
         (DiskConfig(id="new", vhost_user=True), SLOT, VhostUserDiskError),
         (DiskConfig(id="new", vhost_user=True, vhost_socket="/none"), SLOT, VhostUserDiskError),
         (VdpaConfig(id="new", path="/s"), SLOT, NotSupportedYet),
-        (NetConfig(id="new", iommu=True), SLOT, NotSupportedYet),
-        (NetConfig(id="new", pci_segment=1), SLOT, NotSupportedYet),
         (DiskConfig(id="new", path="/d", serial="\udcff"), SLOT, TextNotUtf8),
         (DiskConfig(id="new"), SLOT, DeviceError),
         (DiskConfig(path="/d"), SLOT, DeviceError),
