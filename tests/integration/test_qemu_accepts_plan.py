@@ -32,6 +32,7 @@ from cloudvmm.engine.qemu.binary import parse_devices
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import KINDS, devices_of
 from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import acquire
 from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
@@ -44,7 +45,12 @@ from support.vhost_user import back_end
 from support.vhost_user_net import VhostUserNet
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "engine" / "qemu" / "golden"
-CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith("cpus-kvm")]
+# What the host itself must have for QEMU to take it.
+OF_THE_HOST = ("cpus-kvm", "platform-iommufd", "vdpa-", "vfio-")
+CASES = [path.stem for path in sorted(GOLDEN.glob("*.args")) if not path.stem.startswith(OF_THE_HOST)]
+PASSED_THROUGH = [
+    path.stem for path in sorted(GOLDEN.glob("*.qmp")) if path.stem.startswith(("vdpa-", "vfio-"))
+]
 HOT_KINDS = ("disk-", "net-", "pmem-", "fs-", "generic-", "vsock-", "user-device-")
 HOT_CASES = [name for name in CASES if name.startswith(HOT_KINDS)]
 NOT_IN_7_2 = {
@@ -402,6 +408,30 @@ def test_qemu_takes_every_device_hot_on_its_slot(engine, schema, sent, golden):
         assert {device.id: found[device.id] for device in devices} == {
             device.id: slots[device.id] for device in devices
         }
+    finally:
+        machine.close()
+
+
+@pytest.mark.parametrize("name", PASSED_THROUGH)
+def test_qemu_knows_every_option_of_devices_that_the_host_must_have(engine, schema, name):
+    lines = [line for line in (GOLDEN / f"{name}.qmp").read_text().splitlines() if line.startswith("device_")]
+    devices = [msgspec.json.decode(line.removeprefix("device_add ")) for line in lines if "{" in line]
+    if not devices:
+        pytest.skip(f"{name} is refused")
+    machine = engine.build(empty_spec(VmConfig()))
+    try:
+        for device in devices:
+            assert schema.complaints("device_add", stated("device_add", device)) == []
+            query = {"typename": device["driver"]}
+            try:
+                known = machine._monitors.control.execute("device-list-properties", query)
+            except QmpError as error:
+                # What QEMU answers to device_add as well.
+                assert engine.info.version.startswith("7.2") and "vdpa" in name, error
+                continue
+            names = {each["name"] for each in known} | {"driver", "id", "bus", "addr"}
+            newer = {"fd", "iommufd"} if engine.info.version.startswith("7.2") else set()
+            assert set(device) <= names | newer
     finally:
         machine.close()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError, DriverKind
 
 
@@ -38,6 +39,16 @@ class Backing(msgspec.Struct, kw_only=True):
     def driver_kind(self) -> DriverKind:
         """How it is told that the guest's driver has taken the device, or reset it."""
         return DriverKind.VIRTIO
+
+    def has_driver(self) -> bool | None:
+        """Say whether the guest's driver is ready; None where QEMU is to be asked. Any thread."""
+        return None
+
+    def check_in(self, vm_config: VmConfig) -> None:
+        """Raise what keeps the device out of a machine of `vm_config`, for reasons beside the device.
+
+        :raises DeviceError: there is something.
+        """
 
     def lock(self) -> None:
         """Keep others from the images below; to be done before QEMU opens them.

@@ -66,10 +66,11 @@ def is_active(status: dict[str, Any]) -> bool:
 class DriverWatch:
     """Asks over `client`, which is lent and may be used by others as well.
 
-    `kind_of` tells how changes of a device are to be told; `beside` is done with each look. `dies_of_status`
-    is a QEMU that must not be asked for a device's status; `is_vhost_user` tells of a device whether its
-    queues are another program's. `fileno` is readable while `take` has something to give. `close` ends the
-    thread; a client that was aborted makes that quick.
+    `kind_of` tells how changes of a device are to be told, `has_driver` whether a driver has a device that
+    QEMU is not to be asked about, None for others; `beside` is done with each look. `dies_of_status` is a
+    QEMU that must not be asked for a device's status; `is_vhost_user` tells of a device whether its queues
+    are another program's. `fileno` is readable while `take` has something to give. `close` ends the thread; a
+    client that was aborted makes that quick.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class DriverWatch:
         client: QmpClient,
         *,
         kind_of: Callable[[str], DriverKind] = lambda _: DriverKind.VIRTIO,
+        has_driver: Callable[[str], bool | None] = lambda _: None,
         beside: Callable[[], None] = lambda: None,
         dies_of_status: bool = False,
         is_vhost_user: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._client = client
         self._kind_of = kind_of
+        self._has_driver = has_driver
         self._beside = beside
         self._dies_of_status = dies_of_status
         self._is_vhost_user = is_vhost_user
@@ -219,6 +222,9 @@ class DriverWatch:
         return DriverChanged(name, is_active=is_active, kind=self._kind_of(name))
 
     def _is_active(self, name: str, path: str) -> bool:
+        known = self._has_driver(name)
+        if known is not None:
+            return known
         try:
             if self._dies_of_status:
                 return self._has_queue(name, path)

@@ -38,6 +38,7 @@ from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_device_supported
 from cloudvmm.engine.qemu.text import check_texts
+from cloudvmm.engine.qemu.vfio import has_iommufd
 from cloudvmm.engine.qemu.vhost_user import check_shared
 
 _STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
@@ -74,6 +75,7 @@ class Hotplug:
         self._facts = facts
         self._resources = resources
         self._modules = 0
+        self._vm_config = spec.vm_config
         self._slots = dict(spec.slots)
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
         self._doubtful: set[str] = set()  # what QEMU may have, although its addition failed
@@ -100,11 +102,13 @@ class Hotplug:
             backing = open_backing(device)
             undo.callback(backing.close)
             check_shared(backing, is_ram_shared=self._resources.is_ram_shared)
+            backing.check_in(self._vm_config)
             backing.lock()
             seat = Seat(
                 slots=slots,
                 first_fdset=self._last_fdset + 1,
                 masks_vectors=self._resources.masks_vectors,
+                has_iommufd=has_iommufd(self._vm_config.platform),
             )
             parts = describe(device, backing, seat)
             self._last_fdset += len(parts.fdsets)

@@ -8,10 +8,12 @@ from typing import Any, Final
 import msgspec
 
 from cloudvmm.config.device import (
+    DeviceConfig,
     FsConfig,
     GenericVhostUserConfig,
     PmemConfig,
     UserDeviceConfig,
+    VdpaConfig,
     VsockConfig,
 )
 from cloudvmm.config.disk import DiskConfig
@@ -30,6 +32,8 @@ from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.pmem import open_pmem, pmem_parts
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.user_device import open_user_device, user_device_parts
+from cloudvmm.engine.qemu.vdpa import open_vdpa_device, vdpa_parts
+from cloudvmm.engine.qemu.vfio import open_vfio, vfio_parts
 from cloudvmm.engine.qemu.vhost_user_disk import open_vhost_user_disk, vhost_user_disk_parts
 from cloudvmm.engine.qemu.vsock import open_vsock, vsock_parts
 
@@ -77,6 +81,10 @@ KINDS: Final[dict[type[PciDevice], Kind]] = {
     FsConfig: Kind("fs", open_fs, fs_parts),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
     VsockConfig: Kind("vsock", open_vsock, vsock_parts),
+    VdpaConfig: Kind(
+        "vdpa", open_vdpa_device, vdpa_parts, Needs("vDPA devices", "vhost-vdpa-device-pci", "8.0")
+    ),
+    DeviceConfig: Kind("devices", open_vfio, vfio_parts),
     UserDeviceConfig: Kind(
         "user_devices",
         open_user_device,

@@ -96,6 +96,7 @@ class QemuMachine:
         self._drivers = DriverWatch(
             monitors.reader,
             kind_of=self._driver_kind_of,
+            has_driver=self._has_driver,
             beside=self._bursts.look,
             dies_of_status=facts.dies_of_virtio_status,
             is_vhost_user=self._is_vhost_user,
@@ -301,6 +302,10 @@ class QemuMachine:
         return (
             isinstance(backing, VhostUserBacking) or self._driver_kind_of(device_id) is DriverKind.VHOST_USER
         )
+
+    def _has_driver(self, device_id: str) -> bool | None:
+        backing = self._resources.backings.get(device_id)
+        return None if backing is None else backing.has_driver()
 
     def _check_booted(self) -> None:
         if not self._was_booted:

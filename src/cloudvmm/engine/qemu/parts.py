@@ -5,8 +5,8 @@ A device is described once, by the file of its resource, as the JSON objects tha
 ``netdev_add`` and `devices` for ``device_add``, in the order in which they must be made. `render` gives the
 same things as a command line, `steps` as the commands of a hot add. `tpmdevs` are for the command line only.
 
-The `fds` of a TAP and the ``str`` of an address of type ``fd``, be it a character device's or a stream's, are
-numbers of descriptors: those that QEMU has at its start, ours when it is hot.
+The `fds` of a TAP, the ``fd`` of a device and the ``str`` of an address of type ``fd``, be it a character
+device's or a stream's, are numbers of descriptors: those that QEMU has at its start, ours when it is hot.
 """
 
 from __future__ import annotations
@@ -81,10 +81,7 @@ def steps(parts: Parts) -> list[Step]:
         *(step for chardev in parts.chardevs for step in _chardev_steps(chardev)),
         *(Step(Command("blockdev-add", node), _blockdev_del(node)) for node in parts.blockdevs),
         *(step for netdev in parts.netdevs for step in _netdev_steps(netdev)),
-        *(
-            Step(Command("device_add", device), Command("device_del", {"id": device["id"]}))
-            for device in parts.devices
-        ),
+        *(step for device in parts.devices for step in _device_steps(device)),
     ]
 
 
@@ -129,6 +126,18 @@ def _netdev_steps(netdev: Properties) -> list[Step]:
             for name, fd in zip(names, fds, strict=True)
         ),
         Step(Command("netdev_add", _with_fds(netdev, names)), _netdev_del(netdev)),
+    ]
+
+
+def _device_steps(device: Properties) -> list[Step]:
+    """Name the descriptor if the device takes one, then make the device."""
+    undo = Command("device_del", {"id": device["id"]})
+    if "fd" not in device:
+        return [Step(Command("device_add", device), undo)]
+    name = f"{device['id']}.fd"
+    return [
+        Step(Command("getfd", {"fdname": name}), Command("closefd", {"fdname": name}), fd=int(device["fd"])),
+        Step(Command("device_add", device | {"fd": name}), undo),
     ]
 
 

@@ -34,6 +34,7 @@ from cloudvmm.engine.qemu.rate_limit import group_parts
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.tpm import TPM_ID, check_firmware, tpm_parts
+from cloudvmm.engine.qemu.vfio import has_iommufd, iommufd_parts
 from cloudvmm.engine.qemu.zone import zone_parts
 
 MACHINE: Final = "pc-i440fx-7.2,vmport=off,smm=off,graphics=off"
@@ -91,6 +92,7 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
         _seated(spec.vm_config.console, console_parts(spec, fd=resources.console_fd)),
         debug_console_parts(spec, fd=resources.debug_console_fd),
         group_parts(spec.vm_config.rate_limit_groups),
+        iommufd_parts(spec.vm_config.platform, fd=resources.iommufd_fd),
         *_devices(spec, resources),
         _seated(spec.vm_config.rng, rng_parts(spec, path=resources.rng_path)),
         _seated(spec.vm_config.balloon, balloon_parts(spec)),
@@ -127,6 +129,7 @@ def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:
             first_fdset=first_fdset,
             boot_index=boot_index,
             masks_vectors=resources.masks_vectors,
+            has_iommufd=has_iommufd(spec.vm_config.platform),
         )
         result.append(describe(device, resources.backings[id_of(device.id)], seat))
         first_fdset += len(result[-1].fdsets)

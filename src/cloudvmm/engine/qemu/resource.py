@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import Final
 
 import msgspec
 
@@ -26,8 +27,11 @@ from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
 from cloudvmm.engine.qemu.tpm import open_tpm
+from cloudvmm.engine.qemu.vfio import open_iommufd
 from cloudvmm.engine.qemu.vhost_user import check_shared
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
+
+_SINGLE_FDS: Final = ("serial_fd", "console_fd", "debug_console_fd", "rng_fd", "iommufd_fd")
 
 
 class RngSourceError(DeviceError):
@@ -46,13 +50,14 @@ class Resources(msgspec.Struct, kw_only=True):
     debug_console_fd: int | None = None
     rng_path: str = "/dev/urandom"
     rng_fd: int | None = None
+    iommufd_fd: int | None = None
     firmware_is_elf: bool = False
     masks_vectors: bool = True
 
     @property
     def inherited_fds(self) -> list[int]:
         """Descriptors that the QEMU process must have under the same numbers."""
-        singles = (self.serial_fd, self.console_fd, self.debug_console_fd, self.rng_fd)
+        singles = (getattr(self, name) for name in _SINGLE_FDS)
         return [
             *(fd for fd in singles if fd is not None),
             *(fd for backing in self._all() for fd in backing.fds),
@@ -106,7 +111,7 @@ class Resources(msgspec.Struct, kw_only=True):
         """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
         for backing in self._all():
             backing.close()
-        for name in ("serial_fd", "console_fd", "debug_console_fd", "rng_fd"):
+        for name in _SINGLE_FDS:
             fd = getattr(self, name)
             if fd is not None:
                 setattr(self, name, None)
@@ -136,11 +141,13 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     for memory in (*resources.rams.values(), *resources.zones.values()):
         memory.open()
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
+    resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):
         backing = open_backing(device)
         resources.hold(backing)
         check_shared(backing, is_ram_shared=resources.is_ram_shared)
+        backing.check_in(vm_config)
     if vm_config.ivshmem is not None:
         resources.hold(open_ivshmem(vm_config.ivshmem))
     if vm_config.tpm is not None:

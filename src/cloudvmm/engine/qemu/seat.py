@@ -12,13 +12,15 @@ class Seat(msgspec.Struct, frozen=True, kw_only=True):
     """`slots` are those of the whole machine. `first_fdset` and the numbers behind it are free.
 
     A firmware looks at what has a `boot_index`, lowest first; what is added later has none. A QEMU that
-    does not `masks_vectors` crashes with a vhost-user network device that has MSI-X.
+    does not `masks_vectors` crashes with a vhost-user network device that has MSI-X. `has_iommufd` says that
+    VFIO devices go to the machine's iommufd.
     """
 
     slots: dict[str, int]
     first_fdset: int = 1
     boot_index: int | None = None
     masks_vectors: bool = True
+    has_iommufd: bool = False
 
     def place(self, device_id: str) -> Properties:
         """Return the properties that put `device_id` on its slot.

@@ -6,22 +6,14 @@ Refused with its name, so that nothing in a configuration is passed over in sile
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 from cloudvmm.config.device import (
-    DeviceConfig,
-    VdpaConfig,
     VsockConfig,
 )
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import NotSupportedYet
-
-ABSENT_DEVICES: Final[dict[type[PciDevice], str]] = {
-    DeviceConfig: "VFIO devices",
-    VdpaConfig: "vDPA devices",
-}
 
 
 def check_supported(vm_config: VmConfig) -> None:
@@ -47,22 +39,17 @@ def _refusal(missing: str) -> NotSupportedYet:
 
 
 def _missing_in_device(device: PciDevice) -> Iterator[str]:
-    if type(device) in ABSENT_DEVICES:
-        yield ABSENT_DEVICES[type(device)]
-    elif isinstance(device, VsockConfig):
+    if isinstance(device, VsockConfig):
         yield from _missing_in_vsock(device)
 
 
 def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
-        ABSENT_DEVICES[DeviceConfig]: vm.devices,
-        ABSENT_DEVICES[VdpaConfig]: vm.vdpa,
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
         "the debugger stub": vm.gdb,
         "TDX guests": vm.platform and vm.platform.tdx,
         "SEV-SNP guests": vm.platform and vm.platform.sev_snp,
-        "iommufd": vm.platform and (vm.platform.iommufd or vm.platform.iommufd_fd is not None),
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)

@@ -133,6 +133,24 @@ def test_device_that_is_plugged_later_is_told_and_one_that_is_gone_is_reset(watc
     assert take(watch, 2) == [DriverChanged("_net1", is_active=False), DriverChanged("_new", is_active=True)]
 
 
+def test_device_that_tells_by_itself_is_not_asked_about_and_told_as_what_it_is(client):
+    client.statuses["d_vdpa0"] = AssertionError("QEMU was asked")
+    kinds = {"_vdpa0": DriverKind.VDPA}
+    watch = DriverWatch(
+        client,
+        kind_of=lambda name: kinds.get(name, DriverKind.VIRTIO),
+        has_driver=lambda name: True if name in kinds else None,
+    )
+    try:
+        watch.run()
+        assert take(watch, 2) == [
+            DriverChanged("_net1", is_active=True),
+            DriverChanged("_vdpa0", is_active=True, kind=DriverKind.VDPA),
+        ]
+    finally:
+        watch.close()
+
+
 def test_watch_that_is_hurried_looks_often_again(watch, client):
     client.statuses = {"d_net1": OK}
     watch.run()

@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
-from cloudvmm.config.device import PmemConfig, VdpaConfig
+from cloudvmm.config.device import DeviceConfig, PmemConfig, VdpaConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig
@@ -27,12 +27,14 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import DeviceCannotGo, DeviceIdInUse, DeviceUnknown, Hotplug
+from cloudvmm.engine.qemu.kind import QemuLacksDevice
 from cloudvmm.engine.qemu.memory import NoRoomForMemory
 from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import NulCharacter
 from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.text import TextNotUtf8
+from cloudvmm.engine.qemu.vfio import VfioCreateError
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskError
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.leak import Holdings
@@ -257,7 +259,8 @@ def test_qemu_that_is_gone_leaves_nothing_here(hotplug, qemu, disk, image):
     [
         (DiskConfig(id="new", vhost_user=True), SLOT, VhostUserDiskError),
         (DiskConfig(id="new", vhost_user=True, vhost_socket="/none"), SLOT, VhostUserDiskError),
-        (VdpaConfig(id="new", path="/s"), SLOT, NotSupportedYet),
+        (VdpaConfig(id="new", path="/none"), SLOT, QemuLacksDevice),
+        (DeviceConfig(id="new", path="/none"), SLOT, VfioCreateError),
         (DiskConfig(id="new", path="/d", serial="\udcff"), SLOT, TextNotUtf8),
         (DiskConfig(id="new"), SLOT, DeviceError),
         (DiskConfig(path="/d"), SLOT, DeviceError),
