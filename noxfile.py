@@ -107,6 +107,12 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def passthrough(session: nox.Session) -> None:
+    """Guests get devices of the host, in an emulated machine that has some; it fetches a kernel."""
+    _run(session, "pytest", "-q", "tests/lane/test_passthrough.py", *session.posargs)
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure, print and keep: benches/README.md. `nox -s bench -- api_latency` runs one of them."""
     names = session.posargs or ["api_latency", "import_time", "footprint", "boot", "hotplug"]

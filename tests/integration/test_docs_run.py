@@ -24,6 +24,11 @@ LEFT_OUT = {
     "docs/how-to/ci.md": ["it installs packages"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],
     "docs/how-to/share-a-folder.md": ["its options are those of the virtiofsd that you have"],
+    "docs/how-to/passthrough.md": [
+        "it takes a device from your host",
+        "it takes a device from your host",
+        "it needs a kernel with vDPA",
+    ],
     "docs/quickstart.md": ["it installs packages; the demo that it ends in is run as an example"],
 }
 PROMPT = re.compile(r"^\s*\$ ", re.MULTILINE)

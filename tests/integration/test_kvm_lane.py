@@ -7,68 +7,22 @@ Each inner pytest's own summary is shown in ours. A failure ends with the last w
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from cloudvmm.guest import GuestNotBuilt, locate
 from lane.image import build_image, project_archive
-from lane.machine import LaneError, LaneMachine
+from lane.machine import LaneMachine
+from lane.run import Lane, Tell, run_suite, teller
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
-
-BOOT_S = 90.0
-SUITE_S = 300.0
-READ_S = 60.0
-SUMMARY = re.compile(r"^=+ (.* in [0-9.]+s.*?) =+$", re.MULTILINE)
-PASSED = re.compile(r"^(\d+) passed(, \d+ deselected)? in ")
-# The inner guests' consoles lie where the inner tests have their files.
-SHOW_LOGS = "find /tmp/pytest-of-* -type f -name '*.log' -exec tail -n 30 -v {} +"
-
-Tell = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
 def tell(request: pytest.FixtureRequest) -> Tell:
-    """Write a line into pytest's report, also where the test passes."""
-    reporter = request.config.pluginmanager.getplugin("terminalreporter")
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-
-    def write(line: str) -> None:
-        with capture.global_and_fixture_disabled():
-            reporter.ensure_newline()
-            reporter.write_line(f"kvm lane: {line}")
-
-    return write
-
-
-class Lane:
-    """The outer machine, booted, with its /dev/kvm; a new one after `renew`."""
-
-    def __init__(self, start: Callable[[], LaneMachine], tell: Tell) -> None:
-        self._start = start
-        self._tell = tell
-        self._stack = contextlib.ExitStack()
-        self.machine = self._booted()
-
-    def renew(self) -> None:
-        self._stack.close()
-        self.machine = self._booted()
-
-    def power_off(self) -> None:
-        self.machine.power_off(timeout_s=30)
-
-    def close(self) -> None:
-        self._stack.close()
-
-    def _booted(self) -> LaneMachine:
-        started = time.monotonic()
-        machine = self._stack.enter_context(self._start())
-        machine.wait_ready(timeout_s=BOOT_S)
-        self._tell(f"booted in {time.monotonic() - started:.1f} s")
-        return machine
+    return teller(request.config, "kvm")
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +40,6 @@ def lane(tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> Iterator[Lane]
     ) as lane:
         yield lane
         lane.power_off()
-
-
-def run_suite(lane: Lane, tell: Tell, arguments: str) -> None:
-    """Run pytest inside; fail unless it ran at least one test, all passed and none was skipped."""
-    started = time.monotonic()
-    suite = f"python -m pytest -p no:cacheprovider --color=no --durations=5 --timeout=150 {arguments}"
-    try:
-        status, output = lane.machine.run(suite, timeout_s=SUITE_S)
-    except LaneError as error:
-        # Each test has a deadline of its own in there. A machine that does not even keep that stands still
-        # as a whole, which is its emulator's doing: once more, on a new one.
-        tell(f"{arguments}: the outer machine stands still, a new one is started\n{error}")
-        lane.renew()
-        status, output = lane.machine.run(suite, timeout_s=SUITE_S)
-    summaries = SUMMARY.findall(output) or ["no summary"]
-    tell(f"{arguments}: {summaries[-1]}, {time.monotonic() - started:.1f} s with its start")
-    if status != 0:
-        _, logs = lane.machine.run(SHOW_LOGS, timeout_s=READ_S)
-        pytest.fail(f"{output}\n{logs}\n{lane.machine.last_words()}", pytrace=False)
-    assert PASSED.match(summaries[-1]), output
 
 
 # One after the other, although the machine has two processors: with two guests on KVM at the same time,

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -67,17 +67,19 @@ def distributions(names: Iterable[str] = DISTRIBUTIONS) -> dict[str, importlib.m
     return dict(sorted(found.items()))
 
 
-def collect() -> Files:
+def collect(names: Sequence[str] = PROGRAMS) -> Files:
     """Return every file that the image gets besides the default guest's. Blocking: a second.
+
+    `names` are the programs; the first is QEMU.
 
     :raises ContentError: a program, a library or a firmware is missing.
     """
     files = dict(_python_files())
     for distribution in distributions().values():
         files |= _distribution_files(distribution)
-    programs = {str(program(name)): program(name) for name in PROGRAMS}
+    programs = {str(program(name)): program(name) for name in names}
     files |= programs
-    files |= _firmware_files(programs[str(program(PROGRAMS[0]))])
+    files |= _firmware_files(programs[str(program(names[0]))])
     loaded = [path for name, path in files.items() if ".so" in path.suffixes or name in programs]
     return files | _library_files([interpreter(), *loaded])
 

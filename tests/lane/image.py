@@ -17,8 +17,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -26,7 +27,7 @@ from cloudvmm.guest import Guest
 from cloudvmm.guest.cache import guests_folder
 from cloudvmm.guest.disk import PARTITION_START_BYTES
 from cloudvmm.guest.tool import run_tool
-from lane.content import SITE_PACKAGES, VENV, Files, collect, interpreter
+from lane.content import PROGRAMS, SITE_PACKAGES, VENV, Files, collect, interpreter
 
 PROJECT = "/project"
 GUEST = "/guest"
@@ -36,13 +37,15 @@ _KEPT = 3
 _BLOCK_BYTES = 4096
 
 
-def build_image(guest: Guest) -> tuple[Path, bool]:
+def build_image(guest: Guest, *, programs: Sequence[str] = ()) -> tuple[Path, bool]:
     """Return the image for `guest` and whether it was made just now. Blocking: half a second, or a few.
+
+    `programs` are those of this machine that it gets beyond every image's.
 
     :raises ContentError: something that must be in it is not on this machine.
     :raises GuestBuildError: a program of e2fsprogs is missing or refuses.
     """
-    files = collect()
+    files = collect((*PROGRAMS, *programs))
     guest_files = {
         f"{GUEST}/{Path(path).name}": Path(path) for path in (guest.kernel, guest.initramfs, guest.disk)
     }
@@ -61,8 +64,8 @@ def build_image(guest: Guest) -> tuple[Path, bool]:
     return image, True
 
 
-def project_archive() -> bytes:
-    """Return a tar archive of the project as it is now, compiled, for /project."""
+def project_archive(extra: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
+    """Return a tar archive of the project as it is now, compiled, and of `extra` by path, for /project."""
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, tarfile.open(fileobj=buffer, mode="w") as archive:
         root = Path(folder)
@@ -70,6 +73,9 @@ def project_archive() -> bytes:
             shutil.copytree(_ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy2(_ROOT / "pyproject.toml", root)
         _compile(root, seen_as=PROJECT)
+        for name, content in extra.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(content)
         archive.add(root, ".")
     return buffer.getvalue()
 

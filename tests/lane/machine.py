@@ -16,20 +16,23 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import msgspec
+
 from cloudvmm.guest import FAST_CMDLINE, Guest, GuestError
 from cloudvmm.guest.shell import GuestShell
 from lane.image import GUEST, PROJECT, VENV
 
-_COMMAND_LINE = f"{FAST_CMDLINE} pci=lastbus=0 root=/dev/vda ro cloudvmm.shell=hvc0"
+_COMMAND_LINE = f"{FAST_CMDLINE} root=/dev/vda ro cloudvmm.shell=hvc0"
 # With erms and fsrm the kernel clears and copies memory by `rep stosb` and `rep movsb`, which TCG carries out
 # byte by byte, and slowly where the memory has held code: all that a guest leaves behind when it ends.
 _CPU = "max,erms=off,fsrm=off"
 # hvc1 takes what scripts print while they print it: the shell service tells only at the end.
 _LIVE = "/dev/hvc1"
 _SET_UP = f"""
+mount -t tmpfs -o size=256m project {PROJECT} && tar -x -f /dev/vdb -C {PROJECT} || exit
+! test -d {PROJECT}/lib/modules || mount -o bind {PROJECT}/lib/modules /lib/modules || exit
 modprobe -a kvm_amd tun || exit
 test -c /dev/kvm || {{ dmesg | grep -i -e kvm -e svm; exit 1; }}
-mount -t tmpfs -o size=256m project {PROJECT} && tar -x -f /dev/vdb -C {PROJECT} || exit
 mkdir -p /tmp/home /dev/shm && mount -t tmpfs shm /dev/shm
 stty raw -echo < {_LIVE}
 """
@@ -47,10 +50,29 @@ class LaneError(Exception):
     """The outer machine did not do what it must; the text ends with its last words."""
 
 
-class LaneMachine:
-    """Owns the process. `folder` takes its logs and must outlive it. Leaving the context ends the machine."""
+class Hardware(msgspec.Struct, frozen=True):
+    """What one lane's machine has beyond every lane's: options of QEMU, and words for the kernel."""
 
-    def __init__(self, image: Path, guest: Guest, project: bytes, folder: Path) -> None:
+    options: tuple[str, ...] = ("-machine", "pc,vmport=off")
+    words: str = "pci=lastbus=0"
+
+
+class LaneMachine:
+    """Owns the process. `folder` takes its logs and must outlive it. Leaving the context ends the machine.
+
+    `guest` is what the machine boots. Where `project` brings modules for its kernel, those are used.
+    """
+
+    def __init__(
+        self,
+        image: Path,
+        guest: Guest,
+        project: bytes,
+        folder: Path,
+        *,
+        hardware: Hardware = Hardware(),  # noqa: B008 - frozen
+    ) -> None:
+        self._hardware = hardware
         self._serial_log = folder / "serial.log"
         self._live_log = folder / "live.log"
         self._qemu_log = folder / "qemu.log"
@@ -130,10 +152,11 @@ class LaneMachine:
         return [
             binary,
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", "pc,vmport=off", "-m", "3G", "-smp", "2"),
+            *self._hardware.options,
+            *("-m", "3G", "-smp", "2"),
             *("-accel", "tcg,thread=multi", "-cpu", _CPU),
             *("-bios", "qboot.rom", "-kernel", guest.kernel, "-initrd", guest.initramfs),
-            *("-append", _COMMAND_LINE),
+            *("-append", f"{_COMMAND_LINE} {self._hardware.words}"),
             *("-serial", f"file:{self._serial_log}"),
             *("-drive", disks[0], "-drive", disks[1]),
             *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
