@@ -25,6 +25,8 @@ DISTRIBUTIONS = ("cloudvmm", "jsonschema-rs", "pytest", "pytest-timeout")
 PROGRAMS = ("qemu-system-x86_64", "setpriv")
 FIRMWARE = ("qboot.rom", "bios-256k.bin", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin", "efi-virtio.rom")
 
+QEMU = "usr/bin/qemu-system-x86_64"
+
 # Folders of the standard library that no test of ours imports.
 _UNUSED = frozenset(
     ("test", "tests", "idlelib", "ensurepip", "tkinter", "turtledemo", "lib2to3", "pydoc_data", "distutils")
@@ -67,10 +69,10 @@ def distributions(names: Iterable[str] = DISTRIBUTIONS) -> dict[str, importlib.m
     return dict(sorted(found.items()))
 
 
-def collect(names: Sequence[str] = PROGRAMS) -> Files:
+def collect(names: Sequence[str] = PROGRAMS, *, trees: Sequence[Path] = ()) -> Files:
     """Return every file that the image gets besides the default guest's. Blocking: a second.
 
-    `names` are the programs; the first is QEMU.
+    `names` are the programs; the first is QEMU. Of unpacked packages in `trees` it gets QEMU's own.
 
     :raises ContentError: a program, a library or a firmware is missing.
     """
@@ -79,9 +81,22 @@ def collect(names: Sequence[str] = PROGRAMS) -> Files:
         files |= _distribution_files(distribution)
     programs = {str(program(name)): program(name) for name in names}
     files |= programs
+    for tree in trees:
+        files |= _unpacked_qemu(tree)
+        programs[str(tree / QEMU)] = tree / QEMU
     files |= _firmware_files(programs[str(program(names[0]))])
     loaded = [path for name, path in files.items() if ".so" in path.suffixes or name in programs]
     return files | _library_files([interpreter(), *loaded])
+
+
+def _unpacked_qemu(tree: Path) -> Files:
+    """Return the program, the accelerators and the firmware of the QEMU that was unpacked in `tree`.
+
+    Its other modules are for sound and displays.
+    """
+    wanted = ((tree / "usr/lib", "accel-*.so"), (tree / "usr/share/qemu", "*"))
+    found = (path for folder, name in wanted for path in folder.rglob(name) if path.is_file())
+    return {str(path): path for path in (tree / QEMU, *found)}
 
 
 def _python_files() -> Iterator[tuple[str, Path]]:

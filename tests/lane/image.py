@@ -37,15 +37,17 @@ _KEPT = 3
 _BLOCK_BYTES = 4096
 
 
-def build_image(guest: Guest, *, programs: Sequence[str] = ()) -> tuple[Path, bool]:
+def build_image(
+    guest: Guest, *, programs: Sequence[str] = (), trees: Sequence[Path] = ()
+) -> tuple[Path, bool]:
     """Return the image for `guest` and whether it was made just now. Blocking: half a second, or a few.
 
-    `programs` are those of this machine that it gets beyond every image's.
+    `programs` are those of this machine that it gets beyond every image's, `trees` folders with another QEMU.
 
     :raises ContentError: something that must be in it is not on this machine.
     :raises GuestBuildError: a program of e2fsprogs is missing or refuses.
     """
-    files = collect((*PROGRAMS, *programs))
+    files = collect((*PROGRAMS, *programs), trees=trees)
     guest_files = {
         f"{GUEST}/{Path(path).name}": Path(path) for path in (guest.kernel, guest.initramfs, guest.disk)
     }

@@ -64,10 +64,14 @@ class Lane:
         return machine
 
 
-def run_suite(lane: Lane, tell: Tell, arguments: str) -> None:
-    """Run pytest inside; fail unless it ran at least one test, all passed and none was skipped."""
+def run_suite(lane: Lane, tell: Tell, arguments: str, *, environment: str = "") -> None:
+    """Run pytest inside, with the variables in `environment`.
+
+    Fail unless it ran at least one test, all passed and none was skipped.
+    """
     started = time.monotonic()
-    suite = f"python -m pytest -p no:cacheprovider --color=no --durations=5 --timeout=150 {arguments}"
+    pytest_inside = "python -m pytest -p no:cacheprovider --color=no --durations=5 --timeout=150"
+    suite = f"{environment} {pytest_inside} {arguments}"
     try:
         status, output = lane.machine.run(suite, timeout_s=SUITE_S)
     except LaneError as error:
