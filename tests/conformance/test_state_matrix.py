@@ -174,13 +174,20 @@ TABLE = [
     ("vmm.shutdown", "NCRP", 200),
 ]
 
-NO_ADD = {
-    "vm.add-device": "VFIO devices",
-    "vm.add-vdpa": "vDPA devices",
-}
-NO_BACK_END = {
-    "vm.add-fs": "Cannot create virtio-fs device",
-    "vm.add-generic-vhost-user": "Cannot create generic vhost-user device",
+UNCONNECTED = ("Connection to socket failed", "No such file or directory (os error 2)")
+NO_MEANS = {  # the bench names none that are there
+    "vm.add-device": (
+        "Cannot create a VFIO device",
+        "There is no device /sys/bus/pci/devices/none",
+        "No such file or directory: /sys/bus/pci/devices/none (os error 2)",
+    ),
+    "vm.add-vdpa": (
+        "Cannot create vdpa device",
+        "Failed to create vhost-vdpa",
+        "No such file or directory: /dev/vhost-vdpa-none (os error 2)",
+    ),
+    "vm.add-fs": ("Cannot create virtio-fs device", *UNCONNECTED),
+    "vm.add-generic-vhost-user": ("Cannot create generic vhost-user device", *UNCONNECTED),
 }
 NO_VFIO_USER = "vfio-user devices need a QEMU with the device vfio-user-pci, which comes with QEMU 11.0"
 NO_MIGRATION = "Live migration comes with a later release"
@@ -188,23 +195,7 @@ NO_MIGRATION = "Live migration comes with a later release"
 CANNOT_YET = {
     "fake": [],
     "qemu": [
-        *(
-            (call, "RP", 500, ADD[call], DEVICE_MANAGER, f"Not supported by this release: {devices}")
-            for call, devices in NO_ADD.items()
-        ),
-        *(
-            (
-                call,
-                "RP",
-                500,
-                ADD[call],
-                DEVICE_MANAGER,
-                words,
-                "Connection to socket failed",
-                "No such file or directory (os error 2)",
-            )
-            for call, words in NO_BACK_END.items()
-        ),
+        *((call, "RP", 500, ADD[call], DEVICE_MANAGER, *words) for call, words in NO_MEANS.items()),
         ("vm.add-user-device", "RP", 500, ADD["vm.add-user-device"], DEVICE_MANAGER, NO_VFIO_USER),
         ("vm.receive-migration unix", "NC", 500, RECEIVE, NOT_RECEIVED, NO_MIGRATION),
         ("vm.send-migration", "RP", 500, SEND, NOT_SENT, NO_MIGRATION),

@@ -209,7 +209,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     "vm.resize-disk unknown": ("PUT", "vm.resize-disk", _is({"id": "x", "desired_size": 2 * MIB})),
     "vm.remove-device": ("PUT", "vm.remove-device", _is({"id": "d0"})),
     "vm.remove-device unknown": ("PUT", "vm.remove-device", _is({"id": "x"})),
-    "vm.add-device": ("PUT", "vm.add-device", _is({"path": "/sys/bus/pci/devices/0000:01:00.0"})),
+    "vm.add-device": ("PUT", "vm.add-device", _is({"path": "/sys/bus/pci/devices/none"})),
     "vm.add-user-device": ("PUT", "vm.add-user-device", _is({"socket": "/s"})),
     "vm.add-disk": ("PUT", "vm.add-disk", lambda bench: {"path": f"{bench.folder}/other"}),
     "vm.add-disk used id": (
@@ -225,6 +225,6 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     ),
     "vm.add-net": ("PUT", "vm.add-net", _is({"tap": "tap-of-bench"})),
     "vm.add-pmem": ("PUT", "vm.add-pmem", lambda bench: {"file": f"{bench.folder}/pmem"}),
-    "vm.add-vdpa": ("PUT", "vm.add-vdpa", _is({"path": "/dev/vhost-vdpa-0", "num_queues": 1})),
+    "vm.add-vdpa": ("PUT", "vm.add-vdpa", _is({"path": "/dev/vhost-vdpa-none", "num_queues": 1})),
     "vm.add-vsock": ("PUT", "vm.add-vsock", lambda bench: {"cid": 3, "socket": f"{bench.folder}/v"}),
 }
