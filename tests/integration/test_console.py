@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
-import pty
-import select
-import signal
 import socket
 import stat
-import subprocess
-import sys
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cloudvmm.guest.shell import GuestShell
 from support.booted import READY_TIMEOUT_S, READY_WORDS, Booted, booting, direct_boot, serving, vm_config
-from support.machine_code import port_writer, printing_boot_sector
-from support.vm import choose_engine
+from support.machine_code import boot_disk, port_writer
 from support.wait import is_readable, wait_until
 
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
@@ -219,72 +210,11 @@ def test_console_on_a_socket_is_refused(tmp_path: Path) -> None:
         assert chain[-1] == "No socket option support for console device"
 
 
-class Terminal:
-    """A `cloudvmm` of the command line on a terminal of its own. Owns the terminal and the process."""
-
-    def __init__(self, *flags: str) -> None:
-        self.fd, self._theirs = pty.openpty()
-        self._text = b""
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "cloudvmm.cli.main", *choose_engine("qemu").flags, *flags],
-            stdin=self._theirs,
-            stdout=self._theirs,
-            stderr=subprocess.PIPE,
-        )
-
-    def modes(self) -> int:
-        """Return the terminal's local modes."""
-        return termios.tcgetattr(self._theirs)[3]
-
-    def read_until(self, words: bytes) -> bytes:
-        """Return what was printed up to and with `words`."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while words not in self._text:
-            readable, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
-            assert readable, f"{words!r} was not printed, only {self._text!r}"
-            self._text += os.read(self.fd, 65536)
-        head, found, self._text = self._text.partition(words)
-        return head + found
-
-    def type(self, text: bytes) -> None:
-        os.write(self.fd, text)
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.communicate(timeout=30)
-        finally:
-            self.process.kill()
-            os.close(self.fd)
-            os.close(self._theirs)
-
-
-@pytest.fixture
-def on_terminal() -> Iterator[Any]:
-    """Start `cloudvmm` with flags on a terminal; it is ended afterwards."""
-    with contextlib.ExitStack() as undo:
-
-        def start(*flags: str) -> Terminal:
-            terminal = Terminal(*flags)
-            undo.callback(terminal.close)
-            return terminal
-
-        yield start
-
-
-def boot_sector(folder: Path) -> Path:
-    """Return a disk that says "hello" on the debug console's usual port and halts."""
-    disk = folder / "boot.raw"
-    disk.write_bytes(printing_boot_sector(b"hello\n").ljust(1 << 20, b"\0"))
-    return disk
-
-
 @NEEDS_SEABIOS
 def test_debug_console_on_a_pty_keeps_its_words_until_somebody_listens(tmp_path: Path) -> None:
     config = vm_config(
         payload={"firmware": str(SEABIOS)},
-        disks=[{"path": str(boot_sector(tmp_path)), "image_type": "Raw"}],
+        disks=[{"path": str(boot_disk(tmp_path / "boot.raw")), "image_type": "Raw"}],
         console={"mode": "Off"},
         serial={"mode": "File", "file": str(tmp_path / "serial.log")},
         debug_console={"mode": "Pty"},
@@ -296,47 +226,6 @@ def test_debug_console_on_a_pty_keeps_its_words_until_somebody_listens(tmp_path:
             wait_until(lambda: b"hello" in os.read(fd, 4096), "the words on the PTY", timeout_s=10)
         finally:
             os.close(fd)
-
-
-@NEEDS_SEABIOS
-def test_debug_console_on_the_terminal(on_terminal: Any, tmp_path: Path) -> None:
-    flags = ["--firmware", str(SEABIOS), "--disk", f"path={boot_sector(tmp_path)},image_type=raw"]
-    terminal: Terminal = on_terminal(*flags, "--debug-console", "tty", "--console", "off", "--serial", "null")
-    terminal.read_until(b"hello")
-
-
-def command_line(*words: str) -> list[str]:
-    payload = direct_boot(*words)
-    kernel = ["--kernel", payload["kernel"], "--initramfs", payload["initramfs"]]
-    return [*kernel, "--cmdline", payload["cmdline"], "--memory", "size=256M"]
-
-
-def test_serial_on_the_terminal_is_raw_while_the_guest_runs_and_restored_when_it_ends(
-    on_terminal: Any,
-) -> None:
-    flags = command_line("cloudvmm.shell=interactive")
-    terminal: Terminal = on_terminal(*flags, "--serial", "tty", "--console", "off")
-    before = terminal.modes()
-    terminal.read_until(b"busybox shell")
-    assert not terminal.modes() & (termios.ICANON | termios.ECHO | termios.ISIG)
-    terminal.type(b"tty; ls /dev/hvc0\n")
-    terminal.read_until(b"\n/dev/ttyS0\r\n")
-    terminal.read_until(b"No such file")
-    terminal.type(b"\x03echo alive after $((1 + 1)) keys\n")  # Ctrl-C is the guest's
-    terminal.read_until(b"alive after 2 keys")
-    assert terminal.process.poll() is None
-    terminal.type(b"poweroff -f\n")
-    assert terminal.process.wait(60) == 0
-    assert terminal.modes() == before
-
-
-def test_console_is_on_the_terminal_unless_told_otherwise(on_terminal: Any) -> None:
-    terminal: Terminal = on_terminal(*command_line("console=hvc0", "cloudvmm.shell=off"))
-    before = terminal.modes()
-    terminal.read_until(READY_WORDS.encode())
-    terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(30) == 0
-    assert terminal.modes() == before
 
 
 def local_modes(path: str) -> int:

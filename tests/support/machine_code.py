@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 BOOT_SECTOR_BYTES = 512
 LOAD_ADDRESS = 0x400000
@@ -60,3 +61,9 @@ def printing_boot_sector(text: bytes) -> bytes:
     assert len(code) == 0x19
     sector = code + text + b"\0"
     return sector.ljust(BOOT_SECTOR_BYTES - 2, b"\0") + b"\x55\xaa"
+
+
+def boot_disk(path: Path) -> Path:
+    """Make a disk whose boot sector says "hello" on the serial port and the debug port, and halts."""
+    path.write_bytes(printing_boot_sector(b"hello\n").ljust(1 << 20, b"\0"))
+    return path

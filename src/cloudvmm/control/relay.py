@@ -105,9 +105,11 @@ class Line:
             self.give_output()
 
     def take_output(self) -> None:
-        """Take all that the engine has written so far."""
+        """Take what the engine has written so far; no more than that, lest the other consoles wait."""
         with contextlib.suppress(OSError):
-            while self._ours is not None and (data := self._ours.recv(CHUNK_BYTES)):
+            for _ in range(RING_BYTES // CHUNK_BYTES):
+                if self._ours is None or not (data := self._ours.recv(CHUNK_BYTES)):
+                    return
                 self.output += data
                 del self.output[: max(0, len(self.output) - RING_BYTES)]
 

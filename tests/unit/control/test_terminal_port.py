@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import termios
 
+import pytest
+
 from cloudvmm.host.terminal import RawTerminal
+from support.leak import Holdings, children_of
+from support.wait import wait_until
 
 PROGRAM = """
 import os, sys
@@ -60,6 +65,43 @@ def test_a_pipe_that_nobody_reads_holds_nothing_up():
     finally:
         os.close(reader)
         os.close(writer)
+
+
+KILLED = """
+import os, signal, sys
+from cloudvmm.host.terminal import RawTerminal
+terminal = RawTerminal(0)
+os.write(2, b"raw")
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGHUP, signal.SIGINT])
+def test_raw_mode_ends_with_a_process_that_is_killed(number, to_group):
+    master, slave = os.openpty()
+    before = termios.tcgetattr(slave)
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED], stdin=slave, stderr=subprocess.PIPE, process_group=0
+    ) as process:
+        assert process.stderr.read(3) == b"raw"
+        assert not echoes(slave)
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        process.wait(DEADLINE_S)
+    wait_until(lambda: termios.tcgetattr(slave) == before, "the terminal is as it was", timeout_s=DEADLINE_S)
+    os.close(master)
+    os.close(slave)
+
+
+def test_guard_goes_with_raw_mode():
+    before = Holdings()
+    master, slave = os.openpty()
+    terminal = RawTerminal(slave)
+    assert len(children_of(os.getpid()) - before.children) == 1
+    terminal.restore()
+    os.close(master)
+    os.close(slave)
+    before.assert_nothing_added(timeout_s=0)
 
 
 def test_raw_mode_is_taken_back():
