@@ -63,6 +63,39 @@ def printing_boot_sector(text: bytes) -> bytes:
     return sector.ljust(BOOT_SECTOR_BYTES - 2, b"\0") + b"\x55\xaa"
 
 
+def counting_boot_sector(count: int) -> bytes:
+    """Return a boot sector that writes the numbers below `count`, four bytes each, to COM1 and port 0xe9.
+
+    It waits until COM1 takes a byte, as a driver does.
+    """
+    send_byte = b"".join(
+        (
+            b"\x66\x50",  # push eax
+            b"\xba" + struct.pack("<H", COM1 + 5),  # mov dx, its line status
+            b"\xec\xa8\x20\x74\xfb",  # wait: in al, dx; test al, 0x20; jz wait
+            b"\x66\x58",  # pop eax
+            b"\xba" + struct.pack("<H", COM1) + b"\xee",  # mov dx, its data; out dx, al
+            b"\xba" + struct.pack("<H", DEBUG_PORT) + b"\xee",  # mov dx, port; out dx, al
+            b"\x66\xc1\xe8\x08",  # shr eax, 8
+        )
+    )
+    number = b"\x66\x89\xd8\xb9\x04\x00" + _repeat(b"\xe2", send_byte)  # mov eax, ebx; mov cx, 4; loop
+    count_on = b"\x66\x43\x66\x81\xfb" + struct.pack("<I", count)  # inc ebx; cmp ebx, count
+    # cli: as above.
+    code = b"\xfa\x66\x31\xdb" + _repeat(b"\x72", number + count_on) + b"\xfa\xf4"  # xor ebx, ebx; jb; hlt
+    return code.ljust(BOOT_SECTOR_BYTES - 2, b"\0") + b"\x55\xaa"
+
+
+def counted(count: int) -> bytes:
+    """Return what a `counting_boot_sector` writes."""
+    return struct.pack(f"<{count}I", *range(count))
+
+
+def _repeat(jump: bytes, code: bytes) -> bytes:
+    """Return `code` and the short `jump` back to its start."""
+    return code + jump + struct.pack("b", -len(code) - 2)
+
+
 def boot_disk(path: Path) -> Path:
     """Make a disk whose boot sector says "hello" on the serial port and the debug port, and halts."""
     path.write_bytes(printing_boot_sector(b"hello\n").ljust(1 << 20, b"\0"))
