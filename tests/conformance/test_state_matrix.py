@@ -190,15 +190,12 @@ NO_MEANS = {  # the bench names none that are there
     "vm.add-generic-vhost-user": ("Cannot create generic vhost-user device", *UNCONNECTED),
 }
 NO_VFIO_USER = "vfio-user devices need a QEMU with the device vfio-user-pci, which comes with QEMU 11.0"
-NO_MIGRATION = "Live migration comes with a later release"
 
 CANNOT_YET = {
     "fake": [],
     "qemu": [
         *((call, "RP", 500, ADD[call], DEVICE_MANAGER, *words) for call, words in NO_MEANS.items()),
         ("vm.add-user-device", "RP", 500, ADD["vm.add-user-device"], DEVICE_MANAGER, NO_VFIO_USER),
-        ("vm.receive-migration unix", "NC", 500, RECEIVE, NOT_RECEIVED, NO_MIGRATION),
-        ("vm.send-migration", "RP", 500, SEND, NOT_SENT, NO_MIGRATION),
     ],
 }
 

@@ -98,13 +98,17 @@ class DiskBacking(Backing, kw_only=True):
             if self.granularity is LockGranularity.BYTE_RANGE and image.size_bytes:
                 unlock_file(image.fd, start=image.size_bytes)
 
-    def release(self) -> None:
-        """Unlock the chain, for QEMU too, which may hold it open still, and close it."""
+    def unlock(self) -> None:
+        """Unlock the chain, for QEMU too, which may hold it open still."""
         for image in self.image.chain():
             if image.fd >= 0:
-                # A file system that is gone unlocks nothing; its image is closed all the same.
+                # A file system that is gone unlocks nothing.
                 with suppress(OSError):
                     unlock_file(image.fd)
+
+    def release(self) -> None:
+        """Unlock the chain and close it."""
+        self.unlock()
         self.close()
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from cloudvmm.engine.base import (
     EngineInfo,
     ImageLocked,
     MachineSpec,
-    NotSupportedYet,
     PayloadError,
     ReceivedFrom,
     SavedIn,
@@ -78,6 +77,7 @@ class QemuEngine:
             first_slot=FIRST_SLOT,
             last_slot=LAST_SLOT,
             max_vcpus=MAX_VCPUS,
+            can_migrate=True,
         )
 
     def facts(self) -> QemuFacts:
@@ -100,8 +100,6 @@ class QemuEngine:
             return self._known
 
     def build(self, spec: MachineSpec) -> QemuMachine:
-        if isinstance(spec.origin, ReceivedFrom):
-            raise NotSupportedYet("Live migration comes with a later release")
         check_supported(spec.vm_config)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
@@ -142,7 +140,9 @@ class QemuEngine:
             resources = acquire(spec, owned)
             resources.masks_vectors = facts.masks_vectors
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
-            lock_error = _lock_error(resources)
+            # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
+            is_coming = isinstance(spec.origin, ReceivedFrom)
+            lock_error = None if is_coming else _lock_error(resources)
             if lock_error is not None and spec.origin is not None:
                 raise lock_error
             if isinstance(spec.origin, SavedIn):
@@ -174,11 +174,22 @@ class QemuEngine:
             machine.start_counting()
             machine.bind_vcpus()
             machine.pin_queues(spec.vm_config.disks or [])
-            if isinstance(spec.origin, SavedIn):
-                machine.restore(spec.origin.folder)
-            attempt.check()
+            try:
+                _go_on(machine, spec.origin)
+            finally:
+                attempt.check()
             undo.pop_all()
         return machine
+
+
+def _go_on(machine: QemuMachine, origin: SavedIn | ReceivedFrom | None) -> None:
+    match origin:
+        case SavedIn(folder=folder):
+            machine.restore(folder)
+        case ReceivedFrom(link_fd=link_fd):
+            machine.receive(link_fd)
+        case None:
+            pass
 
 
 def _payload_error(spec: MachineSpec) -> PayloadError | None:

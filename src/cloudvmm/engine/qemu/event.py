@@ -17,6 +17,7 @@ from cloudvmm.engine.base import (
     Exited,
     GuestPanicked,
     MachineGone,
+    MemoryPassSent,
     PciChanged,
     PoweredOff,
     RemovalRefused,
@@ -49,6 +50,8 @@ def translate(event: Event) -> EngineEvent | None:
             return GuestPanicked("crash_loaded")
         case "BALLOON_CHANGE":
             return BalloonChanged(event.data["actual"])
+        case "MIGRATION_PASS":
+            return MemoryPassSent(event.data["pass"] - 1)
         case "MEMORY_DEVICE_SIZE_CHANGE":
             name = device_id(event.data.get("id", ""))
             return None if name is None else ZoneChanged(name, event.data["size"])

@@ -35,6 +35,7 @@ from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.launch import Monitors
+from cloudvmm.engine.qemu.migration import Carrier
 from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
@@ -85,6 +86,7 @@ class QemuMachine:
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
         self._was_booted = False
         self._was_restored = False
+        self._is_unlocked = False
         self._qemu_version = facts.version
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
@@ -171,6 +173,9 @@ class QemuMachine:
         self._drivers.rest()
 
     def resume(self) -> None:
+        if self._is_unlocked:  # the guest was sent, and is ours all the same
+            self._resources.lock_images()
+            self._is_unlocked = False
         with self._end_explained():
             self._monitors.control.execute("cont")
         self._hotplug.sweep()
@@ -270,7 +275,26 @@ class QemuMachine:
         self._was_restored = self._was_booted = True
 
     def send(self, target: SentTo) -> None:
-        raise NotSupportedYet("Live migration comes with a later release")
+        self._check_booted()
+        self._check_savable()
+        with self._end_explained(), contextlib.closing(self._carrier(target.link_fd)) as carrier:
+            try:
+                carrier.send(downtime_ms=target.downtime_ms, unlock=self._unlock_images)
+            except EngineError:
+                carrier.cancel()
+                raise
+            finally:
+                self._stand_still()
+
+    def receive(self, link_fd: int) -> None:
+        """Blocking. Take the state that `send` of another machine sends: to be done once, instead of `boot`.
+
+        :raises StateError: it is not the state of such a machine. :raises LinkLost: the sender is gone.
+        :raises ImageLocked: another process holds an image, the sender for one.
+        """
+        with contextlib.closing(self._carrier(link_fd)) as carrier:
+            carrier.receive(lock=self._resources.lock_images)
+        self._was_restored = self._was_booted = True
 
     def counters(self) -> dict[str, dict[str, int]]:
         stats = self._monitors.reader.execute("query-blockstats", timeout_s=_QUERY_TIMEOUT_S)
@@ -310,6 +334,20 @@ class QemuMachine:
     def _check_booted(self) -> None:
         if not self._was_booted:
             raise EngineError("The machine does not run yet: its devices cannot change")
+
+    def _carrier(self, link_fd: int) -> Carrier:
+        return Carrier(self._monitors.control, self._process, link_fd)
+
+    def _unlock_images(self) -> None:
+        """Let the machine that goes on with the guest have its images."""
+        self._is_unlocked = True
+        for disk in self._resources.disks:
+            disk.unlock()
+
+    def _stand_still(self) -> None:
+        with contextlib.suppress(EngineError):
+            self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+        self._drivers.rest()
 
     def _check_savable(self) -> None:
         if self._hotplug.has_modules:

@@ -16,10 +16,12 @@ from cloudvmm.engine.base import (
     DeviceRemoved,
     Exited,
     GuestPanicked,
+    MemoryPassSent,
     PciChanged,
     PoweredOff,
     RemovalRefused,
     ResetRequested,
+    ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.event import EventStream, translate
@@ -47,6 +49,9 @@ REMAINS = {
         ("WATCHDOG", {"action": "pause"}, ResetRequested(by_watchdog=True)),
         ("GUEST_PANICKED", {"action": "run"}, GuestPanicked("panic")),
         ("GUEST_CRASHLOADED", {"action": "run"}, GuestPanicked("crash_loaded")),
+        ("MIGRATION_PASS", {"pass": 1}, MemoryPassSent(0)),
+        ("MEMORY_DEVICE_SIZE_CHANGE", {"id": "dz", "size": 4096, "qom-path": "/z"}, ZoneChanged("z", 4096)),
+        ("MEMORY_DEVICE_SIZE_CHANGE", {"size": 4096, "qom-path": "/z"}, None),
         ("BALLOON_CHANGE", {"actual": 4096}, BalloonChanged(4096)),
         ("DEVICE_DELETED", {"device": "d0", "path": "/machine/peripheral/d0"}, PciChanged()),
         (
