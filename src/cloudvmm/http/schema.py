@@ -13,6 +13,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from cloudvmm.config import form
+from cloudvmm.config.device import FsConfig, TpmConfig
 from cloudvmm.config.meaning import meaning_of
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.platform import PlatformConfig
@@ -50,14 +51,20 @@ _OLD_MEMBERS: Final[dict[type, dict[str, Schema]]] = {
         "uuid": _OLD_TEXT | {"description": "Old name of `system_uuid`"},
     },
 }
-# An old name and its successor together are refused.
-_EITHER_NAME: Final[dict[type, Schema]] = {
-    PlatformConfig: {
-        "allOf": [
-            {"not": {"required": ["serial_number", "system_serial_number"]}},
-            {"not": {"required": ["uuid", "system_uuid"]}},
-        ]
-    }
+
+
+def _given(member: str) -> Schema:
+    return {"required": [member], "properties": {member: {"type": "string"}}}
+
+
+# What decoding asks of members together. An old name and its successor are not both taken.
+_TOGETHER: Final[dict[type, list[Schema]]] = {
+    PlatformConfig: [
+        {"not": {"required": ["serial_number", "system_serial_number"]}},
+        {"not": {"required": ["uuid", "system_uuid"]}},
+    ],
+    FsConfig: [{"anyOf": [_given("socket"), _given("shared_dir")]}],
+    TpmConfig: [{"anyOf": [_given("socket"), _given("state_dir")]}],
 }
 
 
@@ -150,7 +157,8 @@ def _complete(schema: Schema, kind: type[msgspec.Struct]) -> None:
         if phrase := _phrase(kind, field.name):
             member["description"] = phrase
     schema["properties"].update(_OLD_MEMBERS.get(kind, {}))
-    schema.update(_EITHER_NAME.get(kind, {}))
+    if kind in _TOGETHER:
+        schema["allOf"] = _TOGETHER[kind]
 
 
 def _add_form(member: Schema, wanted: Schema | None) -> None:
