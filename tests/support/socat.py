@@ -13,7 +13,7 @@ import pytest
 
 from cloudvmm.guest.cpio import write_cpio
 from cloudvmm.guest.tree import Entry
-from support.booted import default_guest, direct_boot
+from support.booted import direct_boot, find_guest
 
 
 def socat_program() -> str:
@@ -28,7 +28,7 @@ def payload_with_socat(folder: Path) -> dict[str, Any]:
     """Return the payload that boots the default guest with /usr/bin/socat in it."""
     initramfs = folder / "socat.cpio"
     if not initramfs.exists():
-        whole = Path(default_guest().initramfs).read_bytes()
+        whole = Path(find_guest().initramfs).read_bytes()
         initramfs.write_bytes(whole.ljust(-(-len(whole) // 4) * 4, b"\0") + _archive(socat_program()))
     return direct_boot() | {"initramfs": str(initramfs)}
 
