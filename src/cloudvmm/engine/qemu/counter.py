@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from cloudvmm.engine.qemu.name import qdev_id
+
 NEVER = 2**64 - 1
 _LATENCY_SCALE = 10_000  # the reference keeps averages this much finer, and shows what is left of NEVER
 NEVER_AVERAGE = NEVER // _LATENCY_SCALE
@@ -27,9 +29,11 @@ LATENCY_BOUNDARIES_NS = [
 _NET_COUNTERS = {"rx_bytes": 8, "rx_frames": 9, "tx_bytes": 0, "tx_frames": 1}
 
 
-def backend_path(qdev_id: str) -> str:
-    """Return QEMU's path to the part of the disk `qdev_id` that keeps block statistics."""
-    return f"/machine/peripheral/{qdev_id}/virtio-backend"
+def counting_command(disk_id: str) -> tuple[str, dict[str, Any]]:
+    """Return name and arguments of what makes QEMU keep how long each request of a disk took."""
+    # The part of a disk that keeps block statistics.
+    path = f"/machine/peripheral/{qdev_id(disk_id)}/virtio-backend"
+    return "block-latency-histogram-set", {"id": path, "boundaries": LATENCY_BOUNDARIES_NS}
 
 
 def disk_counters(

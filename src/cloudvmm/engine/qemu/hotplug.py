@@ -23,7 +23,7 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing, id_of
-from cloudvmm.engine.qemu.counter import LATENCY_BOUNDARIES_NS, backend_path
+from cloudvmm.engine.qemu.counter import counting_command
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import check_device_means, describe, open_backing
@@ -127,9 +127,10 @@ class Hotplug:
             self._own(backing)
             undo.pop_all()
         if isinstance(backing, DiskBacking):
-            # Without it, only minimum and maximum are coarser: no reason to give up what is plugged.
-            with contextlib.suppress(QmpError, EngineTimeout):
-                self.start_counting(backing.device_id)
+            # Without it, only minimum and maximum are coarser: no reason to give up what is plugged, nor to
+            # wait while the guest, which is looking at its new device, keeps QEMU busy.
+            with contextlib.suppress(EngineTimeout):
+                self._control.tell(*counting_command(backing.device_id))
         return backing
 
     @property
@@ -145,13 +146,6 @@ class Hotplug:
         ram = next(iter(self._resources.memory.rams.values()))
         self._make(module_parts(ram, self._modules, size))
         self._modules += 1
-
-    def start_counting(self, disk_id: str) -> None:
-        """Blocking. Make QEMU keep how long each request of a disk took."""
-        self._control.execute(
-            "block-latency-histogram-set",
-            {"id": backend_path(qdev_id(disk_id)), "boundaries": LATENCY_BOUNDARIES_NS},
-        )
 
     def sweep(self) -> None:
         """Blocking, briefly. Have QEMU close what failed additions left: 7.2 does so while its guest runs."""

@@ -28,7 +28,7 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.burst import BurstWatch
-from cloudvmm.engine.qemu.counter import disk_counters, net_counters
+from cloudvmm.engine.qemu.counter import counting_command, disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
@@ -140,7 +140,7 @@ class QemuMachine:
     def start_counting(self) -> None:
         """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
         for disk_id in self._disk_ids:
-            self._hotplug.start_counting(disk_id)
+            self._monitors.control.execute(*counting_command(disk_id))
 
     def bind_vcpus(self) -> None:
         """Blocking. Have each vCPU run where the configuration binds it to.

@@ -8,11 +8,12 @@ answer that comes late is recognised by its id and dropped.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
@@ -100,18 +101,26 @@ class QmpClient:
         :raises EngineTimeout: no answer within `timeout_s`: it may or may not have been carried out.
         :raises MachineGone: the connection ended: it may or may not have been carried out.
         """
-        if self._observe is not None:
-            self._observe(command, arguments or {})
         deadline = time.monotonic() + timeout_s
-        if not self._turn.acquire(timeout=timeout_s):
-            raise EngineTimeout(f"QEMU is still busy with another command ({command})")
-        try:
-            self._last_id += 1
-            line = encode_command(command, arguments, command_id=self._last_id)
-            self._send(command, line, fds, deadline)
-            return self._await_reply(command, self._last_id, deadline)
-        finally:
-            self._turn.release()
+        with self._taking_turn(command, timeout_s):
+            return self._await_reply(command, self._begin(command, arguments, fds, deadline), deadline)
+
+    def tell(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        """Send one command and let its answer, be it a refusal, be dropped when it comes.
+
+        QEMU carries it out after what was sent before, and before what is sent next. Blocking only where QEMU
+        takes nothing.
+
+        :raises EngineTimeout: nothing was sent in time. :raises MachineGone: the connection ended.
+        """
+        with self._taking_turn(command, timeout_s):
+            self._begin(command, arguments, (), time.monotonic() + timeout_s)
 
     def wait_event(self, name: str, *, timeout_s: float) -> Event:
         """Blocking. Take the next event `name`, kept aside or to come; earlier other events are dropped.
@@ -202,6 +211,26 @@ class QmpClient:
         """Close the socket. No call may be under way."""
         self._aborted = True
         self._socket.close()
+
+    @contextlib.contextmanager
+    def _taking_turn(self, command: str, timeout_s: float) -> Iterator[None]:
+        """:raises EngineTimeout: other threads had their turns for so long. Nothing was sent."""
+        if not self._turn.acquire(timeout=timeout_s):
+            raise EngineTimeout(f"QEMU is still busy with another command ({command})")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _begin(
+        self, command: str, arguments: dict[str, Any] | None, fds: Sequence[int], deadline: float
+    ) -> int:
+        """Send a command, in one's turn, and return its number."""
+        if self._observe is not None:
+            self._observe(command, arguments or {})
+        self._last_id += 1
+        self._send(command, encode_command(command, arguments, command_id=self._last_id), fds, deadline)
+        return self._last_id
 
     def _keep_answer(self, message: Message) -> None:
         if isinstance(message, Reply | Refusal) and message.command_id in self._posted:

@@ -200,6 +200,17 @@ def test_silence_is_a_timeout_and_the_late_answer_is_dropped(talking, peer, besi
     assert talking.execute("query-status", timeout_s=LONG_S) == {"own": True}
 
 
+@pytest.mark.parametrize("answer", [{"return_": {}}, {"error": {"class": "GenericError", "desc": "No"}}])
+def test_what_is_told_goes_out_at_once_and_its_answer_is_dropped(talking, peer, beside, answer):
+    talking.tell("block-latency-histogram-set", {"id": "disk"})
+    told = peer.read()
+    assert told["arguments"] == {"id": "disk"}
+
+    peer.say(**answer, id=told["id"])
+    beside(peer.answer, {"own": True})
+    assert talking.execute("query-status", timeout_s=LONG_S) == {"own": True}
+
+
 def test_half_a_line_is_a_timeout(talking, peer):
     peer.sock.sendall(b'{"return": {')
 
