@@ -322,7 +322,7 @@ BAD = {
     ),
     "user-and-tap": ({"tap": "x", "user": {}}, 400, "User-mode networking excludes tap"),
     "user-queues": ({"num_queues": 4, "user": {}}, 400, "has 2 queues, not 4"),
-    "not-a-socket-but-a-folder": ({"vhost_user": True, "vhost_socket": "/"}, 500, "vhost-user back end"),
+    "not-a-socket-but-a-folder": ({"vhost_user": True, "vhost_socket": "/"}, 500, "Connection refused: /"),
     "socket-name-too-long": ({"vhost_user": True, "vhost_socket": "/" + 200 * "x"}, 500, "too long"),
     "nowhere-to-listen": (
         {"vhost_user": True, "vhost_socket": "/no/such/folder", "vhost_mode": "Server"},

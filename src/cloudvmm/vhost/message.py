@@ -16,10 +16,12 @@ import msgspec
 
 from cloudvmm.vhost.error import ProtocolBroken
 
-_HEADER: Final = struct.Struct("=III")
-_VERSION: Final = 1
+HEADER: Final = struct.Struct("=III")
+"""Of a message: its kind, flags, bytes that follow."""
+
+VERSION: Final = 1
 _VERSION_MASK: Final = 3
-_IS_REPLY: Final = 4
+IS_REPLY: Final = 4
 _NEEDS_REPLY: Final = 8
 _CONTENT_LIMIT: Final = 4096
 FDS_LIMIT: Final = 8
@@ -84,7 +86,7 @@ def read_message(connection: socket.socket) -> Message | None:
     """
     space = socket.CMSG_SPACE(FDS_LIMIT * 4)
     try:
-        start, ancillary, flags, _ = connection.recvmsg(_HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
+        start, ancillary, flags, _ = connection.recvmsg(HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     fds = [fd for level, kind, data in ancillary for fd in _fds_in(level, kind, data)]
@@ -94,8 +96,8 @@ def read_message(connection: socket.socket) -> Message | None:
             return None
         if flags & socket.MSG_CTRUNC:
             raise ProtocolBroken("A message has too many descriptors")
-        kind, bits, size = _HEADER.unpack(start + _read(connection, _HEADER.size - len(start)))
-        if bits & _VERSION_MASK != _VERSION or size > _CONTENT_LIMIT:
+        kind, bits, size = HEADER.unpack(start + _read(connection, HEADER.size - len(start)))
+        if bits & _VERSION_MASK != VERSION or size > _CONTENT_LIMIT:
             raise ProtocolBroken(f"No message: kind {kind}, flags {bits:#x}, {size} bytes")
         message.kind, message.needs_reply = kind, bool(bits & _NEEDS_REPLY)
         message.content = _read(connection, size)
@@ -105,10 +107,25 @@ def read_message(connection: socket.socket) -> Message | None:
     return message
 
 
+def receive(connection: socket.socket, size: int) -> bytes:
+    """Blocking, as long as the socket's time-out allows. Read `size` bytes.
+
+    :raises ConnectionResetError: the other side has left.
+    :raises OSError: they do not come.
+    """
+    data = b""
+    while len(data) < size:
+        piece = connection.recv(size - len(data))
+        if not piece:
+            raise ConnectionResetError
+        data += piece
+    return data
+
+
 def write_reply(connection: socket.socket, kind: int, content: bytes) -> None:
     """Blocking. Answer the message `kind`; nothing happens where the front end has left."""
     try:
-        connection.sendall(_HEADER.pack(kind, _VERSION | _IS_REPLY, len(content)) + content)
+        connection.sendall(HEADER.pack(kind, VERSION | IS_REPLY, len(content)) + content)
     except (BrokenPipeError, ConnectionResetError):
         return
 
@@ -120,10 +137,7 @@ def _fds_in(level: int, kind: int, data: bytes) -> tuple[int, ...]:
 
 
 def _read(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise ProtocolBroken("The front end left in the middle of a message")
-        data += piece
-    return data
+    try:
+        return receive(connection, size)
+    except ConnectionResetError:
+        raise ProtocolBroken("The front end left in the middle of a message") from None

@@ -14,8 +14,8 @@ import msgspec
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu import cache
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.launch import Attempt
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 
 BINARY_NAME = "qemu-system-x86_64"

@@ -17,13 +17,14 @@ from cloudvmm.engine.base import (
     ReceivedFrom,
     SavedIn,
 )
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
-from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
+from cloudvmm.engine.qemu.launch import LaunchSpec, launch
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
@@ -137,7 +138,7 @@ class QemuEngine:
         check_means(spec.vm_config, facts)
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
-            resources = acquire(spec, owned)
+            resources = acquire(spec, owned, attempt=attempt)
             resources.masks_vectors = facts.masks_vectors
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloudvmm.config.device import FsConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.seat import Seat
@@ -14,7 +15,7 @@ class CreateVirtioFs(DeviceError):
     """Cannot create virtio-fs device"""
 
 
-def open_fs(fs: FsConfig) -> VhostUserBacking:
+def open_fs(fs: FsConfig, attempt: Attempt | None = None) -> VhostUserBacking:
     """Blocking. Connect to the back end of `fs`, or start one. The caller owns the result.
 
     :raises DeviceError: it cannot be had; the cause tells why.
@@ -22,7 +23,7 @@ def open_fs(fs: FsConfig) -> VhostUserBacking:
     queues = fs.num_queues + 1  # one for what is urgent
     try:
         if fs.socket is not None:
-            return open_vhost_user(fs.id, fs.socket, queues=queues)
+            return open_vhost_user(fs.id, fs.socket, queues=queues, attempt=attempt)
         from cloudvmm.engine.qemu.virtiofsd import share  # rare
 
         return share(fs.id, fs.shared_dir or "", queues=queues)

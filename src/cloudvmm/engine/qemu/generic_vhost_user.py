@@ -12,6 +12,7 @@ import msgspec
 
 from cloudvmm.config.device import GenericVhostUserConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts, Properties
 from cloudvmm.engine.qemu.seat import Seat
@@ -63,7 +64,9 @@ NATIVES: Final[dict[int, Native]] = {
 }
 
 
-def open_generic_vhost_user(device: GenericVhostUserConfig) -> VhostUserBacking:
+def open_generic_vhost_user(
+    device: GenericVhostUserConfig, attempt: Attempt | None = None
+) -> VhostUserBacking:
     """Blocking. Connect to the back end of `device`. The caller owns the result.
 
     :raises CreateGenericVhostUser: it cannot be had, or QEMU has no such device; the cause tells why.
@@ -75,6 +78,7 @@ def open_generic_vhost_user(device: GenericVhostUserConfig) -> VhostUserBacking:
             device.socket,
             queues=len(device.queue_sizes) - NATIVES[device.device_type].own_queues,
             config_bytes=_FS_TAG_BYTES if device.device_type == _FS else 0,
+            attempt=attempt,
         )
     except DeviceError as error:
         raise CreateGenericVhostUser from error

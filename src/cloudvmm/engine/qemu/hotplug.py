@@ -22,6 +22,7 @@ from cloudvmm.engine.base import (
     SlotError,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.counter import counting_command
 from cloudvmm.engine.qemu.disk import DiskBacking
@@ -73,6 +74,7 @@ class Hotplug:
         self._lock = threading.Lock()
         self._control = control
         self._facts = facts
+        self._attempt = Attempt("The addition of the device")
         self._resources = resources
         self._modules = 0
         self._vm_config = spec.vm_config
@@ -89,6 +91,7 @@ class Hotplug:
         :raises SlotError: the slot is taken, or there is no such slot.
         :raises DeviceError: what it stands on cannot be had, or QEMU refused in its own words.
         :raises ImageLocked: another process holds its image.
+        :raises MachineGone: QEMU ended, or `abort` was called.
         """
         check_device_supported(device)
         check_device_means(device, self._facts)
@@ -99,7 +102,7 @@ class Hotplug:
             # What it frees is for the next one: that a device went may not have been heard yet.
             self._settle()
         with contextlib.ExitStack() as undo:
-            backing = open_backing(device)
+            backing = open_backing(device, self._attempt)
             undo.callback(backing.close)
             check_shared(backing, is_ram_shared=self._resources.is_ram_shared)
             backing.check_in(self._vm_config)
@@ -132,6 +135,10 @@ class Hotplug:
             with contextlib.suppress(EngineTimeout):
                 self._control.tell(*counting_command(backing.device_id))
         return backing
+
+    def abort(self) -> None:
+        """End the waiting of an addition for somebody else's program, and of all later ones. Any thread."""
+        self._attempt.abort()
 
     @property
     def has_modules(self) -> bool:

@@ -21,6 +21,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import disk_parts, open_disk
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -57,13 +58,15 @@ class Needs(msgspec.Struct, frozen=True):
 class Kind(msgspec.Struct, frozen=True):
     """`open` makes the backing of a device, or raises `DeviceError`; `describe` makes its parts. Pure.
 
-    `member` is where `VmConfig` has such devices: a list, a single one, or none.
+    `member` is where `VmConfig` has such devices: a list, a single one, or none. An `open` that
+    `waits` may wait for somebody else's program; it takes an `Attempt`, too, by which that can be ended.
     """
 
     member: str
-    open: Callable[[Any], Backing]
+    open: Callable[..., Backing]
     describe: Callable[[Any, Any, Seat], Parts]
     needs: Needs | None = None
+    waits: bool = False
 
 
 def _open_disk(disk: DiskConfig) -> Backing:
@@ -76,9 +79,11 @@ def _disk_parts(disk: DiskConfig, backing: Any, seat: Seat) -> Parts:
 
 KINDS: Final[dict[type[PciDevice], Kind]] = {
     DiskConfig: Kind("disks", _open_disk, _disk_parts),
-    NetConfig: Kind("net", open_net, net_parts),
-    GenericVhostUserConfig: Kind("generic_vhost_user", open_generic_vhost_user, generic_vhost_user_parts),
-    FsConfig: Kind("fs", open_fs, fs_parts),
+    NetConfig: Kind("net", open_net, net_parts, waits=True),
+    GenericVhostUserConfig: Kind(
+        "generic_vhost_user", open_generic_vhost_user, generic_vhost_user_parts, waits=True
+    ),
+    FsConfig: Kind("fs", open_fs, fs_parts, waits=True),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
     VsockConfig: Kind("vsock", open_vsock, vsock_parts),
     VdpaConfig: Kind(
@@ -117,12 +122,13 @@ def check_device_means(device: PciDevice, facts: QemuFacts) -> None:
         raise QemuLacksDevice(needs, facts)
 
 
-def open_backing(device: PciDevice) -> Backing:
+def open_backing(device: PciDevice, attempt: Attempt) -> Backing:
     """Blocking. Open what `device` stands on; nothing is locked yet. The caller owns the result.
 
-    :raises DeviceError: it cannot be had.
+    :raises DeviceError: it cannot be had. :raises MachineGone: `attempt` was aborted.
     """
-    return KINDS[type(device)].open(device)
+    kind = KINDS[type(device)]
+    return kind.open(device, attempt) if kind.waits else kind.open(device)
 
 
 def describe(device: PciDevice, backing: Backing, seat: Seat) -> Parts:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Sequence
 
 import msgspec
 
 from cloudvmm.engine.base import DeviceError, EngineError, MachineGone, PayloadError, SlotError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import Observer, QmpClient, offer_handshake
@@ -62,35 +62,6 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str | None = None
     thp: bool = True
     timeout_s: float
-
-
-class Attempt:
-    """A launch that another thread may abort."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._aborted = False
-        self._process: ChildProcess | None = None
-
-    def abort(self) -> None:
-        """Make the launch fail soon with `MachineGone`. Any thread, any time, idempotent."""
-        with self._lock:
-            self._aborted = True
-            if self._process is not None:
-                self._process.kill()
-
-    def watch(self, process: ChildProcess) -> None:
-        with self._lock:
-            self._process = process
-        self.check()
-
-    def check(self) -> None:
-        """:raises MachineGone: it was aborted."""
-        with self._lock:
-            if self._aborted:
-                if self._process is not None:
-                    self._process.kill()
-                raise MachineGone("The start of QEMU was aborted")
 
 
 def launch(

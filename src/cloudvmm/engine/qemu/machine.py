@@ -314,6 +314,7 @@ class QemuMachine:
             self._killed = True
         self._stream.expect_end()
         self._process.kill()
+        self._hotplug.abort()
         self._monitors.control.abort()
         self._monitors.reader.abort()
 

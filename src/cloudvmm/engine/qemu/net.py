@@ -10,6 +10,7 @@ import msgspec
 
 from cloudvmm.config.net import NetConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.name import part_id, qdev_id
 from cloudvmm.engine.qemu.net_limit import bucket_of
@@ -72,17 +73,17 @@ class NetBacking(Backing, kw_only=True):
         self.release()
 
 
-def open_net(net: NetConfig) -> Backing:
+def open_net(net: NetConfig, attempt: Attempt) -> Backing:
     """Blocking. Make ready what `net` stands on, as its configuration says. The caller owns the result.
 
-    :raises DeviceError: it cannot be had.
+    :raises DeviceError: it cannot be had. :raises MachineGone: `attempt` was aborted.
     """
     if net.user is not None:
         return open_user_net(net, net.user)
     if net.vhost_user:
         from cloudvmm.engine.qemu.vhost_user_net import open_vhost_user_net  # rare, and imports much
 
-        return open_vhost_user_net(net)
+        return open_vhost_user_net(net, attempt)
     backing = _open_tap(net)
     try:
         backing.limit = _limit(net, backing)

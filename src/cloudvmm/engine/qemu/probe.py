@@ -19,9 +19,9 @@ import msgspec
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, MachineGone
 from cloudvmm.engine.qemu import cache
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.cpu import kvm_accelerator
 from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator, QemuFacts
-from cloudvmm.engine.qemu.launch import Attempt
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.engine.qemu.qmp import QmpClient, offer_handshake
 

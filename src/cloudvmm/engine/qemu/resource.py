@@ -16,6 +16,7 @@ import msgspec
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, DeviceError, MachineSpec
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.ivshmem import open_ivshmem
@@ -121,9 +122,11 @@ class Resources(msgspec.Struct, kw_only=True):
         return [*self.rams.values(), *self.zones.values(), *self.backings.values()]
 
 
-def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
+def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = None) -> Resources:
     """Open what `spec` names. `undo` closes it all; nothing stays open after a failure once `undo` has run.
+    `attempt` may be aborted meanwhile.
 
+    :raises MachineGone: it was.
     :raises NotSupportedYet: the configuration asks for what this engine cannot give.
     :raises DeviceError: an image, an interface or a descriptor cannot be had; the cause tells why.
     :raises SlotError: the slots in `spec` do not fit this machine.
@@ -144,7 +147,7 @@ def acquire(spec: MachineSpec, undo: ExitStack) -> Resources:
     resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):
-        backing = open_backing(device)
+        backing = open_backing(device, attempt or Attempt())
         resources.hold(backing)
         check_shared(backing, is_ram_shared=resources.is_ram_shared)
         backing.check_in(vm_config)

@@ -11,31 +11,26 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Iterator
 from typing import Final
 
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.companion import Companion
 from cloudvmm.engine.qemu.name import part_id
 from cloudvmm.engine.qemu.parts import Properties
+from cloudvmm.vhost.message import HEADER, IS_REPLY, VERSION, Kind, receive
 
 CONNECT_S: Final = 2.0
 ANSWER_S: Final = 5.0
 _RETRY_S: Final = 0.05
-_GET_FEATURES: Final = 1
-_GET_PROTOCOL_FEATURES: Final = 15
-_SET_PROTOCOL_FEATURES: Final = 16
-_GET_QUEUE_NUM: Final = 17
-_GET_CONFIG: Final = 24
 _HAS_PROTOCOL_FEATURES: Final = 1 << 30
 _HAS_QUEUE_NUM: Final = 1 << 0
 _HAS_CONFIG: Final = 1 << 9
-_VERSION: Final = 1
-_IS_REPLY: Final = 1 << 2
-_HEADER: Final = struct.Struct("=III")  # request, flags, bytes that follow
 _NUMBER: Final = struct.Struct("=Q")
 _PLACE: Final = struct.Struct("=III")  # of a part of the configuration: offset, bytes, flags
 
@@ -114,7 +109,12 @@ class VhostUserBacking(Backing, kw_only=True):
 
 
 def open_vhost_user(
-    device_id: str | None, path: str, *, queues: int, config_bytes: int = 0
+    device_id: str | None,
+    path: str,
+    *,
+    queues: int,
+    config_bytes: int = 0,
+    attempt: Attempt | None = None,
 ) -> VhostUserBacking:
     """Blocking. Connect to the back end that serves at the socket `path`. The caller owns the result.
 
@@ -122,11 +122,13 @@ def open_vhost_user(
 
     :raises VhostUserConnectError: there is none; the cause tells why.
     :raises DeviceError: it does not talk as one should, or has fewer than `queues`.
+    :raises MachineGone: `attempt` was aborted.
     """
-    device_id = id_of(device_id)
+    device_id, attempt = id_of(device_id), attempt or Attempt()
     with contextlib.ExitStack() as undo:
-        connection = undo.enter_context(connect(path))
-        config = check_back_end(connection, queues=queues, config_bytes=config_bytes)
+        connection = undo.enter_context(connect(path, timeout_s=CONNECT_S, attempt=attempt))
+        with attempt.waiting(connection):
+            config = check_back_end(connection, queues=queues, config_bytes=config_bytes)
         undo.pop_all()
     return VhostUserBacking(device_id=device_id, fd=connection.detach(), config=config)
 
@@ -173,28 +175,36 @@ def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = N
     return {"id": part_id(backing.device_id, "chr"), "backend": {"type": "socket", "data": data}}
 
 
-def connect(path: str) -> socket.socket:
+def connect(path: str, *, timeout_s: float, attempt: Attempt) -> socket.socket:
     """Blocking. Connect to the UNIX socket `path`, which may be there in a moment only. The caller owns it.
 
     :raises VhostUserConnectError: nobody listens there, or it is none; the cause tells why.
+    :raises MachineGone: `attempt` was aborted.
     """
     if "\0" in path:  # as the first character it would be no file at all
         raise VhostUserConnectError from ValueError("The path holds a NUL character")
-    deadline = time.monotonic() + CONNECT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.setblocking(False)
             connection.connect(path)
             return connection
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
-            connection.close()
-            if time.monotonic() > deadline:
-                raise VhostUserConnectError from error
-            time.sleep(_RETRY_S)
         except OSError as error:
             connection.close()
-            raise VhostUserConnectError from error
+            may_come = isinstance(error, FileNotFoundError | ConnectionRefusedError | BlockingIOError)
+            if not may_come or _is_no_socket(path) or time.monotonic() > deadline:
+                if error.errno is not None:  # else its text alone tells what it is
+                    error.filename = path
+                raise VhostUserConnectError from error
+        attempt.pause(_RETRY_S)
+
+
+def _is_no_socket(path: str) -> bool:
+    try:
+        return not stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def check_back_end(
@@ -208,24 +218,24 @@ def check_back_end(
     :raises DeviceError: it cannot, or has not; the cause tells why.
     """
     connection.settimeout(ANSWER_S if timeout_s is None else timeout_s)
-    features = _ask_number(connection, _GET_FEATURES, VhostUserFeaturesError)
+    features = _ask_number(connection, Kind.GET_FEATURES, VhostUserFeaturesError)
     if not features & _HAS_PROTOCOL_FEATURES:
         return b""
-    protocol = _ask_number(connection, _GET_PROTOCOL_FEATURES, VhostUserProtocolFeaturesError)
+    protocol = _ask_number(connection, Kind.GET_PROTOCOL_FEATURES, VhostUserProtocolFeaturesError)
     # What is not agreed on may not be asked for. QEMU agrees anew.
     agreed = protocol & (_HAS_QUEUE_NUM | (_HAS_CONFIG if config_bytes else 0))
     with _failing_as(VhostUserProtocolFeaturesError, connection):
-        _send(connection, _SET_PROTOCOL_FEATURES, _NUMBER.pack(agreed))
+        _send(connection, Kind.SET_PROTOCOL_FEATURES, _NUMBER.pack(agreed))
     if agreed & _HAS_QUEUE_NUM:
-        most = _ask_number(connection, _GET_QUEUE_NUM, VhostUserQueueNumError)
+        most = _ask_number(connection, Kind.GET_QUEUE_NUM, VhostUserQueueNumError)
         if queues > most:
             raise BadQueueNum from TooFewQueues(queues, most)
     if not agreed & _HAS_CONFIG:
         return b""
     with _failing_as(VhostUserConfigError, connection):
         wanted = _PLACE.pack(0, config_bytes, 0) + bytes(config_bytes)
-        _send(connection, _GET_CONFIG, wanted)
-        return _answer(connection, _GET_CONFIG, len(wanted))[_PLACE.size :]
+        _send(connection, Kind.GET_CONFIG, wanted)
+        return _answer(connection, Kind.GET_CONFIG, len(wanted))[_PLACE.size :]
 
 
 def _ask_number(connection: socket.socket, request: int, error: type[DeviceError]) -> int:
@@ -249,7 +259,7 @@ def _failing_as(error: type[DeviceError], connection: socket.socket) -> Iterator
 
 
 def _send(connection: socket.socket, request: int, body: bytes) -> None:
-    connection.sendall(_HEADER.pack(request, _VERSION, len(body)) + body)
+    connection.sendall(HEADER.pack(request, VERSION, len(body)) + body)
 
 
 def _answer(connection: socket.socket, wanted: int, size: int) -> bytes:
@@ -257,17 +267,7 @@ def _answer(connection: socket.socket, wanted: int, size: int) -> bytes:
 
     :raises NotVhostUser: it sends anything else. :raises OSError: it sends nothing.
     """
-    request, flags, found = _HEADER.unpack(_receive(connection, _HEADER.size))
-    if request != wanted or not flags & _IS_REPLY or found != size:
+    request, flags, found = HEADER.unpack(receive(connection, HEADER.size))
+    if request != wanted or not flags & IS_REPLY or found != size:
         raise NotVhostUser
-    return _receive(connection, size)
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            raise ConnectionResetError
-        data += piece
-    return data
+    return receive(connection, size)

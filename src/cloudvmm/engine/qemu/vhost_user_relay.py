@@ -11,13 +11,11 @@ import contextlib
 import os
 import select
 import socket
-import struct
 import tempfile
 import threading
 from typing import Final
 
-HEADER: Final = struct.Struct("<III")
-"""Of a message: request, flags, bytes that follow."""
+from cloudvmm.vhost.message import HEADER, receive
 
 _END_S: Final = 1.0
 _MOST_FDS: Final = 32
@@ -78,7 +76,7 @@ def _carry(qemu: socket.socket, backend: socket.socket) -> None:
 
 def _carry_one(source: socket.socket, target: socket.socket) -> bool:
     """Carry a message as a whole: descriptors belong to its first byte. False at the end."""
-    head, fds, _, _ = socket.recv_fds(source, HEADER.size, _MOST_FDS)
+    head, fds, _, _ = socket.recv_fds(source, HEADER.size, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
     try:
         if not head:
             return False
@@ -93,17 +91,3 @@ def _carry_one(source: socket.socket, target: socket.socket) -> bool:
         for fd in fds:
             os.close(fd)
     return True
-
-
-def receive(source: socket.socket, count: int) -> bytes:
-    """Blocking, as long as the socket's time-out allows. Read `count` bytes.
-
-    :raises OSError: they do not come.
-    """
-    data = b""
-    while len(data) < count:
-        piece = source.recv(count - len(data))
-        if not piece:
-            raise ConnectionResetError
-        data += piece
-    return data

@@ -22,8 +22,9 @@ from cloudvmm.engine.base import (
     SlotError,
 )
 from cloudvmm.engine.qemu import QemuEngine
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.launch import Attempt, LaunchSpec, launch
+from cloudvmm.engine.qemu.launch import LaunchSpec, launch
 from support.leak import Holdings
 
 LONG_S = 20.0

@@ -12,19 +12,22 @@ import pytest
 from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.user_net import UserNetConfig
-from cloudvmm.engine.qemu import user_net, vhost_user_net
+from cloudvmm.engine.base import MachineGone
+from cloudvmm.engine.qemu import user_net, vhost_user, vhost_user_net
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.net_limit import bucket_of
 from cloudvmm.engine.qemu.user_net import ForwardNotPossible, PasstTooOld, open_user_net, user_netdev
-from cloudvmm.engine.qemu.vhost_user import VhostUserConnectError
+from cloudvmm.engine.qemu.vhost_user import BadQueueNum, VhostUserConnectError, VhostUserFeaturesError
 from cloudvmm.engine.qemu.vhost_user_net import (
     VhostUserListenError,
     VhostUserNoBackend,
-    VhostUserSilent,
     open_vhost_user_net,
 )
-from cloudvmm.engine.qemu.vhost_user_relay import HEADER, Relay
+from cloudvmm.engine.qemu.vhost_user_relay import Relay
 from cloudvmm.host.limit import Bucket
+from cloudvmm.vhost.message import HEADER
 from support.leak import Holdings
+from support.vhost_user import back_end
 
 FEATURES = HEADER.pack(1, 5, 8) + bytes(8)
 
@@ -58,8 +61,8 @@ def test_no_limiter_is_no_bucket():
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(vhost_user_net, "_DEADLINE_S", 0.2)
-    monkeypatch.setattr(vhost_user_net, "_LEAST_S", 0.2)
+    monkeypatch.setattr(vhost_user_net, "_BACK_END_S", 0.2)
+    monkeypatch.setattr(vhost_user, "ANSWER_S", 0.2)
 
 
 def net(path, mode=VhostMode.CLIENT):
@@ -69,7 +72,7 @@ def net(path, mode=VhostMode.CLIENT):
 def test_missing_back_end_is_waited_for_and_then_told(short, tmp_path):
     holdings = Holdings()
     with pytest.raises(VhostUserConnectError) as caught:
-        open_vhost_user_net(net(tmp_path / "none"))
+        open_vhost_user_net(net(tmp_path / "none"), Attempt())
     assert isinstance(caught.value.__cause__, FileNotFoundError)
     assert caught.value.__cause__.filename == str(tmp_path / "none")
     holdings.assert_nothing_added()
@@ -79,7 +82,7 @@ def test_socket_that_nobody_serves_any_more_is_told(short, tmp_path):
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "s"))
     with pytest.raises(VhostUserConnectError) as caught:
-        open_vhost_user_net(net(tmp_path / "s"))
+        open_vhost_user_net(net(tmp_path / "s"), Attempt())
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
@@ -87,8 +90,8 @@ def test_file_that_is_no_socket_is_told_at_once(tmp_path):
     (tmp_path / "file").touch()
     started = time.monotonic()
     with pytest.raises(VhostUserConnectError):
-        open_vhost_user_net(net(tmp_path / "file"))
-    assert time.monotonic() - started < vhost_user_net._DEADLINE_S / 2
+        open_vhost_user_net(net(tmp_path / "file"), Attempt())
+    assert time.monotonic() - started < vhost_user_net._BACK_END_S / 2
 
 
 @pytest.mark.parametrize("answer", [b"", b"x", bytes(20), None], ids=["closed", "cut", "zeros", "silent"])
@@ -100,8 +103,8 @@ def test_back_end_that_does_not_speak_is_told(short, tmp_path, answer):
         done = threading.Event()
         thread = threading.Thread(target=answer_once, args=(listener, answer, done))
         thread.start()
-        with pytest.raises(VhostUserSilent, match="does not speak vhost-user"):
-            open_vhost_user_net(net(tmp_path / "s"))
+        with pytest.raises(VhostUserFeaturesError):
+            open_vhost_user_net(net(tmp_path / "s"), Attempt())
         done.set()
         thread.join()
     holdings.assert_nothing_added()
@@ -120,15 +123,54 @@ def answer_once(listener, answer, done):
 def test_back_end_that_never_comes_ends_the_waiting_and_leaves_no_socket(short, tmp_path):
     holdings = Holdings()
     with pytest.raises(VhostUserNoBackend, match="No vhost-user back end connected to"):
-        open_vhost_user_net(net(tmp_path / "s", VhostMode.SERVER))
+        open_vhost_user_net(net(tmp_path / "s", VhostMode.SERVER), Attempt())
     assert not (tmp_path / "s").exists()
     holdings.assert_nothing_added()
+
+
+@pytest.mark.parametrize("mode", VhostMode)
+def test_waiting_for_a_back_end_ends_at_once_when_it_is_aborted(tmp_path, mode):
+    holdings = Holdings()
+    attempt = Attempt("The addition")
+    timer = threading.Timer(0.1, attempt.abort)
+    timer.start()
+    started_s = time.monotonic()
+    with pytest.raises(MachineGone, match="The addition was aborted"):
+        open_vhost_user_net(net(tmp_path / "s", mode), attempt)
+    assert time.monotonic() - started_s < vhost_user_net._BACK_END_S / 2
+    timer.join()
+    assert not (tmp_path / "s").exists()
+    holdings.assert_nothing_added()
+
+
+def test_waiting_for_an_answer_ends_at_once_when_it_is_aborted(tmp_path):
+    attempt, done = Attempt(), threading.Event()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        thread = threading.Thread(target=answer_once, args=(listener, None, done))
+        thread.start()
+        timer = threading.Timer(0.1, attempt.abort)
+        timer.start()
+        started_s = time.monotonic()
+        with pytest.raises(MachineGone):
+            open_vhost_user_net(net(tmp_path / "s"), attempt)
+        assert time.monotonic() - started_s < vhost_user.ANSWER_S / 2
+        done.set()
+        timer.join()
+        thread.join()
+
+
+def test_back_end_with_too_few_queues_is_refused(tmp_path):
+    config = NetConfig(id="n", vhost_user=True, vhost_socket=str(tmp_path / "s"), num_queues=6)
+    with back_end(tmp_path / "s", queues=2), pytest.raises(BadQueueNum):
+        open_vhost_user_net(config, Attempt())
 
 
 def test_place_that_is_taken_is_no_place_to_listen(tmp_path):
     (tmp_path / "s").touch()
     with pytest.raises(VhostUserListenError):
-        open_vhost_user_net(net(tmp_path / "s", VhostMode.SERVER))
+        open_vhost_user_net(net(tmp_path / "s", VhostMode.SERVER), Attempt())
     assert (tmp_path / "s").exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu import vhost_user
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, connect, open_vhost_user
 from support.leak import Holdings
 from support.vhost_user import back_end
@@ -106,8 +107,7 @@ def test_socket_that_cannot_be_connected_to_says_why(tmp_path, monkeypatch, name
     assert words in str(caught.value.__cause__)
 
 
-def test_back_end_that_is_about_to_listen_is_awaited(tmp_path, monkeypatch):
-    monkeypatch.setattr(vhost_user, "CONNECT_S", 10.0)
+def test_back_end_that_is_about_to_listen_is_awaited(tmp_path):
     path = tmp_path / "s"
     late = socket.socket(socket.AF_UNIX)
 
@@ -117,7 +117,7 @@ def test_back_end_that_is_about_to_listen_is_awaited(tmp_path, monkeypatch):
 
     timer = threading.Timer(0.1, listen)
     timer.start()
-    connect(str(path)).close()
+    connect(str(path), timeout_s=10, attempt=Attempt()).close()
     timer.join()
     late.close()
 
@@ -127,7 +127,7 @@ def test_connection_is_made_through_a_name_that_is_no_utf8(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        connect(os.fsdecode(path)).close()
+        connect(os.fsdecode(path), timeout_s=10, attempt=Attempt()).close()
 
 
 def test_closing_ends_the_connection_for_whoever_shares_it(tmp_path):
