@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 
-from support.booted import MIB, Booted, booting, vm_config
+from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import find
 from support.device.net_user import configure_by_dhcp
 from support.namespace import ip, network_namespace, open_tap, ping, run
 from support.stream import stream_from_guest, stream_to_guest
 from support.vhost_user_net import VhostUserNet
+from support.vmm import Vmm
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
@@ -30,6 +31,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
 COLD, HOT = "192.168.40", "192.168.41"
 GUEST_PORT = 5001
 TOLERANCE = 0.15
+BACK_END_S = 10.0
+"""How long a back end is waited for."""
 
 
 @pytest.fixture(scope="module")
@@ -357,3 +360,28 @@ def held(vm: Booted) -> tuple[Any, ...]:
     children = {child.pid for child in vm.server.children()}
     links = sorted(line.split()[0] for line in ip("-brief link show").splitlines())
     return info["config"], info["device_tree"].keys(), links, children
+
+
+@pytest.mark.parametrize("is_hot", [False, True], ids=["boot", "hot"])
+def test_wait_for_a_back_end_does_not_keep_the_server_from_leaving(tmp_path: Path, is_hot: bool) -> None:
+    net = {"vhost_user": True, "vhost_socket": str(tmp_path / "s"), "vhost_mode": "Server"}
+    config = vm_config(memory={"size": 128 * MIB, "shared": True})
+    with serving(tmp_path / "vm") as vm:
+        vm.vmm.put("vm.create", config if is_hot else config | {"net": [net]})
+        if is_hot:
+            vm.vmm.put("vm.boot")
+        command = ("vm.add-net", net) if is_hot else ("vm.boot",)
+        with vm.vmm.second() as other:
+            waiting = threading.Thread(target=ask, args=(other, *command))
+            waiting.start()
+            wait_until((tmp_path / "s").exists, "the server listens", timeout_s=30)
+            started_s = time.monotonic()
+            vm.vmm.put("vmm.shutdown")
+            assert time.monotonic() - started_s < BACK_END_S / 2
+            waiting.join()
+    assert not (tmp_path / "s").exists()
+
+
+def ask(vmm: Vmm, *command: Any) -> None:
+    with contextlib.suppress(OSError, EOFError):  # the server leaves meanwhile
+        vmm.exchange("PUT", *command)
