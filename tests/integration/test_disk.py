@@ -399,7 +399,7 @@ ABSENT_CHAIN = [
     "The disk could not be added to the VM",
     "Error from device manager",
     "Cannot create vhost-user-blk device",
-    "Cannot connect to the vhost-user back end",
+    "Connection to socket failed",
 ]
 REASONS = {
     "nothing": "No such file or directory",
