@@ -69,8 +69,8 @@ class Kind(msgspec.Struct, frozen=True):
     waits: bool = False
 
 
-def _open_disk(disk: DiskConfig) -> Backing:
-    return open_vhost_user_disk(disk) if disk.vhost_user else open_disk(disk)
+def _open_disk(disk: DiskConfig, attempt: Attempt) -> Backing:
+    return open_vhost_user_disk(disk, attempt) if disk.vhost_user else open_disk(disk)
 
 
 def _disk_parts(disk: DiskConfig, backing: Any, seat: Seat) -> Parts:
@@ -78,7 +78,7 @@ def _disk_parts(disk: DiskConfig, backing: Any, seat: Seat) -> Parts:
 
 
 KINDS: Final[dict[type[PciDevice], Kind]] = {
-    DiskConfig: Kind("disks", _open_disk, _disk_parts),
+    DiskConfig: Kind("disks", _open_disk, _disk_parts, waits=True),
     NetConfig: Kind("net", open_net, net_parts, waits=True),
     GenericVhostUserConfig: Kind(
         "generic_vhost_user", open_generic_vhost_user, generic_vhost_user_parts, waits=True

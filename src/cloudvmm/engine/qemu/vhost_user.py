@@ -8,7 +8,6 @@ which stops the whole guest. QEMU gets the very connection on which we asked, an
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import stat
@@ -23,6 +22,7 @@ from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.companion import Companion
 from cloudvmm.engine.qemu.name import part_id
 from cloudvmm.engine.qemu.parts import Properties
+from cloudvmm.engine.qemu.vhost_user_relay import Relay
 from cloudvmm.vhost.message import HEADER, IS_REPLY, VERSION, Kind, receive
 
 CONNECT_S: Final = 2.0
@@ -108,6 +108,15 @@ class VhostUserBacking(Backing, kw_only=True):
             self.companion = None
 
 
+class RelayedBacking(VhostUserBacking, kw_only=True):
+    """`path` is that of `relay`, which has the connection to the back end."""
+
+    relay: Relay
+
+    def close(self) -> None:
+        self.relay.close()
+
+
 def open_vhost_user(
     device_id: str | None,
     path: str,
@@ -124,34 +133,29 @@ def open_vhost_user(
     :raises DeviceError: it does not talk as one should, or has fewer than `queues`.
     :raises MachineGone: `attempt` was aborted.
     """
-    device_id, attempt = id_of(device_id), attempt or Attempt()
-    with contextlib.ExitStack() as undo:
-        connection = undo.enter_context(connect(path, timeout_s=CONNECT_S, attempt=attempt))
-        with attempt.waiting(connection):
-            config = check_back_end(connection, queues=queues, config_bytes=config_bytes)
-        undo.pop_all()
+    device_id = id_of(device_id)
+    connection, config = open_connection(
+        path, queues=queues, attempt=attempt or Attempt(), config_bytes=config_bytes
+    )
     return VhostUserBacking(device_id=device_id, fd=connection.detach(), config=config)
 
 
-def check_listens(path: str) -> None:
-    """Make sure that a stream socket is open at `path`, unnoticed by who has it.
+def open_connection(
+    path: str, *, queues: int, attempt: Attempt, config_bytes: int = 0, timeout_s: float | None = None
+) -> tuple[socket.socket, bytes]:
+    """Blocking. Connect to the back end at `path`, within `timeout_s` or `CONNECT_S`, and have it talk.
 
-    A back end may end with its first connection, so none is made: a datagram socket is refused by a living
-    stream socket for its type.
+    Return the connection, which the caller owns, and what `check_back_end` returns.
 
-    :raises VhostUserConnectError: there is none; the cause tells why.
+    :raises DeviceError: as `connect` and `check_back_end`. :raises MachineGone: `attempt` was aborted.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
-        try:
-            probe.connect(path)
-        except OSError as error:
-            if error.errno != errno.EPROTOTYPE:
-                error.filename = path
-                raise VhostUserConnectError from error
-        except ValueError as error:  # a NUL character in the path
-            raise VhostUserConnectError from error
-        else:
-            raise VhostUserConnectError from OSError(errno.EPROTOTYPE, os.strerror(errno.EPROTOTYPE), path)
+    connection = connect(path, timeout_s=CONNECT_S if timeout_s is None else timeout_s, attempt=attempt)
+    try:
+        with attempt.waiting(connection):
+            return connection, check_back_end(connection, queues=queues, config_bytes=config_bytes)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def check_shared(backing: Backing, *, is_ram_shared: bool) -> None:
@@ -163,7 +167,7 @@ def check_shared(backing: Backing, *, is_ram_shared: bool) -> None:
 def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = None) -> Properties:
     """Describe the character device of `backing`; with `reconnect_s`, QEMU tries as often to have it again.
 
-    With it, QEMU stands still until there is a connection: see `check_listens`.
+    With it, QEMU stands still until there is a first connection.
     """
     if backing.path is None:
         address: Properties = {"type": "fd", "data": {"str": str(backing.fd)}}

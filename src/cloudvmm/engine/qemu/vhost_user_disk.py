@@ -1,21 +1,32 @@
 """Disks that a vhost-user back end serves, such as qemu-storage-daemon or SPDK.
 
-A back end that went away and comes back is connected again, and goes on with what was under way. QEMU waits
-for a back end that does not listen without end, so it is looked at before.
+A back end that went away and comes back is connected again, and goes on with what was under way. QEMU would
+wait for a back end that does not talk without end, so a relay has each connection, and has the back end talk
+before QEMU has it.
 """
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.vhost_user import VhostUserMissingSocket
 from cloudvmm.engine.base import DeviceError, DriverKind
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts, Properties
 from cloudvmm.engine.qemu.seat import Seat
-from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, check_listens, vhost_user_chardev
+from cloudvmm.engine.qemu.vhost_user import (
+    RelayedBacking,
+    VhostUserBacking,
+    open_connection,
+    vhost_user_chardev,
+)
+from cloudvmm.engine.qemu.vhost_user_relay import Relay
 
 _RECONNECT_S: Final = 1
 
@@ -24,24 +35,41 @@ class VhostUserDiskError(DeviceError):
     """Cannot create vhost-user-blk device"""
 
 
-class VhostUserDiskBacking(VhostUserBacking, kw_only=True):
+class VhostUserDiskBacking(RelayedBacking, kw_only=True):
     @property
     def driver_kind(self) -> DriverKind:
         return DriverKind.VHOST_USER
 
 
-def open_vhost_user_disk(disk: DiskConfig) -> VhostUserDiskBacking:
-    """Make sure that a back end listens at the socket of `disk`, without a connection to it.
+def open_vhost_user_disk(disk: DiskConfig, attempt: Attempt) -> VhostUserDiskBacking:
+    """Blocking. Connect to the back end at the socket of `disk`. The caller owns the result.
 
-    :raises VhostUserDiskError: none does; the causes tell why.
+    :raises VhostUserDiskError: there is none, or it does not talk as one should; the causes tell why.
+    :raises MachineGone: `attempt` was aborted.
     """
+    device_id = id_of(disk.id)
     try:
         if disk.vhost_socket is None:
             raise VhostUserMissingSocket
-        check_listens(disk.vhost_socket)
+        connect = partial(_connect, disk.vhost_socket, disk.num_queues)
+        relay = _relay(connect(attempt), connect)
     except (VhostUserMissingSocket, DeviceError) as error:
         raise VhostUserDiskError from error
-    return VhostUserDiskBacking(device_id=id_of(disk.id), path=disk.vhost_socket)
+    return VhostUserDiskBacking(device_id=device_id, path=relay.path, relay=relay)
+
+
+def _connect(path: str, queues: int, attempt: Attempt) -> socket.socket:
+    connection, _ = open_connection(path, queues=queues, attempt=attempt)
+    connection.settimeout(None)
+    return connection
+
+
+def _relay(connection: socket.socket, renew: Callable[[Attempt], socket.socket]) -> Relay:
+    try:
+        return Relay(connection, renew=renew)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def vhost_user_disk_parts(disk: DiskConfig, backing: VhostUserBacking, seat: Seat) -> Parts:

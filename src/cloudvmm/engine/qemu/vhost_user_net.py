@@ -16,10 +16,10 @@ from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.vhost_user import (
-    VhostUserBacking,
+    RelayedBacking,
     VhostUserConnectError,
     check_back_end,
-    connect,
+    open_connection,
 )
 from cloudvmm.engine.qemu.vhost_user_relay import Relay
 
@@ -35,16 +35,7 @@ class VhostUserNoBackend(VhostUserConnectError):
         super().__init__(f"No vhost-user back end connected to {path} within {_BACK_END_S:g} s")
 
 
-class VhostUserNetBacking(VhostUserBacking, kw_only=True):
-    """`path` is that of `relay`, which has the connection to the back end."""
-
-    relay: Relay
-
-    def close(self) -> None:
-        self.relay.close()
-
-
-def open_vhost_user_net(net: NetConfig, attempt: Attempt) -> VhostUserNetBacking:
+def open_vhost_user_net(net: NetConfig, attempt: Attempt) -> RelayedBacking:
     """Blocking: waits for the back end, 10 s at most. The caller owns the result.
 
     :raises DeviceError: there is none, it does not speak or lacks queues; the cause tells why.
@@ -52,19 +43,19 @@ def open_vhost_user_net(net: NetConfig, attempt: Attempt) -> VhostUserNetBacking
     """
     device_id = id_of(net.id)
     path = net.vhost_socket or ""
-    if net.vhost_mode is VhostMode.SERVER:
-        connection = _accept(path, attempt)
-    else:
-        connection = connect(path, timeout_s=_BACK_END_S, attempt=attempt)
-    try:
-        with attempt.waiting(connection):
-            check_back_end(connection, queues=net.num_queues // 2)
+    queue_pairs = net.num_queues // 2
+    with contextlib.ExitStack() as undo:
+        if net.vhost_mode is VhostMode.SERVER:
+            connection = undo.enter_context(_accept(path, attempt))
+            with attempt.waiting(connection):
+                check_back_end(connection, queues=queue_pairs)
+        else:
+            connection, _ = open_connection(path, queues=queue_pairs, attempt=attempt, timeout_s=_BACK_END_S)
+            undo.enter_context(connection)
         connection.settimeout(None)
         relay = Relay(connection)
-    except BaseException:
-        connection.close()
-        raise
-    return VhostUserNetBacking(device_id=device_id, path=relay.path, relay=relay)
+        undo.pop_all()
+    return RelayedBacking(device_id=device_id, path=relay.path, relay=relay)
 
 
 def _accept(path: str, attempt: Attempt) -> socket.socket:

@@ -12,12 +12,17 @@ import pytest
 from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.user_net import UserNetConfig
-from cloudvmm.engine.base import MachineGone
+from cloudvmm.engine.base import DeviceError, MachineGone
 from cloudvmm.engine.qemu import user_net, vhost_user, vhost_user_net
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.net_limit import bucket_of
 from cloudvmm.engine.qemu.user_net import ForwardNotPossible, PasstTooOld, open_user_net, user_netdev
-from cloudvmm.engine.qemu.vhost_user import BadQueueNum, VhostUserConnectError, VhostUserFeaturesError
+from cloudvmm.engine.qemu.vhost_user import (
+    BadQueueNum,
+    VhostUserConnectError,
+    VhostUserFeaturesError,
+    connect,
+)
 from cloudvmm.engine.qemu.vhost_user_net import (
     VhostUserListenError,
     VhostUserNoBackend,
@@ -25,9 +30,10 @@ from cloudvmm.engine.qemu.vhost_user_net import (
 )
 from cloudvmm.engine.qemu.vhost_user_relay import Relay
 from cloudvmm.host.limit import Bucket
-from cloudvmm.vhost.message import HEADER
+from cloudvmm.vhost.message import HEADER, receive
 from support.leak import Holdings
 from support.vhost_user import back_end
+from support.wait import wait_until
 
 FEATURES = HEADER.pack(1, 5, 8) + bytes(8)
 
@@ -199,6 +205,49 @@ def test_relay_carries_messages_whole_with_their_descriptors_and_ends(tmp_path):
         assert backend.recv(1) == b""
     relay.close()
     assert not os.path.exists(relay.path)
+    holdings.assert_nothing_added()
+
+
+def test_relay_lets_qemu_come_back_when_there_is_a_new_connection(tmp_path):
+    holdings = Holdings()
+    theirs, ours = zip(*(socket.socketpair() for _ in range(2)), strict=True)
+    is_back = threading.Event()
+
+    def renew(attempt):
+        if not is_back.is_set():
+            raise DeviceError("Not yet")
+        return ours[1]
+
+    relay = Relay(ours[0], renew=renew)
+    try:
+        for number, backend in enumerate(theirs):
+            with backend, socket.socket(socket.AF_UNIX) as qemu:
+                qemu.settimeout(5)
+                qemu.connect(relay.path)
+                qemu.sendall(HEADER.pack(number, 1, 0))
+                assert receive(backend, HEADER.size) == HEADER.pack(number, 1, 0)
+                if number == 0:
+                    assert not os.path.exists(relay.path)
+                    backend.close()
+                    assert qemu.recv(1) == b""
+                    is_back.set()
+                    wait_until(lambda: os.path.exists(relay.path), "the relay listens", timeout_s=5)
+    finally:
+        relay.close()
+    assert not os.path.exists(os.path.dirname(relay.path))
+    holdings.assert_nothing_added()
+
+
+def test_relay_without_its_back_end_ends(tmp_path):
+    holdings = Holdings()
+    backend, ours = socket.socketpair()
+    relay = Relay(ours, renew=lambda attempt: connect(str(tmp_path / "s"), timeout_s=10, attempt=attempt))
+    with socket.socket(socket.AF_UNIX) as qemu:
+        qemu.settimeout(5)
+        qemu.connect(relay.path)
+        backend.close()
+        assert qemu.recv(1) == b""
+    relay.close()
     holdings.assert_nothing_added()
 
 

@@ -54,7 +54,6 @@ from cloudvmm.engine.qemu.user_net import UserNetBacking
 from cloudvmm.engine.qemu.vdpa import VdpaBacking
 from cloudvmm.engine.qemu.vfio import VfioBacking, has_iommufd
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
-from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskBacking
 from cloudvmm.engine.qemu.vmdk import Extents, OpenExtent
 from cloudvmm.engine.qemu.vsock import VsockBacking
 from cloudvmm.engine.qemu.zone import zones_of
@@ -137,7 +136,7 @@ def extents_of(fd: int) -> Extents:
 
 def disk_backing(case: Case, disk: DiskConfig, fd: int) -> Backing:
     if disk.vhost_user:
-        return VhostUserDiskBacking(device_id=disk.id or "", path=disk.vhost_socket)
+        return VhostUserBacking(device_id=disk.id or "", path=disk.vhost_socket)
     image = image_of(case, disk, fd)
     return DiskBacking(device_id=disk.id or "", image=image, granularity=disk.lock_granularity)
 
