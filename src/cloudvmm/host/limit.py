@@ -66,14 +66,10 @@ class Limit:
 
         :raises LimitError: the kernel or the host lacks the means, or we lack the rights.
         """
-        try:
-            self._helper = f"{_HELPER_PREFIX}{socket.if_nametoindex(interface)}"
-        except OSError as error:
-            raise LimitError(f"There is no interface {interface}") from error
         self._interface = interface
+        self._helper = _helper_of(interface)
         _sweep()
-        if self._helper in _interfaces():
-            self.close()
+        self.close()
         _check_unused(interface)
         with contextlib.ExitStack() as undo:
             _run("ip", [f"link add {self._helper} type ifb", f"link set {self._helper} up"])
@@ -85,9 +81,7 @@ class Limit:
 
     def close(self) -> None:
         """Blocking, some 30 ms. Take the limits away, where there are any. Idempotent."""
-        if self._helper in _interfaces():
-            _try("tc", [f"qdisc del dev {self._interface} {at}" for at in ("ingress", "root")])
-            _try("ip", [f"link del {self._helper}"])
+        _clear(self._interface, self._helper)
 
     def _fill(self, bucket: Bucket) -> None:
         everything = f"filter add dev {self._interface} parent ffff: protocol all u32 match u32 0 0"
@@ -99,6 +93,26 @@ class Limit:
                 f"qdisc add dev {self._interface} root {_filter(bucket)}",
             ],
         )
+
+
+def clear(interface: str) -> None:
+    """Blocking, some 30 ms where there is something. Take away what a killed manager left on `interface`."""
+    with contextlib.suppress(LimitError):  # it is gone
+        _clear(interface, _helper_of(interface))
+
+
+def _clear(interface: str, helper: str) -> None:
+    if helper in _interfaces():
+        _try("tc", [f"qdisc del dev {interface} {at}" for at in ("ingress", "root")])
+        _try("ip", [f"link del {helper}"])
+
+
+def _helper_of(interface: str) -> str:
+    """:raises LimitError: there is no such interface."""
+    try:
+        return f"{_HELPER_PREFIX}{socket.if_nametoindex(interface)}"
+    except OSError as error:
+        raise LimitError(f"There is no interface {interface}") from error
 
 
 def _filter(bucket: Bucket) -> str:

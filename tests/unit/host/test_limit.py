@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cloudvmm.host.limit import Bucket, Limit, LimitError, NoTrafficControl, TrafficControlInUse
+from cloudvmm.host.limit import Bucket, Limit, LimitError, NoTrafficControl, TrafficControlInUse, clear
 from support.namespace import network_namespace, open_tap, run
 
 pytestmark = pytest.mark.root
@@ -60,6 +60,22 @@ def test_what_a_killed_manager_left_is_cleared_away(tap):
     assert "rate 16777Kbit" in run("tc qdisc show dev t0")
     assert interfaces() == ["lo", "t0", helper()]
     limit.close()
+
+
+def test_what_a_killed_manager_left_is_cleared_from_an_interface_without_a_limit(tap):
+    before = run("tc qdisc show dev t0").split()[1], interfaces()
+    clear(tap)
+    Limit(tap, BUCKET)
+    clear(tap)
+    clear("t1")
+    assert (run("tc qdisc show dev t0").split()[1], interfaces()) == before
+
+
+def test_clearing_leaves_the_traffic_control_of_others(tap):
+    run("tc qdisc add dev t0 root pfifo")
+    before = run("tc qdisc show dev t0")
+    clear(tap)
+    assert run("tc qdisc show dev t0") == before
 
 
 @pytest.mark.parametrize("where", ["ingress", "root pfifo"])

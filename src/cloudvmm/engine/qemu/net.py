@@ -18,7 +18,7 @@ from cloudvmm.engine.qemu.parts import Parts, Properties
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.user_net import UserNetBacking, open_user_net, user_netdev
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
-from cloudvmm.host.limit import Limit, LimitError
+from cloudvmm.host.limit import Limit, LimitError, clear
 from cloudvmm.host.tap import TapError, interface_of, open_tap
 
 # What QEMU accepts: rings of 256 to 1024, and for transmission none but 256 unless a back end has the rings.
@@ -96,6 +96,8 @@ def open_net(net: NetConfig, attempt: Attempt) -> Backing:
 def _limit(net: NetConfig, backing: NetBacking) -> Limit | None:
     bucket = bucket_of(net.rate_limiter_config, queue_pairs=net.num_queues // 2)
     if bucket is None:
+        if backing.tap is not None:
+            clear(backing.tap)
         return None
     try:
         if backing.tap is None:
