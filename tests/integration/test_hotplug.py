@@ -247,6 +247,24 @@ def test_ten_disks_come_and_go(vm: Booted) -> None:
 
 
 @pytest.mark.usefixtures("as_before")
+@pytest.mark.parametrize(
+    "cycles", [10, pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
+def test_limited_disk_and_network_device_come_and_go_over_and_over(vm: Booted, cycles: int) -> None:
+    image = raw_image(vm, "often.raw", b"often")
+    limit = {"bandwidth": {"size": DISK_BYTES, "refill_time": 1000, "one_time_burst": DISK_BYTES}}
+    for _ in range(cycles):
+        disk_id, disk_bdf = add(
+            vm, "vm.add-disk", path=str(image), image_type="Raw", rate_limiter_config=limit
+        )
+        net_id, net_bdf = add(vm, "vm.add-net", tap="often0", rate_limiter_config=limit)
+        assert vm.run(f"head -c 5 /dev/{find(vm, disk_bdf, 'block')}") == "often"
+        assert find(vm, net_bdf, "net")
+        remove(vm, disk_id)
+        remove(vm, net_id)
+
+
+@pytest.mark.usefixtures("as_before")
 def test_device_added_and_removed_while_paused_comes_and_goes_with_resume(vm: Booted) -> None:
     image = raw_image(vm, "paused.raw", b"paused")
     vm.vmm.put("vm.pause")
