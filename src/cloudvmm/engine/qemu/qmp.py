@@ -139,16 +139,28 @@ class QmpClient:
                     self._events.append(message)
 
     def execute_until(
-        self, command: str, arguments: dict[str, Any] | None = None, *, event: str, timeout_s: float
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        event: str,
+        timeout_s: float,
+        is_last: Callable[[Event], bool] | None = None,
     ) -> Event:
         """Blocking. Execute `command`, whose work is done when QEMU sends `event`, and return that event.
 
+        Of several events of that name it is the first that `is_last`. Nobody else takes one meanwhile.
+
         :raises EngineError: as `execute` and `wait_event`.
         """
+        deadline = time.monotonic() + timeout_s
         with self._turn:
             self._events.clear()
             self.execute(command, arguments)
-            return self.wait_event(event, timeout_s=timeout_s)
+            while True:
+                found = self.wait_event(event, timeout_s=deadline - time.monotonic())
+                if is_last is None or is_last(found):
+                    return found
 
     def poll_events(self) -> list[Event]:
         """Return and forget the events that arrived so far; never blocks.

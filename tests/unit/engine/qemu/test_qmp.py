@@ -192,6 +192,25 @@ def test_execute_until_awaits_the_event_that_follows(talking, peer, beside):
     assert done.data == {"result": {"status": "completed"}}
 
 
+def test_execute_until_passes_by_events_that_are_not_the_last(talking, peer, beside):
+    def migrate():
+        peer.answer()
+        for status in ("setup", "active", "completed"):
+            peer.say(event="MIGRATION", data={"status": status})
+            # The control loop looks now and then, and would take what the worker waits for.
+            assert talking.poll_events() == []
+
+    beside(migrate)
+    done = talking.execute_until(
+        "migrate",
+        event="MIGRATION",
+        timeout_s=LONG_S,
+        is_last=lambda event: event.data["status"] == "completed",
+    )
+
+    assert done.data == {"status": "completed"}
+
+
 def test_silence_is_a_timeout_and_the_late_answer_is_dropped(talking, peer, beside):
     with pytest.raises(EngineTimeout):
         talking.execute("stop", timeout_s=SHORT_S)
