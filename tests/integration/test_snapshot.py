@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,3 +139,94 @@ def test_state_of_another_machine_is_refused(tmp_path: Path) -> None:
         vm.vmm.put("vm.restore", {"source_url": url}, expect=500)
         vm.vmm.get("vm.info", expect=404)
         vm.vmm.put("vm.create", vm_config())
+
+
+@VERSIONS
+def test_paused_guest_is_saved_twice_and_changes_meanwhile(tmp_path: Path, version: str) -> None:
+    """QEMU gives the state of a guest that stands still once, and has the images inactive afterwards."""
+    disk, added = make_image(tmp_path / "disk", 4 * MIB), make_image(tmp_path / "added", 4 * MIB)
+    config = vm_config(disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}])
+    with booting(tmp_path / "run", config, *flags_of(version, tmp_path)) as vm:
+        save(vm, tmp_path / "one")
+        save_again(vm, tmp_path / "two", expect=204)
+        vm.vmm.put("vm.add-disk", {"id": "added", "path": str(added), "image_type": "Raw"}, expect=200)
+        (*_, last) = save_again(vm, tmp_path / "three", expect=500)
+        assert last.startswith("The VM was changed since it was saved")
+        assert list((tmp_path / "three").iterdir()) == []
+        answer = vm.vmm.exchange("PUT", "vm.resize-disk", {"id": "d", "desired_size": 8 * MIB})
+        assert answer.status == (500 if version == "7.2" else 204)
+        vm.vmm.put("vm.resume")
+        vm.vmm.put("vm.resize-disk", {"id": "d", "desired_size": 16 * MIB}, expect=204)
+        vm.run("echo after | dd of=/dev/vda bs=512 conv=sync,fsync")
+        assert disk.read_bytes()[:5] == b"after"
+        vm.run("until [ -b /dev/vdb ]; do usleep 20000; done")
+        save(vm, tmp_path / "four")
+        vm.vmm.put("vm.delete")
+        restore(vm, f"file://{tmp_path / 'two'}")
+        assert vm.run("ls /dev/vd*") == "/dev/vda"
+        save(vm, tmp_path / "five")
+
+
+def save_again(vm: Booted, folder: Path, *, expect: int) -> Any:
+    folder.mkdir()
+    return vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=expect)
+
+
+def test_device_that_the_guest_still_has_keeps_it_from_being_saved(tmp_path: Path) -> None:
+    """The configuration has it no more: nobody could go on from what was saved."""
+    disk = make_image(tmp_path / "disk", 4 * MIB)
+    config = vm_config(disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}])
+    with booting(tmp_path / "run", config) as vm:
+        vm.vmm.put("vm.pause")
+        vm.vmm.put("vm.remove-device", {"id": "d"}, expect=204)
+        (*_, last) = save_again(vm, tmp_path / "one", expect=500)
+        assert last == "The guest still has to let go of what was removed: d"
+        vm.vmm.put("vm.resume")
+        vm.events.wait("vm/device-removed", timeout_s=GUEST_S)
+        url = save(vm, tmp_path / "two")
+        vm.vmm.put("vm.delete")
+        restore(vm, url)
+        assert vm.run("ls /dev/vd* 2>/dev/null || echo none") == "none"
+
+
+@pytest.mark.root
+def test_memory_of_huge_pages_is_saved(tmp_path: Path) -> None:
+    config = vm_config(memory={"size": 128 * MIB, "hugepages": True, "hugepage_size": 2 * MIB})
+    with huge_pages(64), booting(tmp_path / "run", config) as vm:
+        vm.run("head -c 20m /dev/urandom >/tmp/filled; md5sum </tmp/filled >/tmp/sum")
+        url = save(vm, tmp_path / "snapshot")
+        vm.vmm.put("vm.delete")
+        restore(vm, url)
+        assert vm.run("md5sum </tmp/filled") == vm.run("cat /tmp/sum")
+
+
+@contextlib.contextmanager
+def huge_pages(count: int) -> Iterator[None]:
+    """Have the host reserve `count` pages of 2 MiB, beside those that it has."""
+    pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    before = int(pool.read_text())
+    pool.write_text(str(before + count))
+    try:
+        if int(pool.read_text()) < before + count:
+            pytest.skip(f"The host does not have {count} huge pages to give")
+        yield
+    finally:
+        pool.write_text(str(before))
+
+
+@pytest.mark.root
+def test_full_disk_leaves_no_file_and_the_guest_goes_on(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", small], check=True)
+    try:
+        with booting(tmp_path / "run", vm_config()) as vm:
+            vm.vmm.put("vm.pause")
+            words = save_again(vm, small / "one", expect=500)
+            assert any("No space left on device" in word for word in words)
+            assert list((small / "one").iterdir()) == []
+            save_again(vm, tmp_path / "two", expect=204)
+            vm.vmm.put("vm.resume")
+            assert vm.run("echo on") == "on"
+    finally:
+        subprocess.run(["umount", small], check=True)

@@ -147,7 +147,7 @@ class QemuEngine:
             if lock_error is not None and spec.origin is not None:
                 raise lock_error
             if isinstance(spec.origin, SavedIn):
-                load_memory(resources.memories, spec.origin.folder)
+                load_memory(resources.memories, spec.origin.folder, facts, check=attempt.check)
             if lock_error is not None:
                 resources.release_images()
                 spec = _without_disks(spec)

@@ -81,6 +81,7 @@ class Hotplug:
         self._slots = dict(spec.slots)
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
         self._doubtful: set[str] = set()  # what QEMU may have, although its addition failed
+        self._asked: set[str] = set()  # what the guest was asked to let go of
         self._dropped: list[Command] = []
         self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
 
@@ -145,6 +146,12 @@ class Hotplug:
         """Whether memory modules were plugged."""
         return self._modules > 0
 
+    @property
+    def owed(self) -> list[str]:
+        """The devices that QEMU has, or may have, until the guest lets go of them."""
+        with self._lock:
+            return sorted(self._doubtful | self._asked)
+
     def plug_module(self, size: int) -> None:
         """Blocking. Plug a memory module of `size` bytes, as the first of the RAM, wholly or not at all.
 
@@ -207,6 +214,8 @@ class Hotplug:
             raise DeviceCannotGo(device_id, reason=backing.stays)
         self._ask_guest(device_id)
         with self._lock:
+            if device_id in self._slots:
+                self._asked.add(device_id)
             backing = self._resources.backings.get(device_id)
             if backing is not None:  # the guest may have been quicker
                 backing.release()
@@ -225,6 +234,7 @@ class Hotplug:
             self._slots.pop(device_id, None)
             self._remains.pop(device_id, None)
             self._doubtful.discard(device_id)
+            self._asked.discard(device_id)
             backing = self._resources.backings.get(device_id)
             if backing is not None:
                 backing.release()

@@ -40,7 +40,7 @@ from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
-from cloudvmm.engine.qemu.snapshot import NotRestorable, load_state, save
+from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, load_state
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 
@@ -87,9 +87,9 @@ class QemuMachine:
         self._was_booted = False
         self._was_restored = False
         self._is_unlocked = False
-        self._qemu_version = facts.version
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
+        self._saver = Saver(monitors.control, resources.memories, facts)
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
         self._stream = EventStream(
             monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
@@ -178,14 +178,17 @@ class QemuMachine:
             self._is_unlocked = False
         with self._end_explained():
             self._monitors.control.execute("cont")
+        self._saver.note_run()
         self._hotplug.sweep()
         self._drivers.run()
 
     def power_button(self) -> None:
+        self._saver.note_change()
         with self._end_explained():
             self._monitors.control.execute("system_powerdown")
 
     def nmi(self) -> None:
+        self._saver.note_change()
         with self._end_explained():
             self._monitors.control.execute("inject-nmi")
 
@@ -207,7 +210,7 @@ class QemuMachine:
             raise DumpFailed(done.data.get("error", "The dump failed"))
 
     def add_device(self, device: PciDevice, slot: int) -> None:
-        self._check_booted()
+        self._begin_change()
         with self._end_explained():
             backing = self._hotplug.plug(device, slot)
         if backing.interface is not None:
@@ -217,23 +220,23 @@ class QemuMachine:
         self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:
-        self._check_booted()
+        self._begin_change()
         with self._end_explained():
             self._hotplug.ask_removal(device_id)
 
     def resize_vcpus(self, vcpus: int) -> None:
-        self._check_booted()
+        self._begin_change()
         with self._end_explained():
             self._vcpus.resize(vcpus)
 
     def add_memory(self, size_bytes: int) -> None:
-        self._check_booted()
+        self._begin_change()
         with self._end_explained():
             self._hotplug.plug_module(size_bytes)
         self._ram_bytes += size_bytes
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
-        self._check_booted()
+        self._begin_change()
         request = {
             "path": f"/machine/peripheral/{qdev_id(zone_id)}",
             "property": "requested-size",
@@ -243,14 +246,15 @@ class QemuMachine:
             self._monitors.control.execute("qom-set", request)
 
     def resize_balloon(self, balloon_bytes: int) -> None:
-        self._check_booted()
+        self._begin_change()
         with self._end_explained():
             # QEMU wants to know what the balloon leaves, and takes no 0.
             left_bytes = max(self._ram_bytes - balloon_bytes, 1)
             self._monitors.control.execute("balloon", {"value": left_bytes})
 
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
-        self._check_booted()
+        self._begin_change()
+        self._saver.check_images()
         with self._end_explained():
             self._hotplug.resize_disk(disk_id, size_bytes)
 
@@ -260,7 +264,7 @@ class QemuMachine:
         with self._end_explained():
             if self._monitors.control.execute("query-status")["running"]:
                 raise EngineError("The guest runs: its state cannot be saved")
-            save(self._monitors.control, self._resources.memories, folder, version=self._qemu_version)
+            self._saver.save(folder, check=self._check_alive)
 
     def restore(self, folder: str) -> None:
         """Blocking. Take the state in `folder`: to be done once, instead of `boot`.
@@ -350,6 +354,14 @@ class QemuMachine:
             self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
         self._drivers.rest()
 
+    def _begin_change(self) -> None:
+        self._check_booted()
+        self._saver.note_change()
+
+    def _check_alive(self) -> None:
+        if self._killed or self._process.has_ended():
+            raise MachineGone("QEMU ended")
+
     def _check_savable(self) -> None:
         if self._hotplug.has_modules:
             raise NotSupportedYet(
@@ -357,6 +369,10 @@ class QemuMachine:
             )
         if self._vcpus.are_owed:
             raise EngineError("The guest still has to let go of vCPUs that were to be removed")
+        if self._hotplug.owed:
+            raise EngineError(
+                f"The guest still has to let go of what was removed: {', '.join(self._hotplug.owed)}"
+            )
 
     @contextlib.contextmanager
     def _end_explained(self) -> Iterator[None]:
@@ -372,6 +388,7 @@ class QemuMachine:
 
     def close(self) -> None:
         self.kill()
+        self._saver.note_change()
         self._drivers.close()
         self._stream.close()
         self._undo.close()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import msgspec
 
 from cloudvmm.engine.base import EngineError, StateError
+from cloudvmm.engine.qemu.extent import copy_file, copy_from_huge_pages, copy_to_huge_pages
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.zone import ZoneBacking
@@ -28,14 +30,23 @@ _FORMAT: Final = 1
 _FD_NAME: Final = "saved"
 _TIMEOUT_S: Final = 60.0
 _BYTES_PER_S: Final = 20 * 1024 * 1024
-_COPY_BYTES: Final = 64 * 1024 * 1024
 # An older QEMU throws away what virtio-mem has given when it takes a state without shared RAM.
 _KEEPS_ZONES: Final = (10, 0, 0)
+# An older QEMU has its images inactive from when it has given its state until its guest runs again.
+_ACTIVATES: Final = (10, 0, 0)
 _END: Final = {"completed", "failed", "cancelled"}
 
 
 class NotSaved(EngineError):
     """The state could not be saved; the text is QEMU's own words."""
+
+
+class SavedAndChanged(EngineError):
+    """The VM was changed since it was saved and has not run: resume it before it is saved again"""
+
+
+class ImagesInactive(EngineError):
+    """The VM was saved and has not run since: resume it before a disk gets a new size"""
 
 
 class NotRestorable(StateError):
@@ -51,67 +62,146 @@ class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SavedMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `engine-machine` holds. `pieces` are not in the stream: all RAM that is shared, or none."""
+    """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
+
+    What is shared with others, such as the file of a pmem device, is then not in the stream either.
+    """
 
     format: int = _FORMAT
-    qemu: str
+    qemu: tuple[int, int, int]
+    accelerator: str
+    is_ram_apart: bool
     pieces: list[SavedPiece]
 
 
-def save(
-    control: QmpClient, memories: dict[str, RamBacking], folder: str, *, version: tuple[int, int, int]
-) -> None:
-    """Blocking. Write the state of a guest that stands still into `folder`; it stays there, and paused.
+class Saver:
+    """Saves one machine, as often as is asked. `control` and `memories` are lent. For one thread.
 
-    Every file is new and synced; on failure none is left. `version` is that of QEMU.
-
-    :raises NotSaved: QEMU refused, or the state is larger than the disk.
+    QEMU gives the state of a guest that stands still once. So what was written stays open, to be copied where
+    the guest has neither run nor changed when it is saved again.
     """
-    with contextlib.ExitStack() as undo:
+
+    def __init__(self, control: QmpClient, memories: dict[str, RamBacking], facts: QemuFacts) -> None:
+        self._control = control
+        self._memories = memories
+        self._facts = facts
+        self._written: dict[str, int] = {}
+        self._is_spent = False
+
+    def save(self, folder: str, *, check: Callable[[], None]) -> None:
+        """Blocking. Write the state of a guest that stands still into `folder`; it stays there, and paused.
+
+        Every file is new and synced; on failure none is left. What `check` raises ends the copying of RAM.
+
+        :raises NotSaved: QEMU refused, or the state is larger than the disk.
+        :raises SavedAndChanged: QEMU gives its state only when the guest has run again.
+        """
+        if self._is_spent and not self._written:
+            raise SavedAndChanged
+        with contextlib.ExitStack() as undo:
+            if self._written:
+                for name, source in self._written.items():
+                    with _created(folder, name, undo) as fd:
+                        copy_file(source, fd, check=check)
+            else:
+                self._write_all(folder, undo, check)
+            undo.pop_all()
+
+    def check_images(self) -> None:
+        """:raises ImagesInactive: QEMU would end itself if an image were changed now."""
+        if self._is_spent and self._facts.version < _ACTIVATES:
+            raise ImagesInactive
+
+    def note_change(self) -> None:
+        """The state of the guest is about to be another than what was written."""
+        while self._written:
+            os.close(self._written.popitem()[1])
+
+    def note_run(self) -> None:
+        """The guest runs."""
+        self.note_change()
+        self._is_spent = False
+
+    def _write_all(self, folder: str, undo: contextlib.ExitStack, check: Callable[[], None]) -> None:
+        _check_blockers(self._control)
+        written = undo.enter_context(contextlib.ExitStack())
+        fds: dict[str, int] = {}
+
+        @contextlib.contextmanager
+        def file(name: str) -> Iterator[int]:
+            with _created(folder, name, undo) as fd:
+                yield fd
+                fds[name] = os.dup(fd)
+                written.callback(os.close, fds[name])
+
+        version = self._facts.version
+        has_zones = any(isinstance(memory, ZoneBacking) for memory in self._memories.values())
+        is_ram_apart = not has_zones or version >= _KEEPS_ZONES
         pieces = []
-        has_zones = any(isinstance(memory, ZoneBacking) for memory in memories.values())
-        apart = {} if has_zones and version < _KEEPS_ZONES else dict(_shared(memories))
-        for number, (name, memory) in enumerate(apart.items()):
-            file = f"{RAM_FILE}{number}"
-            with _created(folder, file, undo) as fd:
+        for number, (name, memory) in enumerate(_shared(self._memories) if is_ram_apart else ()):
+            with file(f"{RAM_FILE}{number}") as fd:
                 assert memory.fd is not None
-                _copy(memory.fd, fd)
-            pieces.append(SavedPiece(file, name, memory.ram.size))
-        with _created(folder, STATE_FILE, undo) as fd:
-            ram_bytes = sum(memory.ram.size for memory in memories.values())
-            _migrate(control, "migrate", fd, is_ram_apart=bool(pieces), ram_bytes=ram_bytes)
-        with _created(folder, MACHINE_FILE, undo) as fd:
-            qemu = ".".join(map(str, version))
-            _write(fd, msgspec.json.encode(SavedMachine(qemu=qemu, pieces=pieces)))
-        undo.pop_all()
+                (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
+            pieces.append(SavedPiece(f"{RAM_FILE}{number}", name, memory.ram.size))
+        machine = SavedMachine(
+            qemu=version, accelerator=self._facts.accelerator, is_ram_apart=is_ram_apart, pieces=pieces
+        )
+        with file(MACHINE_FILE) as fd:
+            _write(fd, msgspec.json.encode(machine))
+        with file(STATE_FILE) as fd:
+            self._migrate(fd, is_ram_apart=is_ram_apart)
+        written.pop_all()
+        self._written = fds
+
+    def _migrate(self, fd: int, *, is_ram_apart: bool) -> None:
+        ram_bytes = sum(memory.ram.size for memory in self._memories.values())
+        try:
+            _migrate(self._control, "migrate", fd, is_ram_apart=is_ram_apart, ram_bytes=ram_bytes)
+        except EngineError:
+            with contextlib.suppress(EngineError):
+                self._control.execute("migrate_cancel")
+            raise
+        self._is_spent = True
+        if self._facts.version >= _ACTIVATES:
+            with contextlib.suppress(QmpError):  # as when the guest runs: nobody else was given the images
+                self._control.execute("blockdev-set-active", {"active": True})
 
 
-def load_memory(memories: dict[str, RamBacking], folder: str) -> None:
+def load_memory(
+    memories: dict[str, RamBacking], folder: str, facts: QemuFacts, *, check: Callable[[], None]
+) -> None:
     """Blocking. Fill the memory of a machine that is about to be built with what was saved in `folder`.
 
-    :raises StateError: it is not the memory of such a machine, or cannot be read.
+    What `check` raises ends it.
+
+    :raises StateError: it is not the memory of such a machine, cannot be read, or the QEMU of `facts` cannot
+        take the state.
     """
     machine = _read_machine(folder)
-    shared = dict(_shared(memories))
-    if machine.pieces and {(piece.name, piece.size) for piece in machine.pieces} != {
+    _check_origin(machine, facts)
+    shared = dict(_shared(memories)) if machine.is_ram_apart else {}
+    if {(piece.name, piece.size) for piece in machine.pieces} != {
         (name, memory.ram.size) for name, memory in shared.items()
     }:
         raise StateError("The state is that of a machine with other RAM")
     for piece in machine.pieces:
-        target = shared[piece.name].fd
-        assert target is not None
-        try:
-            source = os.open(f"{folder}/{os.path.basename(piece.file)}", os.O_RDONLY | os.O_CLOEXEC)
-        except (OSError, ValueError) as error:
-            raise StateError("The state cannot be read") from error
-        try:
-            if os.fstat(source).st_size != piece.size:
-                raise StateError(f"The state is damaged: {piece.file} has not {piece.size} bytes")
-            _copy(source, target)
-        except OSError as error:
-            raise StateError("The state cannot be read") from error
-        finally:
-            os.close(source)
+        _load_piece(folder, piece, shared[piece.name], check)
+
+
+def _load_piece(folder: str, piece: SavedPiece, memory: RamBacking, check: Callable[[], None]) -> None:
+    assert memory.fd is not None
+    try:
+        source = os.open(f"{folder}/{os.path.basename(piece.file)}", os.O_RDONLY | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise StateError("The state cannot be read") from error
+    try:
+        if os.fstat(source).st_size != piece.size:
+            raise StateError(f"The state is damaged: {piece.file} has not {piece.size} bytes")
+        (copy_to_huge_pages if memory.ram.hugepages else copy_file)(source, memory.fd, check=check)
+    except OSError as error:
+        raise StateError("The state cannot be read") from error
+    finally:
+        os.close(source)
 
 
 def load_state(control: QmpClient, folder: str, *, ram_bytes: int) -> None:
@@ -124,7 +214,7 @@ def load_state(control: QmpClient, folder: str, *, ram_bytes: int) -> None:
     except (OSError, ValueError) as error:
         raise StateError("The state cannot be read") from error
     try:
-        is_ram_apart = bool(_read_machine(folder).pieces)
+        is_ram_apart = _read_machine(folder).is_ram_apart
         _migrate(control, "migrate-incoming", fd, is_ram_apart=is_ram_apart, ram_bytes=ram_bytes)
     except NotSaved as error:
         raise NotRestorable(str(error)) from error
@@ -141,14 +231,35 @@ def _migrate(control: QmpClient, command: str, fd: int, *, is_ram_apart: bool, r
             {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
         )
         control.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
-        control.execute(command, {"uri": f"fd:{_FD_NAME}"})
-        while control.wait_event("MIGRATION", timeout_s=timeout_s).data["status"] not in _END:
-            pass
+        control.execute_until(
+            command,
+            {"uri": f"fd:{_FD_NAME}"},
+            event="MIGRATION",
+            timeout_s=timeout_s,
+            is_last=lambda event: event.data["status"] in _END,
+        )
         info = control.execute("query-migrate")
     except QmpError as error:
-        raise NotSaved(error.description) from error
+        raise NotSaved(error.description) from error.__cause__
     if info.get("status") != "completed":
         raise NotSaved(info.get("error-desc", "The migration failed"))
+
+
+def _check_blockers(control: QmpClient) -> None:
+    """:raises NotSaved: a device has a state that QEMU cannot give."""
+    for reason in control.execute("query-migrate").get("blocked-reasons", ()):
+        raise NotSaved(reason)
+
+
+def _check_origin(machine: SavedMachine, facts: QemuFacts) -> None:
+    if machine.accelerator != facts.accelerator:
+        raise StateError(
+            f"The state is that of a guest under {machine.accelerator.upper()},"
+            f" and this one would run under {facts.accelerator.upper()}"
+        )
+    if machine.qemu > facts.version:
+        saved = ".".join(map(str, machine.qemu))
+        raise StateError(f"QEMU {saved} saved the state, and QEMU {facts.version_text} is older")
 
 
 def _shared(memories: dict[str, RamBacking]) -> Iterator[tuple[str, RamBacking]]:
@@ -197,28 +308,3 @@ def _remove(path: str) -> None:
 def _write(fd: int, data: bytes) -> None:
     with open(fd, "wb", closefd=False) as file:
         file.write(data)
-
-
-def _copy(source: int, target: int) -> None:
-    """Copy what there is of `source` to the same place in `target`, whose holes stay holes."""
-    size = os.fstat(source).st_size
-    os.ftruncate(target, size)
-    for start, end in _extents(source, size):
-        os.lseek(target, start, os.SEEK_SET)
-        while start < end:
-            copied = os.sendfile(target, source, start, min(end - start, _COPY_BYTES))
-            if copied == 0:
-                raise OSError("The file became shorter")
-            start += copied
-
-
-def _extents(fd: int, size: int) -> Iterable[tuple[int, int]]:
-    """Yield where the data of a file begins and ends."""
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:  # nothing but a hole is left
-            return
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
