@@ -1,4 +1,4 @@
-"""Each kind of device through its life: at boot, rebooted, removed, added again, added while paused.
+"""Each kind of device through its life: at boot, rebooted, removed, added again, added while paused, restored.
 
 Every step is seen from inside a real guest, on the QEMU of the path, on the oldest that is supported and on
 the newest there is.
@@ -7,6 +7,7 @@ the newest there is.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,5 +125,21 @@ class TestLifeOfADevice:
 
     def test_added_device_works_after_a_reboot(self, stage: Stage) -> None:
         stage.reboot()
+        for device_id in stage.configured():
+            stage.check(device_id)
+
+    def test_goes_on_from_a_snapshot_or_the_refusal_says_why(self, stage: Stage) -> None:
+        stage.vm.vmm.put("vm.pause")
+        url = f"file://{tempfile.mkdtemp(dir=stage.case.folder)}"
+        answer = stage.vm.vmm.exchange("PUT", "vm.snapshot", {"destination_url": url})
+        assert (answer.status == 204) == (stage.case.unsaved is None), answer.body
+        if stage.case.unsaved is None:
+            stage.case.before_reboot()
+            stage.vm.vmm.put("vm.delete")
+            stage.vm.vmm.put("vm.restore", {"source_url": url}, expect=204)
+            stage.vm.open_shell()
+        else:
+            assert stage.case.unsaved in answer.body.decode()
+        stage.vm.vmm.put("vm.resume")
         for device_id in stage.configured():
             stage.check(device_id)

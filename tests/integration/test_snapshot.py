@@ -230,3 +230,27 @@ def test_full_disk_leaves_no_file_and_the_guest_goes_on(tmp_path: Path) -> None:
             assert vm.run("echo on") == "on"
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+def devices(folder: Path) -> dict[str, Any]:
+    disk, shared = make_image(folder / "disk", 4 * MIB), make_image(folder / "shared", MIB)
+    return {
+        "ivshmem": {"ivshmem": {"path": str(shared), "size": MIB}},
+        "vIOMMU": {"disks": [{"id": "d", "path": str(disk), "image_type": "Raw", "iommu": True}]},
+        "private RAM": {"memory": {"size": 256 * MIB, "mergeable": True}},
+        "small ones": {"watchdog": True, "pvpanic": True, "balloon": {"size": 32 * MIB}},
+    }
+
+
+@pytest.mark.parametrize("which", ["ivshmem", "vIOMMU", "private RAM", "small ones"])
+def test_guest_with_devices_that_stay_goes_on(tmp_path: Path, which: str) -> None:
+    """The matrix of devices takes those through this that come and go."""
+    with booting(tmp_path / "run", vm_config(**devices(tmp_path)[which])) as vm:
+        vm.run("head -c 20m /dev/urandom >/tmp/filled; md5sum </tmp/filled >/tmp/sum")
+        before = vm.run("ls /sys/bus/pci/devices")
+        url = save(vm, tmp_path / "snapshot")
+        vm.vmm.put("vm.delete")
+        restore(vm, url)
+        assert vm.run("ls /sys/bus/pci/devices") == before
+        assert vm.run("md5sum </tmp/filled") == vm.run("cat /tmp/sum")
+        vm.run("[ ! -b /dev/vda ] || echo after | dd of=/dev/vda bs=512 conv=sync,fsync")

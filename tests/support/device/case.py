@@ -15,7 +15,7 @@ class DeviceCase:
 
     `command` adds one, `member` is where a configuration has it, `is_single` where that is no list.
     `changes` are what the VM's configuration needs besides. `stays` are words of the refusal where such a
-    device cannot be removed. `oldest` is the first version of QEMU that can have it, and `refusal` are words
+    device cannot be removed, `unsaved` of that where a guest with one cannot be saved. `oldest` is the first version of QEMU that can have it, and `refusal` are words
     of what an older one answers.
     """
 
@@ -25,6 +25,7 @@ class DeviceCase:
     is_single: ClassVar[bool] = False
     changes: ClassVar[dict[str, Any]] = {}
     stays: ClassVar[str | None] = None
+    unsaved: ClassVar[str | None] = None
     oldest: ClassVar[tuple[int, int]] = (7, 2)
     refusal: ClassVar[str] = ""
 

@@ -62,6 +62,7 @@ class FsCase(DeviceCase):
     command = "vm.add-fs"
     member = "fs"
     changes = SHARED_MEMORY
+    unsaved = "vhost-user-fs"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

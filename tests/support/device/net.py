@@ -15,7 +15,14 @@ class NetCase(DeviceCase):
     member = "net"
 
     def device(self, device_id: str) -> dict[str, Any]:
-        return {"id": device_id, "tap": "matrix0", "ip": "192.168.77.1", "mask": "255.255.255.0"}
+        # The guest of a snapshot goes on with what it knows of the host, the address of the TAP too.
+        return {
+            "id": device_id,
+            "tap": "matrix0",
+            "ip": "192.168.77.1",
+            "mask": "255.255.255.0",
+            "host_mac": "2e:89:a8:e4:bf:01",
+        }
 
     def check(self, vm: Booted, device_id: str, bdf: str) -> None:
         name = find(vm, bdf, "net")

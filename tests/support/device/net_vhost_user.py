@@ -19,6 +19,7 @@ class NetVhostUserCase(DeviceCase):
     name = "vhost-user-net"
     command = "vm.add-net"
     member = "net"
+    unsaved = "lacks VHOST_USER_PROTOCOL_F_LOG_SHMFD"
     changes: ClassVar[dict[str, Any]] = {"memory": {"size": 256 << 20, "shared": True}}
 
     def __init__(self, folder: Path) -> None:

@@ -15,6 +15,7 @@ class PmemCase(DeviceCase):
     command = "vm.add-pmem"
     member = "pmem"
     stays = "cannot unplug persistent memory"
+    unsaved = "QEMU does not save persistent memory devices"
 
     def device(self, device_id: str) -> dict[str, Any]:
         file = make_image(self.folder / f"{device_id}.img", BYTES)

@@ -18,6 +18,7 @@ class VsockCase(DeviceCase):
     command = "vm.add-vsock"
     member = "vsock"
     is_single = True
+    unsaved = "lacks VHOST_USER_PROTOCOL_F_LOG_SHMFD"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

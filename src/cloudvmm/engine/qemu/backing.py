@@ -19,11 +19,13 @@ class Backing(msgspec.Struct, kw_only=True):
     """Opened for one device and owned by the machine's `Resources`.
 
     It is used by one thread at a time. None of its methods waits for QEMU or for the guest: the control loop
-    calls `release` and `close`, too. `stays` tells why the device cannot be removed from a guest that runs.
+    calls `release` and `close`, too. `stays` tells why the device cannot be removed from a guest that runs,
+    `unsaved` why a guest that has it cannot be saved, where QEMU itself would not say so.
     """
 
     device_id: str
     stays: str | None = None
+    unsaved: str | None = None
 
     @property
     def fds(self) -> list[int]:

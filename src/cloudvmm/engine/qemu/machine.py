@@ -57,6 +57,11 @@ class DumpFailed(EngineError):
     """QEMU could not write the core; the text is its own words."""
 
 
+class DeviceNotSaved(EngineError):
+    def __init__(self, device_id: str, *, reason: str) -> None:
+        super().__init__(f"A VM with the device {device_id} cannot be saved: {reason}")
+
+
 class QemuMachine:
     """Owns `process`, `monitors` and what `undo` releases. Made by `QemuEngine.build`.
 
@@ -89,7 +94,12 @@ class QemuMachine:
         self._is_unlocked = False
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
-        self._saver = Saver(monitors.control, resources.memories, facts)
+        self._saver = Saver(
+            monitors.control,
+            resources.memories,
+            facts,
+            has_ivshmem=spec.vm_config.ivshmem is not None,
+        )
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
         self._stream = EventStream(
             monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
@@ -367,6 +377,9 @@ class QemuMachine:
             raise NotSupportedYet(
                 "A VM with memory modules that were plugged cannot be saved yet: reboot it before"
             )
+        for backing in self._resources.backings.values():
+            if backing.unsaved is not None:
+                raise DeviceNotSaved(backing.device_id, reason=backing.unsaved)
         if self._vcpus.are_owed:
             raise EngineError("The guest still has to let go of vCPUs that were to be removed")
         if self._hotplug.owed:

@@ -41,6 +41,8 @@ def open_pmem(pmem: PmemConfig) -> MappedBacking:
         _set_size(fd, pmem.size or 0)
     backing = open_mapped(id_of(pmem.id), fd, size=pmem.size, is_shared=not pmem.discard_writes)
     backing.stays = "QEMU cannot unplug persistent memory"
+    # Its queue stays behind: a guest that went on would wait for its next flush for ever.
+    backing.unsaved = "QEMU does not save persistent memory devices"
     return backing
 
 

@@ -62,10 +62,7 @@ class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SavedMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
-
-    What is shared with others, such as the file of a pmem device, is then not in the stream either.
-    """
+    """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`."""
 
     format: int = _FORMAT
     qemu: tuple[int, int, int]
@@ -77,14 +74,20 @@ class SavedMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 class Saver:
     """Saves one machine, as often as is asked. `control` and `memories` are lent. For one thread.
 
+    `has_ivshmem` says that all RAM must be in the stream: QEMU would look for the memory of ivshmem where it
+    lay in the guest before it has put it there.
+
     QEMU gives the state of a guest that stands still once. So what was written stays open, to be copied where
     the guest has neither run nor changed when it is saved again.
     """
 
-    def __init__(self, control: QmpClient, memories: dict[str, RamBacking], facts: QemuFacts) -> None:
+    def __init__(
+        self, control: QmpClient, memories: dict[str, RamBacking], facts: QemuFacts, *, has_ivshmem: bool
+    ) -> None:
         self._control = control
         self._memories = memories
         self._facts = facts
+        self._has_ivshmem = has_ivshmem
         self._written: dict[str, int] = {}
         self._is_spent = False
 
@@ -136,7 +139,7 @@ class Saver:
 
         version = self._facts.version
         has_zones = any(isinstance(memory, ZoneBacking) for memory in self._memories.values())
-        is_ram_apart = not has_zones or version >= _KEEPS_ZONES
+        is_ram_apart = not self._has_ivshmem and (not has_zones or version >= _KEEPS_ZONES)
         pieces = []
         for number, (name, memory) in enumerate(_shared(self._memories) if is_ram_apart else ()):
             with file(f"{RAM_FILE}{number}") as fd:
