@@ -1,4 +1,4 @@
-"""Each kind of device through its life: at boot, rebooted, removed, added again, added while paused, restored.
+"""Each kind of device through its life: booted, rebooted, removed, added again, added while paused, restored.
 
 Every step is seen from inside a real guest, on the QEMU of the path, on the oldest that is supported and on
 the newest there is.

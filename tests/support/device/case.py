@@ -15,8 +15,8 @@ class DeviceCase:
 
     `command` adds one, `member` is where a configuration has it, `is_single` where that is no list.
     `changes` are what the VM's configuration needs besides. `stays` are words of the refusal where such a
-    device cannot be removed, `unsaved` of that where a guest with one cannot be saved. `oldest` is the first version of QEMU that can have it, and `refusal` are words
-    of what an older one answers.
+    device cannot be removed, `unsaved` where a guest that has it cannot be saved. `oldest` is the first
+    version of QEMU that can have it, and `refusal` are words of what an older one answers.
     """
 
     name: ClassVar[str]

@@ -17,7 +17,7 @@ class UserDeviceCase(DeviceCase):
     command = "vm.add-user-device"
     member = "user_devices"
     changes = {"memory": {"size": 256 * MIB, "shared": True}}  # noqa: RUF012
-    unsaved = "VFIO migration is not supported"
+    unsaved = "QEMU does not save vfio-user devices"
     oldest = (11, 0)
     refusal = "vfio-user devices need a QEMU with the device vfio-user-pci, which comes with QEMU 11.0"
 

@@ -92,6 +92,7 @@ class QemuMachine:
         self._was_booted = False
         self._was_restored = False
         self._is_unlocked = False
+        self._facts = facts
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
         self._saver = Saver(
@@ -283,7 +284,7 @@ class QemuMachine:
         """
         try:
             with self._end_explained():
-                load_state(self._monitors.control, folder, ram_bytes=self._ram_bytes)
+                load_state(self._monitors.control, folder, self._facts, ram_bytes=self._ram_bytes)
         except MachineGone as error:
             raise NotRestorable("QEMU could not go on from the state") from error
         self._was_restored = self._was_booted = True

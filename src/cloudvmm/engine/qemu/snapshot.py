@@ -32,6 +32,8 @@ _TIMEOUT_S: Final = 60.0
 _BYTES_PER_S: Final = 20 * 1024 * 1024
 # An older QEMU throws away what virtio-mem has given when it takes a state without shared RAM.
 _KEEPS_ZONES: Final = (10, 0, 0)
+# A newer QEMU takes no descriptor of a file by its name, an older one no set of descriptors as a file.
+_OPENS_SETS: Final = (9, 1, 0)
 # An older QEMU has its images inactive from when it has given its state until its guest runs again.
 _ACTIVATES: Final = (10, 0, 0)
 _END: Final = {"completed", "failed", "cancelled"}
@@ -159,7 +161,15 @@ class Saver:
     def _migrate(self, fd: int, *, is_ram_apart: bool) -> None:
         ram_bytes = sum(memory.ram.size for memory in self._memories.values())
         try:
-            _migrate(self._control, "migrate", fd, is_ram_apart=is_ram_apart, ram_bytes=ram_bytes)
+            with _reopened(fd, os.O_WRONLY) as stream:
+                _migrate(
+                    self._control,
+                    "migrate",
+                    stream,
+                    version=self._facts.version,
+                    is_ram_apart=is_ram_apart,
+                    ram_bytes=ram_bytes,
+                )
         except EngineError:
             with contextlib.suppress(EngineError):
                 self._control.execute("migrate_cancel")
@@ -207,7 +217,7 @@ def _load_piece(folder: str, piece: SavedPiece, memory: RamBacking, check: Calla
         os.close(source)
 
 
-def load_state(control: QmpClient, folder: str, *, ram_bytes: int) -> None:
+def load_state(control: QmpClient, folder: str, facts: QemuFacts, *, ram_bytes: int) -> None:
     """Blocking. Have a QEMU that was started with `INCOMING` take the state; its guest then stands paused.
 
     :raises StateError: it is not the state of such a machine.
@@ -218,14 +228,29 @@ def load_state(control: QmpClient, folder: str, *, ram_bytes: int) -> None:
         raise StateError("The state cannot be read") from error
     try:
         is_ram_apart = _read_machine(folder).is_ram_apart
-        _migrate(control, "migrate-incoming", fd, is_ram_apart=is_ram_apart, ram_bytes=ram_bytes)
+        _migrate(
+            control,
+            "migrate-incoming",
+            fd,
+            version=facts.version,
+            is_ram_apart=is_ram_apart,
+            ram_bytes=ram_bytes,
+        )
     except NotSaved as error:
         raise NotRestorable(str(error)) from error
     finally:
         os.close(fd)
 
 
-def _migrate(control: QmpClient, command: str, fd: int, *, is_ram_apart: bool, ram_bytes: int) -> None:
+def _migrate(
+    control: QmpClient,
+    command: str,
+    fd: int,
+    *,
+    version: tuple[int, int, int],
+    is_ram_apart: bool,
+    ram_bytes: int,
+) -> None:
     timeout_s = _TIMEOUT_S + ram_bytes / _BYTES_PER_S
     capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
     try:
@@ -233,19 +258,44 @@ def _migrate(control: QmpClient, command: str, fd: int, *, is_ram_apart: bool, r
             "migrate-set-capabilities",
             {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
         )
-        control.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
-        control.execute_until(
-            command,
-            {"uri": f"fd:{_FD_NAME}"},
-            event="MIGRATION",
-            timeout_s=timeout_s,
-            is_last=lambda event: event.data["status"] in _END,
-        )
+        with _given(control, fd, version) as uri:
+            control.execute_until(
+                command,
+                {"uri": uri},
+                event="MIGRATION",
+                timeout_s=timeout_s,
+                is_last=lambda event: event.data["status"] in _END,
+            )
         info = control.execute("query-migrate")
     except QmpError as error:
         raise NotSaved(error.description) from error.__cause__
     if info.get("status") != "completed":
         raise NotSaved(info.get("error-desc", "The migration failed"))
+
+
+@contextlib.contextmanager
+def _given(control: QmpClient, fd: int, version: tuple[int, int, int]) -> Iterator[str]:
+    """Give QEMU `fd`, which must be for the one thing that it is used for, and yield how to call it."""
+    if version < _OPENS_SETS:
+        control.execute("getfd", {"fdname": _FD_NAME}, fds=[fd])
+        yield f"fd:{_FD_NAME}"
+        return
+    number = control.execute("add-fd", fds=[fd])["fdset-id"]
+    try:
+        yield f"file:/dev/fdset/{number}"
+    finally:
+        with contextlib.suppress(EngineError):
+            control.execute("remove-fd", {"fdset-id": number})
+
+
+@contextlib.contextmanager
+def _reopened(fd: int, access: int) -> Iterator[int]:
+    """Open the file of `fd` once more, at its beginning."""
+    again = os.open(f"/proc/self/fd/{fd}", access | os.O_CLOEXEC)
+    try:
+        yield again
+    finally:
+        os.close(again)
 
 
 def _check_blockers(control: QmpClient) -> None:

@@ -53,7 +53,9 @@ def open_user_device(device: UserDeviceConfig) -> UserDeviceBacking:
             raise SocketPathTooLong(path)
     except (OSError, ValueError, NoSocket, SocketPathTooLong) as error:
         raise VfioUserClientError from error
-    return UserDeviceBacking(device_id=id_of(device.id), path=path)
+    return UserDeviceBacking(
+        device_id=id_of(device.id), path=path, unsaved="QEMU does not save vfio-user devices"
+    )
 
 
 def user_device_parts(device: UserDeviceConfig, backing: UserDeviceBacking, seat: Seat) -> Parts:
