@@ -292,6 +292,7 @@ class QemuMachine:
     def send(self, target: SentTo) -> None:
         self._check_booted()
         self._check_savable()
+        self._saver.check_unspent()
         with self._end_explained(), contextlib.closing(self._carrier(target.link_fd)) as carrier:
             try:
                 carrier.send(downtime_ms=target.downtime_ms, unlock=self._unlock_images)
@@ -356,6 +357,7 @@ class QemuMachine:
 
     def _unlock_images(self) -> None:
         """Let the machine that goes on with the guest have its images."""
+        self._saver.note_sent()
         self._is_unlocked = True
         for disk in self._resources.disks:
             disk.unlock()

@@ -43,12 +43,12 @@ class NotSaved(EngineError):
     """The state could not be saved; the text is QEMU's own words."""
 
 
-class SavedAndChanged(EngineError):
-    """The VM was changed since it was saved and has not run: resume it before it is saved again"""
+class StateSpent(EngineError):
+    """QEMU gives a state once: resume the VM, which has not run since, before it is saved or sent again"""
 
 
 class ImagesInactive(EngineError):
-    """The VM was saved and has not run since: resume it before a disk gets a new size"""
+    """The VM was saved or sent and has not run since: resume it before a disk gets a new size"""
 
 
 class NotRestorable(StateError):
@@ -99,10 +99,10 @@ class Saver:
         Every file is new and synced; on failure none is left. What `check` raises ends the copying of RAM.
 
         :raises NotSaved: QEMU refused, or the state is larger than the disk.
-        :raises SavedAndChanged: QEMU gives its state only when the guest has run again.
+        :raises StateSpent: QEMU gives its state only when the guest has run again.
         """
-        if self._is_spent and not self._written:
-            raise SavedAndChanged
+        if not self._written:
+            self.check_unspent()
         with contextlib.ExitStack() as undo:
             if self._written:
                 for name, source in self._written.items():
@@ -111,6 +111,11 @@ class Saver:
             else:
                 self._write_all(folder, undo, check)
             undo.pop_all()
+
+    def check_unspent(self) -> None:
+        """:raises StateSpent: QEMU gives its state only when the guest has run again."""
+        if self._is_spent:
+            raise StateSpent
 
     def check_images(self) -> None:
         """:raises ImagesInactive: QEMU would end itself if an image were changed now."""
@@ -121,6 +126,11 @@ class Saver:
         """The state of the guest is about to be another than what was written."""
         while self._written:
             os.close(self._written.popitem()[1])
+
+    def note_sent(self) -> None:
+        """QEMU has given its state to another machine, and the guest stands still."""
+        self.note_change()
+        self._is_spent = True
 
     def note_run(self) -> None:
         """The guest runs."""
