@@ -97,6 +97,14 @@ def test_guest_has_its_cid_and_the_host_a_port_of_its_own(vm, path):
     assert vm.run("cat /tmp/cid") == "42"
 
 
+def test_snapshot_is_refused_once_in_the_words_of_qemu(vm, tmp_path):
+    vm.vmm.put("vm.pause")
+    *_, before, last = vm.vmm.put("vm.snapshot", {"destination_url": f"file://{tmp_path}"}, expect=500)
+    assert "non-migratable device" in last
+    assert last != before
+    vm.vmm.put("vm.resume")
+
+
 @pytest.mark.timeout(400)
 def test_host_sends_byte_for_byte(vm, path):
     vm.run("rm -f /tmp/sum; (socat -u -b 65536 VSOCK-LISTEN:2000 SYSTEM:'md5sum >/tmp/sum' &)")

@@ -187,7 +187,7 @@ class Hotplug:
                 timeout_s=_STEP_TIMEOUT_S,
             )
         except QmpError as error:
-            raise DeviceError(error.description) from error
+            raise DeviceError(error.description) from None  # the same words
         finally:
             with self._lock:
                 backing.settle_lock()
@@ -279,7 +279,9 @@ class Hotplug:
                         fds=() if step.fd is None else (step.fd,),
                     )
                 except QmpError as error:
-                    raise _named(error) from error
+                    if is_about_room(error.description):
+                        raise NoRoomForMemory from error
+                    raise _named(error) from None  # the same words
             undo.pop_all()
 
     def _undo(self, command: Command) -> None:
@@ -317,7 +319,7 @@ class Hotplug:
         except QmpError as error:
             # It is gone, which is about to be told, or the guest was asked a moment ago.
             if error.error_class != _NOT_FOUND and _UNDER_WAY not in error.description:
-                raise DeviceError(error.description) from error
+                raise DeviceError(error.description) from None  # the same words
 
 
 def _device_ids(parts: Parts) -> list[str]:
@@ -328,6 +330,4 @@ def _device_ids(parts: Parts) -> list[str]:
 def _named(error: QmpError) -> EngineError:
     if is_about_slot(error.description):
         return SlotError(error.description)
-    if is_about_room(error.description):
-        return NoRoomForMemory()
     return DeviceError(error.description)

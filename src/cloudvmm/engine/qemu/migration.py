@@ -104,7 +104,7 @@ class Carrier:
             self._control.execute("getfd", {"fdname": _FD_NAME}, fds=[far.fileno()])
             self._control.execute(command, {"uri": f"fd:{_FD_NAME}"})
         except QmpError as error:
-            raise NotSent(error.description) from error
+            raise NotSent(error.description) from None  # the same words
 
     def _forward(self, near: socket.socket) -> None:
         """Send what QEMU writes until it closes its end."""

@@ -247,7 +247,7 @@ def load_state(control: QmpClient, folder: str, facts: QemuFacts, *, ram_bytes: 
             ram_bytes=ram_bytes,
         )
     except NotSaved as error:
-        raise NotRestorable(str(error)) from error
+        raise NotRestorable(str(error)) from error.__cause__  # the same words
     finally:
         os.close(fd)
 

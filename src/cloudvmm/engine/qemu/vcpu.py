@@ -141,7 +141,7 @@ class Vcpus:
             except QmpError as error:
                 for each in reversed(added):
                     self._remove(each)
-                raise VcpuRefused(error.description) from error
+                raise VcpuRefused(error.description) from None
             added.append(name)
             self._had += 1
 
@@ -150,7 +150,7 @@ class Vcpus:
         try:
             self._control.execute("device_del", {"id": name})
         except QmpError as error:
-            raise VcpuRefused(error.description) from error
+            raise VcpuRefused(error.description) from None  # the same words
 
 
 def is_taken(place: dict[str, Any]) -> bool:

@@ -36,6 +36,7 @@ from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.text import TextNotUtf8
 from cloudvmm.engine.qemu.vfio import VfioCreateError
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskError
+from cloudvmm.errors import error_chain
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.leak import Holdings
 
@@ -147,8 +148,9 @@ def test_disk_is_made_in_order_with_its_descriptor_and_stays_locked(hotplug, qem
 def test_disk_that_qemu_refuses_is_undone_backwards(hotplug, qemu, resources, disk, image, refused, undone):
     before = Holdings()
     qemu.refuses[refused] = refusal(refused, "QEMU's words")
-    with pytest.raises(DeviceError, match="QEMU's words"):
+    with pytest.raises(DeviceError) as failure:
         hotplug.plug(disk, SLOT)
+    assert error_chain(failure.value) == ["QEMU's words"]
     names = qemu.names()
     assert names[names.index(refused) + 1 :] == undone
     assert not is_locked(image)
