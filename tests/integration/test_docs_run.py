@@ -22,6 +22,7 @@ LEFT_OUT = {
         "`fd` is the console of a guest that you have booted",
     ],
     "docs/how-to/ci.md": ["it installs packages"],
+    "docs/how-to/devices.md": ["it takes devices from your host, and a vfio-user server"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],
     "docs/how-to/share-a-folder.md": ["its options are those of the virtiofsd that you have"],
     "docs/how-to/passthrough.md": [
