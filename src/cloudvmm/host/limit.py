@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 from typing import Final
 
@@ -160,7 +159,9 @@ def _run(program: str, lines: list[str], *, keeps_on: bool = False) -> str:
 
     :raises LimitError: the program is not there, or a line failed.
     """
-    import subprocess  # rare, and not at the top for its price
+    # Rare, and not at the top for their price.
+    import shutil
+    import subprocess
 
     found = shutil.which(program, path=os.pathsep.join((os.environ.get("PATH", ""), *_FOLDERS)))
     if found is None:
