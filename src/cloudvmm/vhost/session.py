@@ -29,7 +29,7 @@ _CONFIG: Final = 1 << 9
 _MEMORY_SLOTS: Final = 1 << 15
 _OFFERED: Final = _MULTIPLE_QUEUES | _REPLY_ACK | _CONFIG | _MEMORY_SLOTS
 
-_MEMORY_SLOT_LIMIT: Final = 509  # as many as KVM has had from its beginning
+MEMORY_SLOT_LIMIT: Final = 509  # as many as KVM has had from its beginning
 _NO_FD: Final = 1 << 8
 _INDEX_MASK: Final = 0xFF
 
@@ -95,12 +95,6 @@ class Session:
             raise ProtocolBroken(f"There is no ring {index}")
         return self.rings[index]
 
-    def _attach(self, ring: Ring) -> None:
-        try:
-            ring.attach(self._memory)
-        except RingBroken as error:
-            raise ProtocolBroken(str(error)) from error
-
     def _pass(self, message: Message) -> None:
         """Do nothing: there is one owner, and no errors are told of by a descriptor."""
 
@@ -145,7 +139,7 @@ class Session:
         self._change_memory(lambda: self._memory.replace(places, message.fds))
 
     def _get_memory_slots(self, message: Message) -> None:
-        self._reply(message, _U64.pack(_MEMORY_SLOT_LIMIT))
+        self._reply(message, _U64.pack(MEMORY_SLOT_LIMIT))
 
     def _add_memory(self, message: Message) -> None:
         place = _one_place(message)
@@ -158,12 +152,16 @@ class Session:
         self._change_memory(lambda: self._memory.remove(place))
 
     def _change_memory(self, change: Callable[[], None]) -> None:
-        """Rings may be at work: they let go of the memory, and find themselves in it anew."""
+        """Rings may be at work: they let go of the memory, and find themselves in it anew.
+
+        One that does not stands still: a region that changes its size goes first and comes back then.
+        """
         for ring in self.rings:
             ring.detach()
         change()
         for ring in self.rings:
-            self._attach(ring)
+            with contextlib.suppress(RingBroken):
+                ring.attach(self._memory)
 
     def _set_ring_size(self, message: Message) -> None:
         index, size = message.unpack(_STATE)
@@ -180,7 +178,10 @@ class Session:
         index, _, descriptors, used, available, _ = message.unpack(_ADDRESSES)
         ring = self._ring(index)
         ring.set_addresses(descriptors, used, available)
-        self._attach(ring)
+        try:
+            ring.attach(self._memory)
+        except RingBroken as error:
+            raise ProtocolBroken(str(error)) from error
 
     def _get_ring_base(self, message: Message) -> None:
         index, _ = message.unpack(_STATE)

@@ -117,6 +117,20 @@ def test_memory_comes_and_goes_by_regions_under_running_rings(served):
     assert all(ring.is_running for ring in served.session.rings)
 
 
+def test_ring_stands_still_while_its_region_is_away(served):
+    front = served.front
+    front.negotiate()
+    front.share_memory()
+    front.start()
+    region = struct.pack("=5Q", 0, GUEST_BASE, MEMORY_BYTES, USER_BASE, 0)
+    front.send(Kind.REM_MEM_REG, region)
+    front.settle()
+    assert not any(ring.is_running for ring in served.session.rings)
+    front.send(Kind.ADD_MEM_REG, region, fds=[front.memory_fd])
+    front.settle()
+    assert all(ring.is_running for ring in served.session.rings)
+
+
 def test_region_that_may_only_be_read_is_out_of_reach_and_no_error(served, tmp_path):
     (tmp_path / "rom").write_bytes(bytes(4096))
     with (tmp_path / "rom").open("rb") as rom:
