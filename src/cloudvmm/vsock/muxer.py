@@ -32,6 +32,7 @@ STREAM_LIMIT: Final = 1023
 RETRY_S: Final = 0.01
 
 _RESET_LIMIT: Final = 256
+_ACCEPT_LIMIT: Final = 128  # in one pass; the poller tells of the others again
 _CONNECT_S: Final = 2.0
 _FIRST_PORT: Final = 1 << 30
 _EVENTS: Final = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -212,7 +213,7 @@ class Muxer:
         stream.close()
 
     def _accept(self) -> None:
-        while True:
+        for _ in range(_ACCEPT_LIMIT):
             try:
                 host, _ = self._listener.accept()
             except OSError:  # nobody, any more; or no descriptor is left, and the next event tries again

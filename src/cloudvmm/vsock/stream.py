@@ -118,7 +118,10 @@ class Stream:
         if (writable or hung_up) and self._unsent:
             self._flush()
         if hung_up and not self._is_open:
-            self.reset()
+            if self._begins:
+                self.is_over = True  # the guest has not heard of it
+            else:
+                self.reset()
         if self._host_ended & NO_MORE_SENDING and self._is_hung_up:
             self._host_ended |= NO_MORE_RECEIVING
 

@@ -120,6 +120,15 @@ def test_host_that_leaves_before_the_answer_takes_its_question_back(calling):
     assert calling.stream.is_finished
 
 
+def test_guest_hears_nothing_of_a_host_that_leaves_before_it_was_asked():
+    ends = Ends(is_ours=True)
+    ends.program.close()
+    ends.look(hung_up=True)
+    assert ends.stream.is_finished
+    assert ends.said() == []
+    ends.close()
+
+
 def test_host_that_sends_no_more_goes_on_receiving(ends):
     ends.program.send(b"last")
     ends.program.shutdown(socket.SHUT_WR)
