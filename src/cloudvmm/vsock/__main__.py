@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from cloudvmm.vhost.error import ProtocolBroken
+from cloudvmm.vhost.session import MEMORY_SLOT_LIMIT
 from cloudvmm.vsock.device import Device
 from cloudvmm.vsock.muxer import STREAM_LIMIT
 
-_OTHER_FDS: Final = 64  # the rings', the memory's, and some in reserve
+_OTHER_FDS: Final = 64  # the rings', those of some memory, and some in reserve
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 def _stream_limit() -> int:
     """Return how many streams there are descriptors for, having asked for all that are to be had."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = STREAM_LIMIT + _OTHER_FDS
+    wanted = STREAM_LIMIT + _OTHER_FDS + MEMORY_SLOT_LIMIT  # each region keeps one
     if soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

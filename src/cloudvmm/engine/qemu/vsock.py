@@ -25,7 +25,7 @@ from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
 
-_READY_S: Final = 30.0
+_READY_S: Final = 10.0
 _END_S: Final = 1.0
 _LOOK_S: Final = 0.005
 _PROGRAM: Final = "vhost-device-vsock"

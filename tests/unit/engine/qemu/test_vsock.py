@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu import vsock
 from cloudvmm.engine.qemu.vsock import VsockBackendError, open_vsock
 from cloudvmm.errors import error_chain
+from cloudvmm.vhost.session import MEMORY_SLOT_LIMIT
+from cloudvmm.vsock.muxer import STREAM_LIMIT
 from support.leak import Holdings, command_of
 from support.vsock_program import write_stand_in
 
@@ -72,6 +75,13 @@ def test_back_end_imports_little(ours, tmp_path):
     (rss,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     backing.close()
     assert rss < 24 * 1024
+
+
+def test_back_end_may_open_a_socket_for_each_stream_and_a_file_for_each_region(ours, tmp_path):
+    backing = open_vsock(config(tmp_path / "vsock"))
+    soft, hard = resource.prlimit(backing.companion.pid, resource.RLIMIT_NOFILE)
+    backing.close()
+    assert soft >= min(hard, STREAM_LIMIT + MEMORY_SLOT_LIMIT)
 
 
 def test_relative_place_is_that_of_the_manager(ours, tmp_path, monkeypatch):
