@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.base import DeviceError, DriverKind
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.companion import Companion
@@ -109,9 +109,13 @@ class VhostUserBacking(Backing, kw_only=True):
 
 
 class RelayedBacking(VhostUserBacking, kw_only=True):
-    """`path` is that of `relay`, which has the connection to the back end."""
+    """`path` is that of `relay`, which has the connection to the back end: of a disk or a network device."""
 
     relay: Relay
+
+    @property
+    def driver_kind(self) -> DriverKind:
+        return DriverKind.VHOST_USER
 
     def close(self) -> None:
         self.relay.close()

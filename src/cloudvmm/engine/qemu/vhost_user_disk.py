@@ -14,7 +14,7 @@ from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.vhost_user import VhostUserMissingSocket
-from cloudvmm.engine.base import DeviceError, DriverKind
+from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.name import qdev_id
@@ -35,13 +35,7 @@ class VhostUserDiskError(DeviceError):
     """Cannot create vhost-user-blk device"""
 
 
-class VhostUserDiskBacking(RelayedBacking, kw_only=True):
-    @property
-    def driver_kind(self) -> DriverKind:
-        return DriverKind.VHOST_USER
-
-
-def open_vhost_user_disk(disk: DiskConfig, attempt: Attempt) -> VhostUserDiskBacking:
+def open_vhost_user_disk(disk: DiskConfig, attempt: Attempt) -> RelayedBacking:
     """Blocking. Connect to the back end at the socket of `disk`. The caller owns the result.
 
     :raises VhostUserDiskError: there is none, or it does not talk as one should; the causes tell why.
@@ -55,7 +49,7 @@ def open_vhost_user_disk(disk: DiskConfig, attempt: Attempt) -> VhostUserDiskBac
         relay = _relay(connect(attempt), connect)
     except (VhostUserMissingSocket, DeviceError) as error:
         raise VhostUserDiskError from error
-    return VhostUserDiskBacking(device_id=device_id, path=relay.path, relay=relay)
+    return RelayedBacking(device_id=device_id, path=relay.path, relay=relay)
 
 
 def _connect(path: str, queues: int, attempt: Attempt) -> socket.socket:

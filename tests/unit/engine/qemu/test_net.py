@@ -12,7 +12,7 @@ import pytest
 from cloudvmm.config.net import NetConfig, VhostMode
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.user_net import UserNetConfig
-from cloudvmm.engine.base import DeviceError, MachineGone
+from cloudvmm.engine.base import DeviceError, DriverKind, MachineGone
 from cloudvmm.engine.qemu import user_net, vhost_user, vhost_user_net
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.net_limit import bucket_of
@@ -114,6 +114,20 @@ def test_back_end_that_does_not_speak_is_told(short, tmp_path, answer):
         done.set()
         thread.join()
     holdings.assert_nothing_added()
+
+
+def test_device_of_a_back_end_is_told_of_as_one(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen(1)
+        thread = threading.Thread(target=answer_once, args=(listener, FEATURES, None))
+        thread.start()
+        backing = open_vhost_user_net(net(tmp_path / "s"), Attempt())
+        thread.join()
+    try:
+        assert backing.driver_kind is DriverKind.VHOST_USER
+    finally:
+        backing.close()
 
 
 def answer_once(listener, answer, done):
