@@ -40,7 +40,6 @@ from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.support import check_device_supported
 from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.vfio import has_iommufd
-from cloudvmm.engine.qemu.vhost_user import check_shared
 
 _STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
 _UNDO_TIMEOUT_S: Final = 2.0
@@ -105,7 +104,6 @@ class Hotplug:
         with contextlib.ExitStack() as undo:
             backing = open_backing(device, self._attempt)
             undo.callback(backing.close)
-            check_shared(backing, is_ram_shared=self._resources.is_ram_shared)
             backing.check_in(self._vm_config)
             backing.lock()
             seat = Seat(

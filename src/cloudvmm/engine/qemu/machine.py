@@ -339,10 +339,7 @@ class QemuMachine:
         return DriverKind.VIRTIO if backing is None else backing.driver_kind
 
     def _is_vhost_user(self, device_id: str) -> bool:
-        backing = self._resources.backings.get(device_id)
-        return (
-            isinstance(backing, VhostUserBacking) or self._driver_kind_of(device_id) is DriverKind.VHOST_USER
-        )
+        return isinstance(self._resources.backings.get(device_id), VhostUserBacking)
 
     def _has_driver(self, device_id: str) -> bool | None:
         backing = self._resources.backings.get(device_id)

@@ -29,7 +29,6 @@ from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import is_utf8
 from cloudvmm.engine.qemu.tpm import open_tpm
 from cloudvmm.engine.qemu.vfio import open_iommufd
-from cloudvmm.engine.qemu.vhost_user import check_shared
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
 
 _SINGLE_FDS: Final = ("serial_fd", "console_fd", "debug_console_fd", "rng_fd", "iommufd_fd")
@@ -83,11 +82,6 @@ class Resources(msgspec.Struct, kw_only=True):
     def image_types(self) -> dict[str, ImageType]:
         """Device id to what the image was found to be."""
         return {disk.device_id: disk.image.image_type for disk in self.disks}
-
-    @property
-    def is_ram_shared(self) -> bool:
-        """Whether another process can have all of the guest's memory."""
-        return all(each.ram.is_shared for each in (*self.rams.values(), *self.zones.values()))
 
     def hold(self, backing: Backing) -> None:
         """Own `backing` from now on."""
@@ -149,7 +143,6 @@ def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = Non
     for device in devices_of(vm_config):
         backing = open_backing(device, attempt or Attempt())
         resources.hold(backing)
-        check_shared(backing, is_ram_shared=resources.is_ram_shared)
         backing.check_in(vm_config)
     if vm_config.ivshmem is not None:
         resources.hold(open_ivshmem(vm_config.ivshmem))

@@ -16,10 +16,12 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError, DriverKind
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.companion import Companion
+from cloudvmm.engine.qemu.memory import rams_of
 from cloudvmm.engine.qemu.name import part_id
 from cloudvmm.engine.qemu.parts import Properties
 from cloudvmm.engine.qemu.vhost_user_relay import Relay
@@ -97,6 +99,11 @@ class VhostUserBacking(Backing, kw_only=True):
     def fds(self) -> list[int]:
         return [] if self.fd < 0 else [self.fd]
 
+    def check_in(self, vm_config: VmConfig) -> None:
+        """:raises MemoryNotShared: the back end would not see what the guest writes."""
+        if not all(ram.is_shared for ram in rams_of(vm_config.memory)):
+            raise MemoryNotShared
+
     def close(self) -> None:
         """End the connection for QEMU too, which may be waiting for an answer that never comes."""
         if self.fd >= 0:
@@ -160,12 +167,6 @@ def open_connection(
     except BaseException:
         connection.close()
         raise
-
-
-def check_shared(backing: Backing, *, is_ram_shared: bool) -> None:
-    """:raises MemoryNotShared: the back end of the device would not see what the guest writes."""
-    if isinstance(backing, VhostUserBacking) and not is_ram_shared:
-        raise MemoryNotShared
 
 
 def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = None) -> Properties:

@@ -7,8 +7,10 @@ import socket
 
 import pytest
 
+from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
+from cloudvmm.config.number import MIB
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError
-from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.companion import (
     Companion,
     CompanionFailed,
@@ -19,7 +21,6 @@ from cloudvmm.engine.qemu.companion import (
 from cloudvmm.engine.qemu.vhost_user import (
     MemoryNotShared,
     VhostUserBacking,
-    check_shared,
     vhost_user_chardev,
 )
 from support.wait import wait_until
@@ -95,9 +96,23 @@ def test_vhost_user_connection_is_a_path_or_a_descriptor():
         os.fstat(fd)
 
 
-def test_back_end_needs_memory_that_is_shared():
-    backing = VhostUserBacking(device_id="x")
-    check_shared(backing, is_ram_shared=True)
-    check_shared(Backing(device_id="x"), is_ram_shared=False)
+def test_back_end_takes_memory_that_is_shared():
+    VhostUserBacking(device_id="x").check_in(VmConfig(memory=MemoryConfig(size=128 * MIB)))
+
+
+@pytest.mark.parametrize(
+    "memory",
+    [
+        MemoryConfig(size=128 * MIB, mergeable=True),
+        MemoryConfig(
+            size=0,
+            zones=[
+                MemoryZoneConfig(id="a", size=128 * MIB),
+                MemoryZoneConfig(id="b", size=128 * MIB, file="/ram"),
+            ],
+        ),
+    ],
+)
+def test_back_end_refuses_memory_of_which_a_part_is_not_shared(memory):
     with pytest.raises(MemoryNotShared, match="mergeable, or a file that is not shared"):
-        check_shared(backing, is_ram_shared=False)
+        VhostUserBacking(device_id="x").check_in(VmConfig(memory=memory))
