@@ -37,7 +37,6 @@ from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
-from cloudvmm.engine.qemu.support import check_device_supported
 from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.vfio import has_iommufd
 
@@ -93,7 +92,6 @@ class Hotplug:
         :raises ImageLocked: another process holds its image.
         :raises MachineGone: QEMU ended, or `abort` was called.
         """
-        check_device_supported(device)
         check_device_means(device, self._facts)
         check_texts(device)
         try:

@@ -20,7 +20,7 @@ from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.base import DeviceError, NotSupportedYet
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import disk_parts, open_disk
@@ -60,6 +60,8 @@ class Kind(msgspec.Struct, frozen=True):
 
     `member` is where `VmConfig` has such devices: a list, a single one, or none. An `open` that
     `waits` may wait for somebody else's program; it takes an `Attempt`, too, by which that can be ended.
+    `behind_iommu` tells whether they can be behind the vIOMMU, as far as the rules of the configuration let
+    them.
     """
 
     member: str
@@ -67,6 +69,7 @@ class Kind(msgspec.Struct, frozen=True):
     describe: Callable[[Any, Any, Seat], Parts]
     needs: Needs | None = None
     waits: bool = False
+    behind_iommu: bool = True
 
 
 def _open_disk(disk: DiskConfig, attempt: Attempt) -> Backing:
@@ -85,7 +88,7 @@ KINDS: Final[dict[type[PciDevice], Kind]] = {
     ),
     FsConfig: Kind("fs", open_fs, fs_parts, waits=True),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
-    VsockConfig: Kind("vsock", open_vsock, vsock_parts),
+    VsockConfig: Kind("vsock", open_vsock, vsock_parts, behind_iommu=False),
     VdpaConfig: Kind(
         "vdpa", open_vdpa_device, vdpa_parts, Needs("vDPA devices", "vhost-vdpa-device-pci", "8.0")
     ),
@@ -110,16 +113,24 @@ def devices_of(vm_config: VmConfig) -> Iterator[PciDevice]:
 
 
 def check_means(vm_config: VmConfig, facts: QemuFacts) -> None:
-    """:raises QemuLacksDevice: the QEMU at hand cannot have one of the devices."""
+    """Raise what keeps the QEMU at hand from having one of the devices, as `check_device_means` does."""
     for device in devices_of(vm_config):
         check_device_means(device, facts)
 
 
 def check_device_means(device: PciDevice, facts: QemuFacts) -> None:
-    """:raises QemuLacksDevice: the QEMU at hand cannot have such a device."""
-    needs = KINDS[type(device)].needs
-    if needs is not None and not facts.has_device(needs.driver):
-        raise QemuLacksDevice(needs, facts)
+    """Look whether the QEMU at hand can have such a device, before anything is opened for it.
+
+    :raises NotSupportedYet: no QEMU can have it behind the vIOMMU.
+    :raises QemuLacksDevice: this one cannot have it.
+    """
+    kind = KINDS[type(device)]
+    if device.iommu and not kind.behind_iommu:
+        raise NotSupportedYet(
+            f"Not supported by this release: {kind.member} devices behind the virtual IOMMU"
+        )
+    if kind.needs is not None and not facts.has_device(kind.needs.driver):
+        raise QemuLacksDevice(kind.needs, facts)
 
 
 def open_backing(device: PciDevice, attempt: Attempt) -> Backing:

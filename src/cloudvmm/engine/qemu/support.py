@@ -7,11 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cloudvmm.config.device import (
-    VsockConfig,
-)
 from cloudvmm.config.payload import PayloadConfig
-from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import NotSupportedYet
 
@@ -22,25 +18,7 @@ def check_supported(vm_config: VmConfig) -> None:
     :raises NotSupportedYet: there is one.
     """
     for missing in _missing(vm_config):
-        raise _refusal(missing)
-
-
-def check_device_supported(device: PciDevice) -> None:
-    """Raise why `device` cannot be added to a machine that runs.
-
-    :raises NotSupportedYet: its means, or those of a member of it, come with a later release.
-    """
-    for missing in _missing_in_device(device):
-        raise _refusal(missing)
-
-
-def _refusal(missing: str) -> NotSupportedYet:
-    return NotSupportedYet(f"Not supported by this release: {missing}")
-
-
-def _missing_in_device(device: PciDevice) -> Iterator[str]:
-    if isinstance(device, VsockConfig):
-        yield from _missing_in_vsock(device)
+        raise NotSupportedYet(f"Not supported by this release: {missing}")
 
 
 def _missing(vm: VmConfig) -> Iterator[str]:
@@ -53,8 +31,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     }
     yield from (name for name, present in absent.items() if present)
     yield from _missing_in_payload(vm.payload)
-    if vm.vsock is not None:
-        yield from _missing_in_vsock(vm.vsock)
 
 
 def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
@@ -66,8 +42,3 @@ def _missing_in_payload(payload: PayloadConfig | None) -> Iterator[str]:
         yield "host data of confidential guests"
     if payload.fw_cfg_config is not None:
         yield "fw_cfg items"
-
-
-def _missing_in_vsock(vsock: VsockConfig) -> Iterator[str]:
-    if vsock.iommu:
-        yield "vsock devices behind the virtual IOMMU"
