@@ -31,7 +31,7 @@ from cloudvmm.engine.qemu.kind import check_device_means, describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
 from cloudvmm.engine.qemu.memory import NoRoomForMemory, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
-from cloudvmm.engine.qemu.parts import Command, Parts, remains, steps
+from cloudvmm.engine.qemu.parts import Command, Parts, has_nul, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
@@ -253,13 +253,10 @@ class Hotplug:
         return slots
 
     def _make(self, parts: Parts, device: PciDevice | None = None) -> None:
-        todo = steps(parts)
-        if any(
-            "\0" in text for step in todo for text in step.does.arguments.values() if isinstance(text, str)
-        ):
+        if has_nul(parts):
             raise NulCharacter
         with contextlib.ExitStack() as undo:
-            for step in todo:
+            for step in steps(parts):
                 if step.does.name == "add-fd":
                     undo.callback(self._dropped.append, step.undoes)
                 # Last of all comes the device, which only the guest can give back.

@@ -53,6 +53,21 @@ class Parts(msgspec.Struct, kw_only=True):
     devices: list[Properties] = msgspec.field(default_factory=list)
 
 
+def has_nul(value: object) -> bool:
+    """Say whether a text somewhere in `value` holds a NUL character, which QEMU does not read as one."""
+    match value:
+        case str():
+            return "\0" in value
+        case dict():
+            return any(map(has_nul, value.values()))
+        case list():
+            return any(map(has_nul, value))
+        case Parts():
+            return any(has_nul(getattr(value, name)) for name in value.__struct_fields__)
+        case _:
+            return False
+
+
 def render(parts: Parts) -> list[str]:
     """Return the options that make `parts` on a command line."""
     arguments: list[str] = []

@@ -27,7 +27,7 @@ from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
 from cloudvmm.engine.qemu.numa import numa_arguments
-from cloudvmm.engine.qemu.parts import Parts, render
+from cloudvmm.engine.qemu.parts import Parts, has_nul, render
 from cloudvmm.engine.qemu.payload import payload_arguments
 from cloudvmm.engine.qemu.platform import smbios_arguments
 from cloudvmm.engine.qemu.rate_limit import group_parts
@@ -71,10 +71,11 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
         *smbios_arguments(vm_config.platform),
     ]
-    for parts in (iommu_parts(spec, facts), *machine_parts(spec, resources)):
+    made = [iommu_parts(spec, facts), *machine_parts(spec, resources)]
+    for parts in made:
         result += render(parts)
     result += numa_arguments(memory.nodes)
-    if any("\0" in argument for argument in result):
+    if has_nul(result) or any(map(has_nul, made)):
         raise NulCharacter
     return result
 
