@@ -139,7 +139,6 @@ class QemuEngine:
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned, attempt=attempt)
-            resources.masks_vectors = facts.masks_vectors
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
             is_coming = isinstance(spec.origin, ReceivedFrom)

@@ -42,6 +42,11 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.accelerator == "kvm" or self.version >= (8, 0, 0)
 
     @property
+    def reconnects_in_ms(self) -> bool:
+        """Say whether a socket is connected again after ``reconnect-ms``; before 9.2 it was ``reconnect``."""
+        return self.version >= (9, 2, 0)
+
+    @property
     def dies_of_virtio_status(self) -> bool:
         """Say whether this QEMU may abort when asked for the status of a virtio device, as 11.1.3 does."""
         return self.version >= (11, 0, 0)

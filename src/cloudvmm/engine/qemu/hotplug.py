@@ -68,7 +68,7 @@ class Hotplug:
     """
 
     def __init__(self, spec: MachineSpec, resources: Resources, control: QmpClient, facts: QemuFacts) -> None:
-        parts = machine_parts(spec, resources)
+        parts = machine_parts(spec, resources, facts)
         self._lock = threading.Lock()
         self._control = control
         self._facts = facts
@@ -106,8 +106,8 @@ class Hotplug:
             backing.lock()
             seat = Seat(
                 slots=slots,
+                facts=self._facts,
                 first_fdset=self._last_fdset + 1,
-                masks_vectors=self._resources.masks_vectors,
                 has_iommufd=has_iommufd(self._vm_config.platform),
             )
             parts = describe(device, backing, seat)

@@ -165,8 +165,8 @@ def net_parts(net: NetConfig, backing: Backing, seat: Seat) -> Parts:
         device |= {"mq": True, "vectors": 2 * pairs + 2}
     match backing:
         case VhostUserBacking():
-            if not seat.masks_vectors:
-                device["vectors"] = 0
+            if not seat.facts.masks_vectors:
+                device["vectors"] = 0  # with MSI-X it would crash
             chardev = vhost_user_chardev(backing)
             netdev = {"type": "vhost-user", "id": backend, "chardev": chardev["id"], "queues": pairs}
             return Parts(chardevs=[chardev], netdevs=[netdev], devices=[device])

@@ -222,6 +222,9 @@ def _tpmdev(tpmdev: Properties) -> str:
     return f"{tpmdev['type']},id={tpmdev['id']},chardev={tpmdev['chardev']}"
 
 
+_RECONNECT: Final = ("reconnect", "reconnect-ms")  # the first is gone from QEMU 11, the second new in 9.2
+
+
 def _socket(data: Properties) -> str:
     address = data["addr"]
     if address["type"] == "fd":
@@ -229,9 +232,7 @@ def _socket(data: Properties) -> str:
     settings = f",path={escape(address['data']['path'])}"
     if data["server"]:
         settings += f",server=on,wait={'on' if data['wait'] else 'off'}"
-    if "reconnect" in data:
-        settings += f",reconnect={data['reconnect']}"
-    return settings
+    return settings + "".join(f",{name}={data[name]}" for name in _RECONNECT if name in data)
 
 
 # What takes no JSON.

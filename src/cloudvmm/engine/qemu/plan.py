@@ -71,7 +71,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
         *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
         *smbios_arguments(vm_config.platform),
     ]
-    made = [iommu_parts(spec, facts), *machine_parts(spec, resources)]
+    made = [iommu_parts(spec, facts), *machine_parts(spec, resources, facts)]
     for parts in made:
         result += render(parts)
     result += numa_arguments(memory.nodes)
@@ -80,7 +80,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     return result
 
 
-def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
+def machine_parts(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list[Parts]:
     """Describe everything on the machine, in the order in which it is made.
 
     :raises NoSlot: a device has no slot in `spec`.
@@ -88,13 +88,13 @@ def machine_parts(spec: MachineSpec, resources: Resources) -> list[Parts]:
     vcpus = spec.vm_config.cpus.boot_vcpus
     return [
         *(memory_parts(ram, name=name, vcpus=vcpus) for name, ram in resources.rams.items()),
-        *_zones(spec, resources),
+        *_zones(spec, resources, facts),
         serial_parts(spec, fd=resources.serial_fd),
         _seated(spec.vm_config.console, console_parts(spec, fd=resources.console_fd)),
         debug_console_parts(spec, fd=resources.debug_console_fd),
         group_parts(spec.vm_config.rate_limit_groups),
         iommufd_parts(spec.vm_config.platform, fd=resources.iommufd_fd),
-        *_devices(spec, resources),
+        *_devices(spec, resources, facts),
         _seated(spec.vm_config.rng, rng_parts(spec, path=resources.rng_path)),
         _seated(spec.vm_config.balloon, balloon_parts(spec)),
         watchdog_parts(spec),
@@ -113,12 +113,12 @@ def _pmem_bytes(spec: MachineSpec, resources: Resources) -> int:
     return sum(backing.size for backing in backings if isinstance(backing, MappedBacking))
 
 
-def _zones(spec: MachineSpec, resources: Resources) -> list[Parts]:
-    seat, memory = Seat(slots=spec.slots), resources.memory
+def _zones(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list[Parts]:
+    seat, memory = Seat(slots=spec.slots, facts=facts), resources.memory
     return [zone_parts(zone, seat, node=memory.node_of(zone_id)) for zone_id, zone in resources.zones.items()]
 
 
-def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:
+def _devices(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list[Parts]:
     first_fdset = 1
     disks = 0
     result: list[Parts] = []
@@ -127,9 +127,9 @@ def _devices(spec: MachineSpec, resources: Resources) -> list[Parts]:
         boot_index = disks if isinstance(device, DiskConfig) else None
         seat = Seat(
             slots=spec.slots,
+            facts=facts,
             first_fdset=first_fdset,
             boot_index=boot_index,
-            masks_vectors=resources.masks_vectors,
             has_iommufd=has_iommufd(spec.vm_config.platform),
         )
         result.append(describe(device, resources.backings[id_of(device.id)], seat))

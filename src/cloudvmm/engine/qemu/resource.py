@@ -52,7 +52,6 @@ class Resources(msgspec.Struct, kw_only=True):
     rng_fd: int | None = None
     iommufd_fd: int | None = None
     firmware_is_elf: bool = False
-    masks_vectors: bool = True
 
     @property
     def inherited_fds(self) -> list[int]:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import msgspec
 
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.parts import Properties
 from cloudvmm.engine.qemu.slot import place
 
 
 class Seat(msgspec.Struct, frozen=True, kw_only=True):
-    """`slots` are those of the whole machine. `first_fdset` and the numbers behind it are free.
+    """`slots` are those of the whole machine, `facts` are about its QEMU.
 
-    A firmware looks at what has a `boot_index`, lowest first; what is added later has none. A QEMU that
-    does not `masks_vectors` crashes with a vhost-user network device that has MSI-X. `has_iommufd` says that
-    VFIO devices go to the machine's iommufd.
+    `first_fdset` and the numbers behind it are free. A firmware looks at what has a `boot_index`, lowest
+    first; what is added later has none. `has_iommufd` says that VFIO devices go to the machine's iommufd.
     """
 
     slots: dict[str, int]
+    facts: QemuFacts
     first_fdset: int = 1
     boot_index: int | None = None
-    masks_vectors: bool = True
     has_iommufd: bool = False
 
     def place(self, device_id: str) -> Properties:

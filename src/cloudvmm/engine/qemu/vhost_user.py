@@ -169,8 +169,8 @@ def open_connection(
         raise
 
 
-def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = None) -> Properties:
-    """Describe the character device of `backing`; with `reconnect_s`, QEMU tries as often to have it again.
+def vhost_user_chardev(backing: VhostUserBacking, *, reconnect: Properties | None = None) -> Properties:
+    """Describe the character device of `backing`; `reconnect` says how often QEMU tries to have it again.
 
     With it, QEMU stands still until there is a first connection.
     """
@@ -179,9 +179,10 @@ def vhost_user_chardev(backing: VhostUserBacking, *, reconnect_s: int | None = N
     else:
         address = {"type": "unix", "data": {"path": os.path.abspath(backing.path)}}
     data: Properties = {"addr": address, "server": False}
-    if reconnect_s is not None:
-        data["reconnect"] = reconnect_s
-    return {"id": part_id(backing.device_id, "chr"), "backend": {"type": "socket", "data": data}}
+    return {
+        "id": part_id(backing.device_id, "chr"),
+        "backend": {"type": "socket", "data": data | (reconnect or {})},
+    }
 
 
 def connect(path: str, *, timeout_s: float, attempt: Attempt) -> socket.socket:

@@ -68,7 +68,9 @@ def _relay(connection: socket.socket, renew: Callable[[Attempt], socket.socket])
 
 def vhost_user_disk_parts(disk: DiskConfig, backing: VhostUserBacking, seat: Seat) -> Parts:
     """Describe `disk` on its back end."""
-    chardev = vhost_user_chardev(backing, reconnect_s=_RECONNECT_S)
+    in_ms = seat.facts.reconnects_in_ms
+    reconnect = {"reconnect-ms": _RECONNECT_S * 1000} if in_ms else {"reconnect": _RECONNECT_S}
+    chardev = vhost_user_chardev(backing, reconnect=reconnect)
     device: Properties = {
         "driver": "vhost-user-blk-pci",
         "id": qdev_id(backing.device_id),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudvmm.config.device import GenericVhostUserConfig
+from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.generic_vhost_user import (
     NATIVES,
     generic_vhost_user_parts,
@@ -13,6 +14,8 @@ from cloudvmm.engine.qemu.generic_vhost_user import (
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 from support.vhost_user import back_end
+
+QEMU = QemuFacts(binary="/qemu", version=(10, 0, 2))
 
 
 def device(socket="/s", device_type=26, queues=2):
@@ -27,7 +30,7 @@ def device(socket="/s", device_type=26, queues=2):
 )
 def test_tag_of_a_file_system_is_its_back_ends_or_its_id(config, tag):
     backing = VhostUserBacking(device_id="one", config=config)
-    (made,) = generic_vhost_user_parts(device(), backing, Seat(slots={"one": 5})).devices
+    (made,) = generic_vhost_user_parts(device(), backing, Seat(slots={"one": 5}, facts=QEMU)).devices
     assert made["tag"] == tag
 
 

@@ -269,6 +269,7 @@ def hot_outcome(case: Case) -> str:
             check_device_means(device, facts_of(case))
             seat = Seat(
                 slots=spec.slots,
+                facts=facts_of(case),
                 first_fdset=first_fdset,
                 has_iommufd=has_iommufd(case.config.platform),
             )
