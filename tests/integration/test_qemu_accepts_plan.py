@@ -31,11 +31,12 @@ from cloudvmm.engine.qemu import QemuEngine, plan
 from cloudvmm.engine.qemu.binary import parse_devices
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.kind import KINDS, devices_of
-from cloudvmm.engine.qemu.name import device_id
+from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import acquire
 from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
+from support.namespace import open_tap
 from support.qemu import NEW_QEMU, find_qemu
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
@@ -204,6 +205,14 @@ def backends() -> Iterator[contextlib.ExitStack]:
 def use_real_network(net: NetConfig, folder: Path) -> Iterator[None]:
     """Let `net` have an interface of its own, a back end or ports that are free."""
     net.tap = None
+    if net.fds is not None:
+        net.fds = open_tap("planned0", queues=len(net.fds))
+        try:
+            yield
+        finally:
+            for fd in net.fds:
+                os.close(fd)
+        return
     if net.user is not None:
         net.user.forwards = [with_free_port(text) for text in net.user.forwards]
     if not net.vhost_user:
@@ -265,11 +274,12 @@ def make_image(disk: DiskConfig, bases: list[ImageType], folder: Path) -> None:
 
 
 def need_hugepages(config: VmConfig) -> None:
-    if not config.memory.hugepages:
+    huge = [memory for memory in (config.memory, *(config.memory.zones or ())) if memory.hugepages]
+    if not huge:
         return
     pages = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
     free = int(pages.read_text()) if pages.exists() else 0
-    wanted = config.memory.size >> 21
+    wanted = sum(memory.size for memory in huge) >> 21
     if free < wanted:
         pytest.skip(f"{wanted} free huge pages of 2 MiB are missing, there are {free}")
 
@@ -401,6 +411,9 @@ def test_qemu_takes_every_device_hot_on_its_slot(engine, schema, sent, golden):
         sent.clear()
         for device in devices:
             machine._hotplug.plug(device, slots[device.id])
+            for command in machine._hotplug.remains_of(device.id) or ():
+                sent.append((command.name, command.arguments))
+            sent.append(("device_del", {"id": qdev_id(device.id)}))
         assert [text for name, each in sent for text in schema.complaints(name, stated(name, each))] == []
         assert sent
         (bus,) = machine._monitors.reader.execute("query-pci")
