@@ -72,3 +72,25 @@ def test_guest_that_takes_no_notice_keeps_the_device_until_it_is_rebooted(tmp_pa
         assert vm.run("ls /sys/block") == "vda"
         assert "one" not in vm.info()["device_tree"]
         assert "vm/device-removed" not in vm.events.names()
+
+
+def test_two_that_are_asked_for_at_once_are_gone_behind_a_shutdown(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    with booting(tmp_path / "vm", two_disks(images)) as vm:
+        vm.vmm.put("vm.pause")
+        for name in ("one", "two", "one"):
+            vm.vmm.put("vm.remove-device", {"id": name}, expect=204)
+        again = {"id": "one", "path": str(images / "one"), "image_type": "Raw"}
+        refusal = vm.vmm.put("vm.add-disk", again, expect=500)
+        assert refusal[-1] == "Invalid identifier as it is not unique: one"
+        assert (configured(vm), {"one", "two"} <= vm.info()["device_tree"].keys()) == ([], True)
+
+        vm.vmm.put("vm.shutdown")
+        vm.vmm.put("vm.boot")
+        vm.open_shell()
+        vm.wait_ready()
+        assert vm.run("ls /sys/block") == ""
+        assert {"one", "two"}.isdisjoint(vm.info()["device_tree"])
+        vm.vmm.put("vm.add-disk", again, expect=200)
+        vm.run("until test -e /dev/vda; do usleep 20000; done", timeout_s=GUEST_S)
+        assert "vm/device-removed" not in vm.events.names()
