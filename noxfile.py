@@ -24,6 +24,7 @@ BY_PATH = (
     "test_hotplug.py",
     "test_devices.py",
     "test_driver_events.py",
+    "test_snapshot.py",
 )
 
 
