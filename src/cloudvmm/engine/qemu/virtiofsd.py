@@ -26,6 +26,7 @@ _VERSION_S: Final = 5.0
 _START_S: Final = 10.0
 _END_S: Final = 1.0
 _MOST_FILES: Final = 1_000_000  # what either asks for unless told
+_MOUNTS: Final = "/proc/self/mountinfo"
 _CAP_SYS_CHROOT: Final = 1 << 18
 _CAP_SYS_ADMIN: Final = 1 << 21
 
@@ -108,9 +109,15 @@ def _sandbox() -> str | None:
     Without any it makes itself a user namespace, if it is the one in Rust.
     """
     rights = _rights()
-    if rights & _CAP_SYS_ADMIN:
+    if rights & _CAP_SYS_ADMIN and _is_root_mounted():
         return "namespace"
     return "chroot" if rights & _CAP_SYS_CHROOT else None
+
+
+def _is_root_mounted() -> bool:
+    """Say whether our root is one of a mount: in a plain folder, where chroot leads, no namespace is made."""
+    with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+        return any(line.split(" ")[4] == "/" for line in file)
 
 
 def _rights() -> int:

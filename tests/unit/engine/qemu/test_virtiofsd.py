@@ -15,6 +15,7 @@ from support.leak import Holdings
 IN_C = "echo virtiofsd version 7.2.22"
 IN_RUST = "echo virtiofsd 1.13.2"
 NAMESPACE, CHROOT = 1 << 21, 1 << 18
+MOUNTS = "29 1 8:1 / / rw - ext4 /dev/vda rw\n30 29 0:5 / /proc rw - proc proc rw\n"
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,8 @@ def daemon(tmp_path, monkeypatch):
         program.chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         if rights is not None:
+            (tmp_path / "mountinfo").write_text(MOUNTS)
+            monkeypatch.setattr(virtiofsd, "_MOUNTS", str(tmp_path / "mountinfo"))
             monkeypatch.setattr(virtiofsd, "_rights", lambda: rights)
         return str(program)
 
@@ -113,3 +116,14 @@ def test_folder_that_is_none_is_refused(tmp_path, name, cause):
     with pytest.raises(SharedDirError) as caught:
         share("one", str(tmp_path / name), queues=2)
     assert isinstance(caught.value.__cause__, cause)
+
+
+def test_root_that_is_no_mount_leaves_the_chroot(monkeypatch, tmp_path):
+    """As in a chroot, where the kernel refuses to change the mount of the root."""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(MOUNTS)
+    monkeypatch.setattr(virtiofsd, "_MOUNTS", str(mounts))
+    monkeypatch.setattr(virtiofsd, "_rights", lambda: NAMESPACE | CHROOT)
+    assert virtiofsd._sandbox() == "namespace"
+    mounts.write_text(MOUNTS.splitlines()[1])
+    assert virtiofsd._sandbox() == "chroot"
