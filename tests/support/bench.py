@@ -209,7 +209,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     "vm.resize-disk unknown": ("PUT", "vm.resize-disk", _is({"id": "x", "desired_size": 2 * MIB})),
     "vm.remove-device": ("PUT", "vm.remove-device", _is({"id": "d0"})),
     "vm.remove-device unknown": ("PUT", "vm.remove-device", _is({"id": "x"})),
-    "vm.add-device": ("PUT", "vm.add-device", _is({"path": "/sys/bus/pci/devices/none"})),
+    "vm.add-device": ("PUT", "vm.add-device", _is({"path": "/none"})),
     "vm.add-user-device": ("PUT", "vm.add-user-device", _is({"socket": "/s"})),
     "vm.add-disk": ("PUT", "vm.add-disk", lambda bench: {"path": f"{bench.folder}/other"}),
     "vm.add-disk used id": (
