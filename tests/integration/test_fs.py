@@ -229,10 +229,13 @@ def unserved_socket(path: Path, undo: contextlib.ExitStack) -> None:
 
 
 NOT_THERE: dict[str, tuple[Callable[[Path, contextlib.ExitStack], Any], list[str]]] = {
-    "no file": (no_file, ["Connection to socket failed", "No such file or directory (os error 2)"]),
-    "folder": (folder, ["Connection to socket failed", "Connection refused (os error 111)"]),
-    "plain file": (plain_file, ["Connection to socket failed", "Connection refused (os error 111)"]),
-    "dead socket": (dead_socket, ["Connection to socket failed", "Connection refused (os error 111)"]),
+    "no file": (no_file, ["Connection to socket failed", "No such file or directory: {path} (os error 2)"]),
+    "folder": (folder, ["Connection to socket failed", "Connection refused: {path} (os error 111)"]),
+    "plain file": (plain_file, ["Connection to socket failed", "Connection refused: {path} (os error 111)"]),
+    "dead socket": (
+        dead_socket,
+        ["Connection to socket failed", "Connection refused: {path} (os error 111)"],
+    ),
     "unserved": (unserved_socket, ["Get features failed", "The back end did not answer within 5 s"]),
 }
 CHAINS = {
@@ -263,7 +266,8 @@ def test_back_end_that_is_not_there_is_refused_with_the_reason(
         device = {**DEVICES[command], "socket": str(path)}
         chain = vm.vmm.put(command, device, expect=500)
     first, second = CHAINS[command]
-    assert chain == ["Error from API", first, "Error from device manager", second, *words]
+    said = [each.format(path=path) for each in words]
+    assert chain == ["Error from API", first, "Error from device manager", second, *said]
 
 
 @pytest.mark.parametrize("how", ["vm.shutdown", "vm.delete", "kill -9", "kill -9 of QEMU"])
