@@ -319,110 +319,6 @@ class TestVmdk:
         assert answer[-1].endswith("it names other files, and its type was not given as vmdk")
 
 
-class TestVhostUser:
-    @pytest.fixture
-    def daemon(self, tmp_path: Path) -> Iterator[StorageDaemon]:
-        image = make_image(tmp_path / "served.raw", 8 * MIB)
-        with StorageDaemon(str(tmp_path / "served.sock"), image, queues=2) as daemon:
-            yield daemon
-
-    def test_queues_are_the_guests_and_its_driver_is_told_of_at_reset_alone(
-        self, vm: Booted, daemon: StorageDaemon
-    ) -> None:
-        name = add(vm, served(daemon, num_queues=2))
-        assert vm.run(f"ls /sys/block/{name}/mq").split() == ["0", "1"]
-        remove(vm, "served")
-        wait_until(lambda: driver_events(vm, "served") == ["reset"], "the driver's reset", timeout_s=GUEST_S)
-
-    def test_back_end_that_comes_back_goes_on_with_what_was_under_way(
-        self, vm: Booted, daemon: StorageDaemon, tmp_path: Path
-    ) -> None:
-        name = add(vm, served(daemon))
-        vm.run(f"echo before | dd of=/dev/{name} bs=512 conv=sync,fsync 2>/dev/null")
-        daemon.kill()
-        vm.run(f"(echo after | dd of=/dev/{name} bs=512 seek=8 conv=sync,fsync; echo $? > /tmp/done) 2>&1 &")
-        assert vm.run("test ! -e /tmp/done && echo waits") == "waits"
-        daemon.start()
-        assert (
-            vm.run("until test -s /tmp/done; do usleep 20000; done; cat /tmp/done", timeout_s=GUEST_S) == "0"
-        )
-        written = (tmp_path / "served.raw").read_bytes()
-        assert (written[:6], written[4096:4102]) == (b"before", b"after\n")
-        remove(vm, "served")
-
-    def test_back_end_that_comes_back_silent_does_not_stop_the_guest(
-        self, vm: Booted, daemon: StorageDaemon
-    ) -> None:
-        name = add(vm, served(daemon))
-        daemon.kill()
-        os.unlink(daemon.path)
-        with socket.create_server(daemon.path, family=socket.AF_UNIX) as silent:
-            silent.settimeout(GUEST_S)
-            connection, _ = silent.accept()
-            with connection:
-                assert vm.run("echo lives", timeout_s=GUEST_S) == "lives"
-        os.unlink(daemon.path)
-        daemon.start()
-        vm.run(f"dd if=/dev/{name} of=/dev/null bs=512 count=1 2>/dev/null")
-        remove(vm, "served")
-
-    def test_back_end_that_says_nothing_is_given_up_while_the_guest_goes_on(
-        self, vm: Booted, tmp_path: Path
-    ) -> None:
-        before = vm.config(), sorted(vm.info()["device_tree"])
-        path = str(tmp_path / "socket")
-        answers: list[list[str]] = []
-        with socket.create_server(path, family=socket.AF_UNIX) as silent, vm.vmm.second() as other:
-            silent.settimeout(GUEST_S)
-            disk = {"vhost_user": True, "vhost_socket": path}
-            adding = threading.Thread(
-                target=lambda: answers.append(other.put("vm.add-disk", disk, expect=500))
-            )
-            adding.start()
-            connection, _ = silent.accept()
-            with connection:
-                assert vm.run("echo lives") == "lives"
-                adding.join()
-        assert answers[0][-2:] == ["Get features failed", "The back end did not answer within 5 s"]
-        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
-
-    def test_boot_says_that_there_is_no_back_end_and_succeeds_when_there_is(self, tmp_path: Path) -> None:
-        image = make_image(tmp_path / "served.raw", 8 * MIB)
-        path = str(tmp_path / "served.sock")
-        disk = {"id": "served", "vhost_user": True, "vhost_socket": path}
-        with serving(tmp_path / "run") as vm:
-            vm.vmm.put("vm.create", vm_config(memory={"size": 256 * MIB, "shared": True}, disks=[disk]))
-            before = vm.info()
-            answer = vm.vmm.put("vm.boot", expect=500)
-            assert answer[-3:-1] == ABSENT_CHAIN[-2:]
-            assert vm.info() == before
-            with StorageDaemon(path, image):
-                vm.vmm.put("vm.boot")
-                vm.vmm.put("vm.shutdown")
-
-    def test_back_end_that_hangs_up_leaves_all_as_before(self, vm: Booted, tmp_path: Path) -> None:
-        before = vm.config(), sorted(vm.info()["device_tree"])
-        with hanging_up(tmp_path / "socket") as path:
-            disk = {"vhost_user": True, "vhost_socket": str(path)}
-            answer = vm.vmm.put("vm.add-disk", disk, expect=500)
-        assert answer[-1] == "The back end closed the connection"
-        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
-        assert vm.run("echo lives") == "lives"
-
-    @pytest.mark.parametrize("what", ["nothing", "file", "folder", "dead", "datagrams"])
-    def test_back_end_that_is_not_there_leaves_all_as_before(
-        self, vm: Booted, tmp_path: Path, what: str
-    ) -> None:
-        path = tmp_path / "socket"
-        with contextlib.closing(leave(path, what)):
-            before = vm.config(), sorted(vm.info()["device_tree"])
-            disk = {"vhost_user": True, "vhost_socket": str(path)}
-            answer = vm.vmm.put("vm.add-disk", disk, expect=500)
-        assert answer[:-1] == ABSENT_CHAIN
-        assert answer[-1].startswith(REASONS[what])
-        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
-
-
 def served(daemon: StorageDaemon, **options: Any) -> dict[str, Any]:
     return {"id": "served", "vhost_user": True, "vhost_socket": daemon.path, **options}
 
@@ -623,3 +519,110 @@ class TestCounters:
 
 def counters(vm: Booted) -> dict[str, int]:
     return vm.vmm.get("vm.counters")["counted"]
+
+
+class TestVhostUser:
+    @pytest.fixture
+    def daemon(self, tmp_path: Path) -> Iterator[StorageDaemon]:
+        image = make_image(tmp_path / "served.raw", 8 * MIB)
+        with StorageDaemon(str(tmp_path / "served.sock"), image, queues=2) as daemon:
+            yield daemon
+
+    def test_queues_are_the_guests_and_its_driver_is_told_of_at_reset_alone(
+        self, vm: Booted, daemon: StorageDaemon
+    ) -> None:
+        name = add(vm, served(daemon, num_queues=2))
+        assert vm.run(f"ls /sys/block/{name}/mq").split() == ["0", "1"]
+        # A driver is seen when QEMU is asked next: a device that goes before that was never taken.
+        reading = f"dd if=/dev/{name} of=/dev/null bs=4k count=64 iflag=direct 2>/dev/null"
+        vm.run(f"for turn in $(seq 25); do {reading}; done", timeout_s=GUEST_S)
+        remove(vm, "served")
+        wait_until(lambda: driver_events(vm, "served") == ["reset"], "the driver's reset", timeout_s=GUEST_S)
+
+    def test_back_end_that_comes_back_goes_on_with_what_was_under_way(
+        self, vm: Booted, daemon: StorageDaemon, tmp_path: Path
+    ) -> None:
+        name = add(vm, served(daemon))
+        vm.run(f"echo before | dd of=/dev/{name} bs=512 conv=sync,fsync 2>/dev/null")
+        daemon.kill()
+        vm.run(f"(echo after | dd of=/dev/{name} bs=512 seek=8 conv=sync,fsync; echo $? > /tmp/done) 2>&1 &")
+        assert vm.run("test ! -e /tmp/done && echo waits") == "waits"
+        daemon.start()
+        assert (
+            vm.run("until test -s /tmp/done; do usleep 20000; done; cat /tmp/done", timeout_s=GUEST_S) == "0"
+        )
+        written = (tmp_path / "served.raw").read_bytes()
+        assert (written[:6], written[4096:4102]) == (b"before", b"after\n")
+        remove(vm, "served")
+
+    def test_back_end_that_comes_back_silent_does_not_stop_the_guest(
+        self, vm: Booted, daemon: StorageDaemon
+    ) -> None:
+        name = add(vm, served(daemon))
+        daemon.kill()
+        os.unlink(daemon.path)
+        with socket.create_server(daemon.path, family=socket.AF_UNIX) as silent:
+            silent.settimeout(GUEST_S)
+            connection, _ = silent.accept()
+            with connection:
+                assert vm.run("echo lives", timeout_s=GUEST_S) == "lives"
+        os.unlink(daemon.path)
+        daemon.start()
+        vm.run(f"dd if=/dev/{name} of=/dev/null bs=512 count=1 2>/dev/null")
+        remove(vm, "served")
+
+    def test_back_end_that_says_nothing_is_given_up_while_the_guest_goes_on(
+        self, vm: Booted, tmp_path: Path
+    ) -> None:
+        before = vm.config(), sorted(vm.info()["device_tree"])
+        path = str(tmp_path / "socket")
+        answers: list[list[str]] = []
+        with socket.create_server(path, family=socket.AF_UNIX) as silent, vm.vmm.second() as other:
+            silent.settimeout(GUEST_S)
+            disk = {"vhost_user": True, "vhost_socket": path}
+            adding = threading.Thread(
+                target=lambda: answers.append(other.put("vm.add-disk", disk, expect=500))
+            )
+            adding.start()
+            connection, _ = silent.accept()
+            with connection:
+                assert vm.run("echo lives") == "lives"
+                adding.join()
+        assert answers[0][-2:] == ["Get features failed", "The back end did not answer within 5 s"]
+        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
+
+    def test_boot_says_that_there_is_no_back_end_and_succeeds_when_there_is(self, tmp_path: Path) -> None:
+        image = make_image(tmp_path / "served.raw", 8 * MIB)
+        path = str(tmp_path / "served.sock")
+        disk = {"id": "served", "vhost_user": True, "vhost_socket": path}
+        with serving(tmp_path / "run") as vm:
+            vm.vmm.put("vm.create", vm_config(memory={"size": 256 * MIB, "shared": True}, disks=[disk]))
+            before = vm.info()
+            answer = vm.vmm.put("vm.boot", expect=500)
+            assert answer[-3:-1] == ABSENT_CHAIN[-2:]
+            assert vm.info() == before
+            with StorageDaemon(path, image):
+                vm.vmm.put("vm.boot")
+                vm.vmm.put("vm.shutdown")
+
+    def test_back_end_that_hangs_up_leaves_all_as_before(self, vm: Booted, tmp_path: Path) -> None:
+        before = vm.config(), sorted(vm.info()["device_tree"])
+        with hanging_up(tmp_path / "socket") as path:
+            disk = {"vhost_user": True, "vhost_socket": str(path)}
+            answer = vm.vmm.put("vm.add-disk", disk, expect=500)
+        assert answer[-1] == "The back end closed the connection"
+        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
+        assert vm.run("echo lives") == "lives"
+
+    @pytest.mark.parametrize("what", ["nothing", "file", "folder", "dead", "datagrams"])
+    def test_back_end_that_is_not_there_leaves_all_as_before(
+        self, vm: Booted, tmp_path: Path, what: str
+    ) -> None:
+        path = tmp_path / "socket"
+        with contextlib.closing(leave(path, what)):
+            before = vm.config(), sorted(vm.info()["device_tree"])
+            disk = {"vhost_user": True, "vhost_socket": str(path)}
+            answer = vm.vmm.put("vm.add-disk", disk, expect=500)
+        assert answer[:-1] == ABSENT_CHAIN
+        assert answer[-1].startswith(REASONS[what])
+        assert (vm.config(), sorted(vm.info()["device_tree"])) == before
