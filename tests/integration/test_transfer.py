@@ -1,6 +1,6 @@
 """Snapshot, restore and migration over the REST interface of the real program.
 
-On the fake engine the VM moves. QEMU has no means yet: each is refused with the reason, and nothing changes.
+On the fake engine; with QEMU: test_snapshot.py and test_migration.py.
 """
 
 from __future__ import annotations
@@ -34,34 +34,6 @@ def in_threads():
     yield start
     for thread in threads:
         thread.join(SOON_S)
-
-
-@pytest.mark.qemu
-def test_snapshot_and_migration_on_qemu_are_refused_and_the_guest_goes_on(vm_booted, guest, folder, tmp_path):
-    chain = vm_booted.put("vm.send-migration", {"destination_url": f"unix:{tmp_path}/m"}, expect=500)
-    assert chain[1:3] == [
-        "Error dispatching the migration worker",
-        "Failed to send migratable component snapshot",
-    ]
-    assert "later release" in chain[-1]
-    assert guest.shell.run("echo still here", timeout_s=SOON_S) == (0, b"still here\n")
-
-    vm_booted.put("vm.pause")
-    chain = vm_booted.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=500)
-    assert chain[2:] == ["Cannot snapshot VM", "Failed to snapshot migratable component", chain[-1]]
-    assert "later release" in chain[-1]
-    assert os.listdir(folder) == []
-    assert vm_booted.get("vm.info")["state"] == "Paused"
-    vm_booted.put("vm.resume")
-    assert guest.shell.run("echo and here", timeout_s=SOON_S) == (0, b"and here\n")
-
-
-@pytest.mark.qemu
-def test_receiving_on_qemu_is_refused_before_it_listens(vmm, tmp_path):
-    chain = vmm.put("vm.receive-migration", {"receiver_url": f"unix:{tmp_path}/m"}, expect=500)
-    assert "later release" in chain[-1]
-    assert not os.path.exists(tmp_path / "m")
-    vmm.get("vm.info", expect=404)
 
 
 def test_vm_moves_from_program_to_program(
