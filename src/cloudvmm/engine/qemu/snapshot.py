@@ -309,9 +309,10 @@ def _reopened(fd: int, access: int) -> Iterator[int]:
 
 
 def _check_blockers(control: QmpClient) -> None:
-    """:raises NotSaved: a device has a state that QEMU cannot give."""
-    for reason in control.execute("query-migrate").get("blocked-reasons", ()):
-        raise NotSaved(reason)
+    """:raises NotSaved: a device has a state that QEMU cannot give; its text has every reason there is."""
+    reasons = control.execute("query-migrate").get("blocked-reasons", ())
+    if reasons:
+        raise NotSaved("; ".join(reason.rstrip(".") for reason in reasons))
 
 
 def _check_origin(machine: SavedMachine, facts: QemuFacts) -> None:
