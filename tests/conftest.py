@@ -1,20 +1,22 @@
 """The ladder of the integration and conformance tests: server, vmm, vm_created, vm_booted.
 
 A test that must hold on both engines asks for `any_engine`; all others run on QEMU. Contract and unit tests
-have ladders of their own.
+have ladders of their own. `vm` is the guest that a module's `shared_vm` boots for all its tests.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.booted import Booted
 from support.latency import LatencyLog
 from support.server import Server
+from support.shared import FAILED, Shared
 from support.vm import EngineChoice, Guest, choose_engine, small_config
 from support.vmm import Vmm
 
@@ -24,6 +26,15 @@ ServerFactory = Callable[..., Server]
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LATENCY] = LatencyLog()
+    config.stash[FAILED] = set()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.config.stash[FAILED].add(item.nodeid)
+    return report
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -122,3 +133,9 @@ def vm_booted(vm_created: Vmm, guest: Guest) -> Vmm:
     vm_created.put("vm.boot")
     guest.wait_ready()
     return vm_created
+
+
+@pytest.fixture
+def vm(shared_vm: Shared[Booted], request: pytest.FixtureRequest) -> Booted:
+    """The guest of the module's `shared_vm`, which is another one after a test that failed."""
+    return shared_vm.lend(request)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, serving, vm_config
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
@@ -20,8 +21,8 @@ HUGEPAGE_BYTES = 2 * MIB
 HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 
 
-@pytest.fixture(scope="module")
-def four_vcpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with 2 packages of 2 cores and an unusual amount of RAM."""
     topology = {"threads_per_core": 1, "cores_per_die": 2, "dies_per_package": 1, "packages": 2}
     config = vm_config(
@@ -31,31 +32,31 @@ def four_vcpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
         yield booted
 
 
-def test_guest_has_all_its_vcpus_at_work(four_vcpus: Booted) -> None:
-    assert four_vcpus.run("nproc; cat /sys/devices/system/cpu/online") == "4\n0-3"
+def test_guest_has_all_its_vcpus_at_work(vm: Booted) -> None:
+    assert vm.run("nproc; cat /sys/devices/system/cpu/online") == "4\n0-3"
 
 
-def test_guest_sees_packages_and_cores_of_the_topology(four_vcpus: Booted) -> None:
+def test_guest_sees_packages_and_cores_of_the_topology(vm: Booted) -> None:
     script = """
         for n in 0 1 2 3; do
             cd /sys/devices/system/cpu/cpu$n/topology
             echo $(cat physical_package_id core_id)
         done
     """
-    assert four_vcpus.run(script) == "0 0\n0 1\n1 0\n1 1"
+    assert vm.run(script) == "0 0\n0 1\n1 0\n1 1"
 
 
-def test_guest_has_its_ram_and_info_says_so(four_vcpus: Booted) -> None:
+def test_guest_has_its_ram_and_info_says_so(vm: Booted) -> None:
     script = """
         cd /sys/firmware/memmap
         for n in *; do
             [ "$(cat $n/type)" != "System RAM" ] || echo $(cat $n/start $n/end)
         done
     """
-    ranges = [line.split() for line in four_vcpus.run(script).splitlines()]
+    ranges = [line.split() for line in vm.run(script).splitlines()]
     ram_bytes = sum(int(end, 16) - int(start, 16) + 1 for start, end in ranges)
     assert 210 * MIB <= ram_bytes <= 211 * MIB
-    assert four_vcpus.info()["memory_actual_size"] == 211 * MIB
+    assert vm.info()["memory_actual_size"] == 211 * MIB
 
 
 def test_fewer_vcpus_than_max_leave_the_rest_absent(tmp_path: Path) -> None:

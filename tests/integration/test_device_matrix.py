@@ -19,6 +19,7 @@ from support.device.case import GUEST_S, DeviceCase, pci_folder
 from support.device.cases import CASES
 from support.namespace import network_namespace
 from support.qemu import VERSIONS, find_qemu, version_of
+from support.shared import Shared, shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
@@ -76,8 +77,8 @@ class Stage:
         self.vm.wait_ready()
 
 
-@pytest.fixture(scope="class", params=ROWS, ids=[f"{case.name}-{version}" for case, version in ROWS])
-def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+@shared("class", params=ROWS, ids=[f"{case.name}-{version}" for case, version in ROWS])
+def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     kind, version = request.param
     folder: Path = tmp_path_factory.mktemp(kind.name)
     qemu = find_qemu(version, folder)
@@ -90,8 +91,13 @@ def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             yield Stage(vm, case)
 
 
+@pytest.fixture
+def stage(shared_stage: Shared[Stage], request: pytest.FixtureRequest) -> Stage:
+    return shared_stage.lend(request)
+
+
 class TestLifeOfADevice:
-    """The steps build on each other: a test that is run alone may find the guest in another state."""
+    """The steps build on each other; one that finds the guest just booted, after a failure, catches up."""
 
     def test_works_from_the_boot_on(self, stage: Stage) -> None:
         stage.check("one")
@@ -111,6 +117,8 @@ class TestLifeOfADevice:
 
     def test_is_added_again_under_its_id(self, stage: Stage) -> None:
         device_id = "one" if stage.case.stays is None else "two"
+        if device_id in stage.configured():
+            stage.remove(device_id)
         stage.add(device_id)
         stage.check(device_id)
 

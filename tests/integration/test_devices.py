@@ -12,6 +12,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, make_image, serving, vm_config
 from support.namespace import ip, network_namespace, open_tap, ping
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(120)]
@@ -23,15 +24,15 @@ IORESOURCE_IO, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x100, 0x2000, 0x100000 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[None]:
     with network_namespace():
+        ip("tuntap add name existing0 mode tap")
+        ip("addr add 192.168.9.1/24 dev existing0")
         yield
 
 
-@pytest.fixture(scope="module")
-def vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with every kind of disk and network device."""
     folder = tmp_path_factory.mktemp("devices")
-    ip("tuntap add name existing0 mode tap")
-    ip("addr add 192.168.9.1/24 dev existing0")
     with booting(folder, full_config(folder)) as booted:
         yield booted
 

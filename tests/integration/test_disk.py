@@ -20,6 +20,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.device.case import GUEST_S, find
+from support.shared import shared
 from support.storage_daemon import StorageDaemon
 from support.wait import wait_until
 
@@ -39,8 +40,8 @@ def limited(**buckets: dict[str, int]) -> dict[str, Any]:
     return {"rate_limiter_config": buckets}
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     folder = tmp_path_factory.mktemp("disk")
     config = vm_config(
         cpus={"boot_vcpus": 2, "max_vcpus": 2},

@@ -8,6 +8,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.namespace import network_namespace
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(120)]
@@ -17,8 +18,8 @@ NOTICED_S = 15.0
 DEVICES = {"disk0", "net0", "__rng", "__console", "__balloon"}
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with a device of each kind."""
     folder = tmp_path_factory.mktemp("drivers")
     config = vm_config(

@@ -20,6 +20,7 @@ from support.attack import Held, assert_holds_no_more, wait_gone
 from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import GUEST_S
 from support.device.fs import SHARED_MEMORY, OwnFsCase, Virtiofsd, wait_driver
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
@@ -34,11 +35,11 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnFsCase]:
         yield made
 
 
-@pytest.fixture(scope="module")
-def vm(case: OwnFsCase) -> Iterator[Booted]:
+@shared()
+def shared_vm(case: OwnFsCase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     cpus = {"boot_vcpus": 2, "max_vcpus": 2}
     config = vm_config(cpus=cpus, fs=[case.device("cold")], **SHARED_MEMORY)
-    with booting(case.folder / "run", config) as booted:
+    with booting(tmp_path_factory.mktemp("run"), config) as booted:
         yield booted
 
 

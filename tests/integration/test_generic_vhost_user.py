@@ -14,6 +14,7 @@ import pytest
 from support.booted import MIB, Booted, booting, vm_config
 from support.device.case import GUEST_S, find
 from support.device.fs import SHARED_MEMORY
+from support.shared import shared
 from support.vhost_user import back_end
 from support.wait import wait_until
 
@@ -31,8 +32,8 @@ def bus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-@pytest.fixture(scope="module")
-def vm(bus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(bus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     with booting(tmp_path_factory.mktemp("generic"), vm_config(**SHARED_MEMORY)) as booted:
         yield booted
 

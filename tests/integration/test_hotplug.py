@@ -20,6 +20,7 @@ from cloudvmm.host.lock import LockConflict, lock_file
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.namespace import ip, network_namespace, open_tap, ping
 from support.old_qemu import old_qemu_program
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
@@ -35,8 +36,8 @@ def namespace() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest of two vCPUs with a disk and a network device of its own."""
     folder = tmp_path_factory.mktemp("hotplug")
     with booting(folder, cold_config(folder, "coldtap")) as booted:

@@ -14,6 +14,7 @@ from support.attack import Held, assert_holds_no_more
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.device.case import GUEST_S, find
 from support.namespace import ip, network_namespace
+from support.shared import shared
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
@@ -28,8 +29,8 @@ SERVER_GROWTH_BYTES = 2 * MIB
 SLAB_GROWTH_BYTES = 2 * MIB
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     folder = tmp_path_factory.mktemp("cycle")
     make_image(folder / "disk.raw", 4 * MIB)
     with (

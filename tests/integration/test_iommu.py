@@ -13,14 +13,15 @@ from cloudvmm.guest.error import GuestBuildError
 from lane.kernel import fetch_kernel, guest_on
 from support.booted import MIB, Booted, booting, default_guest, make_image, vm_config
 from support.device.case import pci_folder
+from support.shared import shared
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(300)]
 
 VIRTIO_F_ACCESS_PLATFORM = 33
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with disks before and behind the vIOMMU, one of them on a segment of its own."""
     folder = tmp_path_factory.mktemp("iommu")
     config = vm_config(

@@ -11,6 +11,7 @@ import pytest
 
 from cloudvmm.guest.error import GuestShellTimeout
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
+from support.shared import shared
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -19,8 +20,8 @@ PAUSE_S = 2.0
 ELF_CORE, X86_64, PT_LOAD, PT_NOTE, NT_PRSTATUS = 4, 62, 1, 4, 1
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     config = vm_config(cpus={"boot_vcpus": 2, "max_vcpus": 2}, memory={"size": RAM_BYTES})
     with booting(tmp_path_factory.mktemp("lifecycle"), config) as booted:
         yield booted

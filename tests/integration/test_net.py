@@ -21,6 +21,7 @@ from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import find
 from support.device.net_user import configure_by_dhcp
 from support.namespace import ip, network_namespace, open_tap, ping, run
+from support.shared import shared
 from support.stream import stream_from_guest, stream_to_guest
 from support.vhost_user_net import VhostUserNet
 from support.vmm import Vmm
@@ -46,8 +47,8 @@ def namespace() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(namespace: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with a network device of each kind, two vCPUs and memory that a back end can map."""
     folder = tmp_path_factory.mktemp("net")
     nets = [
@@ -336,7 +337,7 @@ BAD = {
 
 
 @pytest.fixture(scope="module")
-def limited_tap(vm: Booted) -> Iterator[None]:
+def limited_tap(namespace: None) -> Iterator[None]:
     """A TAP with a traffic control of its own."""
     ip("tuntap add name made1 mode tap")
     run("tc qdisc add dev made1 ingress")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.booted import Booted, booting, serving, vm_config
+from support.shared import shared
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
 
@@ -43,8 +44,8 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     with booting(tmp_path_factory.mktemp("vm") / "run", vm_config(), shell=None) as vm:
         yield vm
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.booted import Booted, booting, direct_boot, vm_config
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
@@ -37,8 +38,8 @@ DMI = {
 }
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with two vCPUs on a machine that gives itself a name."""
     config = vm_config(cpus={"boot_vcpus": 2, "max_vcpus": 2}, platform=PLATFORM)
     with booting(tmp_path_factory.mktemp("platform"), config) as booted:

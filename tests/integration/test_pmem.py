@@ -13,6 +13,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.device.pmem import block_name
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
@@ -26,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("pmem")
 
 
-@pytest.fixture(scope="module")
-def vm(folder: Path) -> Iterator[Booted]:
+@shared()
+def shared_vm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     """A guest with persistent memory of each form."""
     pmem = [
         {"id": "kept", "file": filled(folder / "kept.img")},
@@ -35,7 +36,7 @@ def vm(folder: Path) -> Iterator[Booted]:
         {"id": "unnamed", "file": str(folder), "size": BYTES},
         {"id": "part", "file": filled(folder / "part.img"), "size": 2 * MIB, "pci_device_id": 21},
     ]
-    with booting(folder / "run", vm_config(pmem=pmem)) as booted:
+    with booting(tmp_path_factory.mktemp("run"), vm_config(pmem=pmem)) as booted:
         yield booted
 
 

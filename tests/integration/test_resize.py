@@ -10,6 +10,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
 from support.old_qemu import old_qemu_program
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
@@ -18,8 +19,8 @@ GUEST_S = 30.0
 ONLINE = "for cpu in /sys/devices/system/cpu/cpu[1-9]*; do echo 1 >$cpu/online; done 2>/dev/null; nproc"
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     with booting(tmp_path_factory.mktemp("resize"), resizable()) as booted:
         yield booted
 

@@ -10,6 +10,7 @@ import pytest
 
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.device.case import pci_folder
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
@@ -26,8 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("small")
 
 
-@pytest.fixture(scope="module")
-def vm(folder: Path) -> Iterator[Booted]:
+@shared()
+def shared_vm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     source = folder / "entropy"
     source.write_bytes(WORD * (64 * 1024 // len(WORD)))
     config = vm_config(
@@ -41,7 +42,7 @@ def vm(folder: Path) -> Iterator[Booted]:
             disk(folder, "second", pci_segment=2, pci_device_id=20),
         ],
     )
-    with booting(folder / "run", config) as booted:
+    with booting(tmp_path_factory.mktemp("run"), config) as booted:
         yield booted
 
 

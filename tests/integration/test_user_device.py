@@ -14,6 +14,7 @@ from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import GUEST_S, pci_folder
 from support.device.user_device import UserDeviceCase
 from support.qemu import find_qemu, version_of
+from support.shared import shared
 from support.vfio_user import Fault, VfioUserServer
 from support.wait import wait_until
 
@@ -26,8 +27,8 @@ SHARED = {"size": 256 * MIB, "shared": True}
 Make = Callable[[Path, contextlib.ExitStack], None]
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     folder = tmp_path_factory.mktemp("user")
     qemu = find_qemu("newest", folder)
     with booting(folder, vm_config(memory=SHARED), "--qemu", qemu) as booted:

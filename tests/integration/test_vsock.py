@@ -20,6 +20,7 @@ import pytest
 from support.booted import MIB, Booted, booting, serving, vm_config
 from support.caller import call, dial, listening_at, read_all, serve_at
 from support.process import ProcessId, descendants_of
+from support.shared import shared
 from support.socat import payload_with_socat
 from support.wait import wait_until
 
@@ -52,10 +53,10 @@ def path(folder: Path) -> Path:
     return folder / "vsock"
 
 
-@pytest.fixture(scope="module")
-def vm(folder: Path, path: Path) -> Iterator[Booted]:
+@shared()
+def shared_vm(folder: Path, path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     config = vm_config(payload=payload_with_socat(folder), vsock=device(path))
-    with booting(folder / "run", config) as booted:
+    with booting(tmp_path_factory.mktemp("run"), config) as booted:
         yield booted
 
 
