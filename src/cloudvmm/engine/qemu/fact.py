@@ -47,6 +47,14 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.version >= (9, 2, 0)
 
     @property
+    def tells_every_write(self) -> bool:
+        """Say whether memory may be sent while the guest runs: before 9.0 emulation does not tell each write.
+
+        What the guest writes to a page again after it was sent may stay behind, and the guest dies of it.
+        """
+        return self.accelerator == "kvm" or self.version >= (9, 0, 0)
+
+    @property
     def dies_of_virtio_status(self) -> bool:
         """Say whether this QEMU may abort when asked for the status of a virtio device, as 11.1.3 does."""
         return self.version >= (11, 0, 0)

@@ -295,6 +295,8 @@ class QemuMachine:
         self._saver.check_unspent()
         with self._end_explained(), contextlib.closing(self._carrier(target.link_fd)) as carrier:
             try:
+                if not self._facts.tells_every_write:
+                    self._stand_still()
                 carrier.send(downtime_ms=target.downtime_ms, unlock=self._unlock_images)
             except EngineError:
                 carrier.cancel()
