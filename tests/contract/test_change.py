@@ -22,11 +22,10 @@ from cloudvmm.engine.base import (
     VcpusRemoved,
     ZoneChanged,
 )
+from support.deadline import GUEST_S
 from support.wait import wait_event
 
 from .conftest import DISK_BYTES, DISK_ID, RAM_BYTES
-
-GUEST_S = 30.0
 
 
 @pytest.fixture

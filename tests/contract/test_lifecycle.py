@@ -13,12 +13,12 @@ from cloudvmm.engine.base import (
     PoweredOff,
     ResetRequested,
 )
+from support.deadline import GUEST_S
 from support.wait import is_readable, wait_event
 
 # How long a guest is given to do what it must not do.
 SILENCE_S = 0.3
 SOON_S = 5.0
-GUEST_S = 30.0
 
 
 def test_build_starts_no_vcpu(machine_built, player):

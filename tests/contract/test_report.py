@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from cloudvmm.engine.base import DriverChanged, MachineGone
+from support.deadline import GUEST_S
 from support.wait import wait_event, wait_until
 
 DISK_COUNTERS = {
@@ -21,7 +22,6 @@ DISK_COUNTERS = {
     "write_latency_max",
     "write_latency_avg",
 }
-GUEST_S = 30.0
 
 
 def test_info_is_whole(engine):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from support.booted import READY_WORDS, Booted, copy_root_disk, default_guest, serving
+from support.deadline import GUEST_S, HOST_S
 from support.namespace import ip, network_namespace, ping
 from support.traffic import Answer, check_curl
 from support.wait import wait_until
@@ -25,7 +26,6 @@ from support.wait import wait_until
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.root,
-    pytest.mark.timeout(180),
     pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
     pytest.mark.skipif(
         shutil.which("debugfs") is None, reason="needs debugfs, of Debian's package e2fsprogs"
@@ -87,7 +87,11 @@ class Guide:
         for path, ours in self._paths.items():
             script = script.replace(path, ours)
         printed = subprocess.run(
-            ["bash", "-ec", script], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60
+            ["bash", "-ec", script],
+            check=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=HOST_S,
         ).stdout
         head, _, body = printed.partition(b"\r\n\r\n")
         check_curl(shlex.split(script), Answer.of(head, body))
@@ -101,7 +105,7 @@ class Guide:
     def wait_said(self, words: str, *, count: int) -> None:
         """Return once the guest's console has shown `words` so many times."""
         wait_until(
-            lambda: self.vm.server.stderr.count(words) >= count, f"{words!r}, {count} times", timeout_s=120
+            lambda: self.vm.server.stderr.count(words) >= count, f"{words!r}, {count} times", timeout_s=HOST_S
         )
 
 
@@ -127,7 +131,7 @@ def add_start_up(disk: Path, folder: Path) -> None:
         input=commands,
         text=True,
         capture_output=True,
-        timeout=30,
+        timeout=GUEST_S,
     )
 
 

@@ -21,11 +21,12 @@ from support.booted import (
     serving,
     vm_config,
 )
+from support.deadline import GUEST_S, HOST_S
 from support.namespace import ip, network_namespace, ping
 from support.vm import choose_engine
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 
 def test_bzimage_boots_with_its_command_line_and_initramfs(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_command_line_without_api_socket_ends_by_sigterm_with_status_0(tmp_path:
                 and READY_WORDS in Path(tmp_path, "serial.log").read_text()
             ),
             "the guest is ready",
-            timeout_s=90,
+            timeout_s=GUEST_S,
         )
         vm.server.terminate()
         assert vm.server.wait_end() == 0
@@ -120,7 +121,7 @@ def test_command_line_without_api_socket_ends_by_sigterm_with_status_0(tmp_path:
 
 def run_to_the_end(flags: Sequence[str]) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, "-m", "cloudvmm.cli.main", *choose_engine("qemu").flags, *flags]
-    return subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    return subprocess.run(program, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=HOST_S)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no kernel at all\n" * 100])

@@ -14,13 +14,11 @@ from cloudvmm.config import form
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.guest.shell import GuestShell
 from support.accelerator import accelerator
+from support.deadline import BOOT_S, GUEST_S
 from support.leak import Holdings
 from support.vm import choose_engine, small_config
 
 pytestmark = pytest.mark.qemu
-
-READY_S = 90.0
-EVENT_S = 60.0
 
 
 @pytest.fixture
@@ -55,19 +53,19 @@ def shell(vm, typed_config):
         vm.vm_info().config.console.file, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK
     )
     shell = GuestShell(console)
-    shell.wait_ready(READY_S)
+    shell.wait_ready(BOOT_S)
     yield shell
     os.close(console)
 
 
 def test_guest_lives_and_dies(vm, shell):
-    info = vm.wait_until_running(READY_S)
-    assert shell.run("nproc", timeout_s=30) == (0, b"1\n")
+    info = vm.wait_until_running(BOOT_S)
+    assert shell.run("nproc", timeout_s=GUEST_S) == (0, b"1\n")
     assert info.config.cpus.boot_vcpus == 1
     assert info.device_tree["__rng"].parent == "_virtio-pci-__rng"
 
     with vm.events(0) as events:
-        activated = [events.wait_for("virtio-device", "activated", EVENT_S) for _ in range(2)]
+        activated = [events.wait_for("virtio-device", "activated", GUEST_S) for _ in range(2)]
         assert {event.properties["id"] for event in activated} == {"__console", "__rng"}
         vm.vm_pause()
         assert vm.vm_info().state is api.VmState.PAUSED
@@ -75,8 +73,8 @@ def test_guest_lives_and_dies(vm, shell):
             vm.vm_pause()
         assert caught.value.code == "InvalidTransition"
         vm.vm_resume()
-        assert shell.run("echo $((6 * 7))", timeout_s=30) == (0, b"42\n")
+        assert shell.run("echo $((6 * 7))", timeout_s=GUEST_S) == (0, b"42\n")
         vm.vm_power_button()
-        events.wait_for("vm", "shutdown", EVENT_S)
+        events.wait_for("vm", "shutdown", GUEST_S)
     assert vm.vm_info().state is api.VmState.CREATED
     vm.vm_delete()

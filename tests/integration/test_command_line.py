@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from support.deadline import HOST_S
+
 PROGRAM = [sys.executable, "-m", "cloudvmm.cli.main"]
 CHAIN = "Error: Cloud Hypervisor exited with the following chain of errors:\n"
 SINGLE = "Error: Cloud Hypervisor exited with the following error:\n"
@@ -21,7 +23,7 @@ BAD_CPUS = ["--kernel", "/k", "--cpus", "boot=2,max=1"]
 
 def run(*words: str, engine: Sequence[str] = ("--engine=fake",)) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*PROGRAM, *engine, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60
+        [*PROGRAM, *engine, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=HOST_S
     )
 
 

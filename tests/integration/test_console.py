@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from cloudvmm.guest.shell import GuestShell
-from support.booted import READY_TIMEOUT_S, READY_WORDS, Booted, booting, direct_boot, serving, vm_config
+from support.booted import READY_WORDS, Booted, booting, direct_boot, serving, vm_config
+from support.deadline import BOOT_S, GUEST_S, HOST_S
 from support.machine_code import boot_disk, port_writer
 from support.wait import is_readable, wait_until
 
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 NEEDS_SEABIOS = pytest.mark.skipif(not SEABIOS.exists(), reason=f"needs {SEABIOS}, of the package seabios")
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 
 def write_port(vm: Booted, port: int, text: str) -> None:
@@ -30,7 +31,7 @@ def write_port(vm: Booted, port: int, text: str) -> None:
 
 
 def wait_file(path: Path, words: str) -> str:
-    wait_until(lambda: words in path.read_text(errors="replace"), f"{words!r} in {path}", timeout_s=60)
+    wait_until(lambda: words in path.read_text(errors="replace"), f"{words!r} in {path}", timeout_s=GUEST_S)
     return path.read_text(errors="replace")
 
 
@@ -133,7 +134,7 @@ def serial_socket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
 class TestSerialSocket:
     def connect(self, serial_socket: Booted) -> socket.socket:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.settimeout(30)
+        client.settimeout(HOST_S)
         client.connect(str(serial_socket.folder / "serial.sock"))
         return client
 
@@ -149,22 +150,22 @@ class TestSerialSocket:
                 heard += (piece := client.recv(65536))
                 assert piece, heard
             shell = GuestShell(client)
-            shell.wait_ready(READY_TIMEOUT_S)
-            assert shell.run("echo over a socket", timeout_s=30) == (0, b"over a socket\n")
+            shell.wait_ready(BOOT_S)
+            assert shell.run("echo over a socket", timeout_s=GUEST_S) == (0, b"over a socket\n")
 
     def test_new_client_replaces_the_old_one(self, serial_socket: Booted) -> None:
         with self.connect(serial_socket) as first, self.connect(serial_socket) as second:
             while first.recv(65536):
                 pass
             shell = GuestShell(second)
-            shell.wait_ready(READY_TIMEOUT_S)
-            assert shell.run("echo $((6 * 7))", timeout_s=30) == (0, b"42\n")
+            shell.wait_ready(BOOT_S)
+            assert shell.run("echo $((6 * 7))", timeout_s=GUEST_S) == (0, b"42\n")
 
     def test_output_without_a_client_is_kept_for_the_next(self, serial_socket: Booted) -> None:
         with self.connect(serial_socket) as client:
             shell = GuestShell(client)
-            shell.wait_ready(READY_TIMEOUT_S)
-            shell.run("(sleep 1; echo said to nobody >/dev/ttyS0; echo done >/dev/hvc0) &", timeout_s=30)
+            shell.wait_ready(BOOT_S)
+            shell.run("(sleep 1; echo said to nobody >/dev/ttyS0; echo done >/dev/hvc0) &", timeout_s=GUEST_S)
         wait_file(serial_socket.folder / "console.log", "done")
         with self.connect(serial_socket) as client:
             heard = b""
@@ -187,7 +188,7 @@ def test_output_that_nobody_takes_does_not_hold_the_guest_up(tmp_path: Path) -> 
         try:
             heard = b""
             while b"the last line" not in heard:
-                assert is_readable(fd, timeout_s=10), f"After {len(heard)} bytes the PTY fell silent"
+                assert is_readable(fd, timeout_s=HOST_S), f"After {len(heard)} bytes the PTY fell silent"
                 heard += os.read(fd, 65536)
         finally:
             os.close(fd)
@@ -223,7 +224,7 @@ def test_debug_console_on_a_pty_keeps_its_words_until_somebody_listens(tmp_path:
         wait_file(tmp_path / "serial.log", "hello")
         fd = os.open(vm.config()["debug_console"]["file"], os.O_RDONLY | os.O_NOCTTY)
         try:
-            wait_until(lambda: b"hello" in os.read(fd, 4096), "the words on the PTY", timeout_s=10)
+            wait_until(lambda: b"hello" in os.read(fd, 4096), "the words on the PTY", timeout_s=GUEST_S)
         finally:
             os.close(fd)
 

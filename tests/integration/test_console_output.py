@@ -19,18 +19,16 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting
+from support.deadline import BOOT_S, HOST_S
 from support.machine_code import counted, counting_boot_sector
 from support.vm import choose_engine
 from support.wait import wait_until
 
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 RING_BYTES = MIB
-GUEST_S = 240.0
-READ_S = 20.0
 
 pytestmark = [
     pytest.mark.qemu,
-    pytest.mark.timeout(300),
     pytest.mark.skipif(not SEABIOS.exists(), reason=f"needs {SEABIOS}, of the package seabios"),
 ]
 
@@ -71,7 +69,7 @@ def counting(
 
 
 def wait_counted(path: Path, text: bytes) -> None:
-    wait_until(lambda: tail(path, 8) == text[-8:], f"the end in {path}", timeout_s=GUEST_S)
+    wait_until(lambda: tail(path, 8) == text[-8:], f"the end in {path}", timeout_s=BOOT_S)
     assert own(path.read_bytes(), text) == text
 
 
@@ -81,7 +79,7 @@ def tail(path: Path, size: int) -> bytes:
         return file.read()
 
 
-def read_all(fd: int, size: int, *, timeout_s: float = GUEST_S) -> bytes:
+def read_all(fd: int, size: int, *, timeout_s: float = BOOT_S) -> bytes:
     """Read until `size` bytes are there, or none come for `timeout_s`."""
     found = bytearray()
     while len(found) < size and select.select([fd], [], [], timeout_s)[0]:
@@ -109,7 +107,7 @@ def test_readers_that_begin_late_get_every_byte_of_what_is_kept_for_them(tmp_pat
         client.connect(str(path))
         serial = bytearray()
         while not serial.endswith(text[-8:]) or not debug.endswith(text[-8:]):
-            readable, _, _ = select.select([fd, client], [], [], READ_S)
+            readable, _, _ = select.select([fd, client], [], [], HOST_S)
             assert readable, f"Silence after {len(serial)} and {len(debug)} bytes"
             if client in readable:
                 serial += client.recv(65536)
@@ -130,7 +128,7 @@ def test_socket_without_a_client_keeps_the_last_mebibyte_and_holds_nothing_up(
     ):
         wait_counted(debug, text)
         client.connect(str(path))
-        assert read_all(client.fileno(), RING_BYTES, timeout_s=READ_S) == text[-RING_BYTES:]
+        assert read_all(client.fileno(), RING_BYTES, timeout_s=HOST_S) == text[-RING_BYTES:]
         assert not select.select([client], [], [], 0.2)[0]
 
 
@@ -172,5 +170,5 @@ def test_pipe_as_the_terminal_gets_every_byte(tmp_path: Path, text: bytes) -> No
                 found += read_all(process.stdout.fileno(), 1)
         finally:
             process.terminate()
-            process.wait(READ_S)
+            process.wait(HOST_S)
     assert own(found, text) == text

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from support.attack import QEMU_NAME
-from support.booted import READY_TIMEOUT_S, READY_WORDS, direct_boot
+from support.booted import READY_WORDS, direct_boot
+from support.deadline import BOOT_S, HOST_S
 from support.machine_code import boot_disk
 from support.process import ProcessId, descendants_of
 from support.vm import choose_engine
@@ -27,7 +28,7 @@ from support.wait import wait_until
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
 NEEDS_SEABIOS = pytest.mark.skipif(not SEABIOS.exists(), reason=f"needs {SEABIOS}, of the package seabios")
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 
 class Terminal:
@@ -41,6 +42,8 @@ class Terminal:
             stdin=self._theirs,
             stdout=self._theirs,
             stderr=subprocess.PIPE,
+            # Whoever runs the tests may ignore it, as nohup does, and so would the program.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
 
     def modes(self) -> int:
@@ -49,7 +52,7 @@ class Terminal:
 
     def wait_qemu(self) -> ProcessId:
         """Return the QEMU that runs the VM, once it does."""
-        return wait_until(self._find_qemu, "QEMU runs", timeout_s=READY_TIMEOUT_S)
+        return wait_until(self._find_qemu, "QEMU runs", timeout_s=BOOT_S)
 
     def _find_qemu(self) -> ProcessId | None:
         words = "-nodefaults"
@@ -58,7 +61,7 @@ class Terminal:
 
     def read_until(self, words: bytes) -> bytes:
         """Return what was printed up to and with `words`."""
-        deadline = time.monotonic() + READY_TIMEOUT_S
+        deadline = time.monotonic() + BOOT_S
         while words not in self._text:
             readable, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
             assert readable, f"{words!r} was not printed, only {self._text!r}"
@@ -73,7 +76,7 @@ class Terminal:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.process.communicate(timeout=30)
+            self.process.communicate(timeout=HOST_S)
         finally:
             self.process.kill()
             os.close(self.fd)
@@ -121,7 +124,7 @@ def test_serial_on_the_terminal_is_raw_while_the_guest_runs_and_restored_when_it
     terminal.read_until(b"alive after 2 keys")
     assert terminal.process.poll() is None
     terminal.type(b"poweroff -f\n")
-    assert terminal.process.wait(60) == 0
+    assert terminal.process.wait(HOST_S) == 0
     assert terminal.modes() == before
 
 
@@ -130,7 +133,7 @@ def test_console_is_on_the_terminal_unless_told_otherwise(on_terminal: Any) -> N
     before = terminal.modes()
     terminal.read_until(READY_WORDS.encode())
     terminal.process.send_signal(signal.SIGTERM)
-    assert terminal.process.wait(30) == 0
+    assert terminal.process.wait(HOST_S) == 0
     assert terminal.modes() == before
 
 
@@ -143,15 +146,15 @@ def test_terminal_is_given_back_whatever_ends_the_manager(on_terminal: Any, numb
     qemu = terminal.wait_qemu()
     assert not terminal.modes() & termios.ICANON
     terminal.process.send_signal(number)
-    status = terminal.process.wait(30)
+    status = terminal.process.wait(HOST_S)
     assert status == (0 if number is signal.SIGINT else -number)
-    wait_until(lambda: terminal.modes() == before, "the terminal is as it was", timeout_s=10)
-    wait_until(lambda: not qemu.is_alive(), "QEMU is gone", timeout_s=10)
+    wait_until(lambda: terminal.modes() == before, "the terminal is as it was", timeout_s=HOST_S)
+    wait_until(lambda: not qemu.is_alive(), "QEMU is gone", timeout_s=HOST_S)
 
 
 def test_terminal_is_given_back_when_qemu_is_killed(on_terminal: Any) -> None:
     terminal: Terminal = on_terminal(*command_line("cloudvmm.shell=off"))
     before = terminal.modes()
     terminal.wait_qemu().kill()
-    assert terminal.process.wait(30) == 1
+    assert terminal.process.wait(HOST_S) == 1
     assert terminal.modes() == before

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, serving, vm_config
+from support.deadline import GUEST_S
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 RAM_BYTES = 160 * MIB
 HUGEPAGE_BYTES = 2 * MIB
@@ -110,7 +111,7 @@ def test_balloon_takes_its_size_from_the_guest_and_info_follows(tmp_path: Path) 
         wait_until(
             lambda: vm.info()["memory_actual_size"] == RAM_BYTES - 48 * MIB,
             "the balloon is filled",
-            timeout_s=30,
+            timeout_s=GUEST_S,
         )
         total_kib = int(vm.run("sed -n 's/MemTotal: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo"))
         assert total_kib * 1024 < RAM_BYTES - 48 * MIB

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.bus import OBJECT, SERVICE, PrivateBus, dbus_monitor
+from support.deadline import GUEST_S
 from support.server import Server
 from support.vm import EngineChoice, Guest
 
@@ -41,7 +42,7 @@ def test_guest_boots_runs_and_ends_by_busctl(
             guest.wait_ready()
             (info,) = bus.call("VmInfo")
             assert json.loads(info)["state"] == "Running"
-            assert guest.shell.run("echo hello", timeout_s=30) == (0, b"hello\n")
+            assert guest.shell.run("echo hello", timeout_s=GUEST_S) == (0, b"hello\n")
             (counters,) = bus.call("VmCounters")
             assert json.loads(counters) == server.vmm.get("vm.counters")
             bus.call("VmPause")

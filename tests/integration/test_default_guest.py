@@ -11,14 +11,12 @@ import pytest
 
 from cloudvmm.guest import FAST_CMDLINE, build
 from cloudvmm.guest.shell import GuestShell, ready_uptime_s
+from support.deadline import BOOT_S, GUEST_S, HOST_S
 
 pytestmark = [
     pytest.mark.qemu,
     pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="needs qemu-system-x86_64"),
-    pytest.mark.timeout(120),
 ]
-
-BOOT_S = 60
 
 
 class BareVm:
@@ -68,7 +66,7 @@ class BareVm:
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(30)
+        self.process.wait(HOST_S)
         for line in (self.serial, self.hvc, self._replies, self.qmp):
             line.close()
 
@@ -113,12 +111,12 @@ def test_initramfs_guest_runs_commands_and_obeys_its_power_button(boot):
     shell = GuestShell(vm.hvc)
     shell.wait_ready(BOOT_S)
 
-    assert shell.run("echo out; echo err >&2; exit 7", timeout_s=30) == (7, b"out\nerr\n")
-    assert shell.run("sleep 1000 & echo on", timeout_s=30) == (0, b"on\n")
-    assert shell.run("cat /sys/class/net/lo/flags", timeout_s=30) == (0, b"0x9\n")
+    assert shell.run("echo out; echo err >&2; exit 7", timeout_s=GUEST_S) == (7, b"out\nerr\n")
+    assert shell.run("sleep 1000 & echo on", timeout_s=GUEST_S) == (0, b"on\n")
+    assert shell.run("cat /sys/class/net/lo/flags", timeout_s=GUEST_S) == (0, b"0x9\n")
 
     vm.execute("system_powerdown")
-    assert vm.process.wait(30) == 0
+    assert vm.process.wait(HOST_S) == 0
     assert b"reboot: Power down" in vm.serial.recv(65536)
 
 
@@ -128,10 +126,10 @@ def test_large_output_and_script_come_through_unharmed(boot):
     shell.wait_ready(BOOT_S)
     text = os.urandom(20_000).hex()
 
-    status, output = shell.run(f"echo {text}", timeout_s=60)
+    status, output = shell.run(f"echo {text}", timeout_s=GUEST_S)
     assert (status, output.decode().strip() == text) == (0, True)
 
-    status, output = shell.run("dd if=/dev/zero bs=1k count=1024 2>/dev/null | tr '\\0' x", timeout_s=60)
+    status, output = shell.run("dd if=/dev/zero bs=1k count=1024 2>/dev/null | tr '\\0' x", timeout_s=GUEST_S)
     assert (status, output == b"x" * (1 << 20)) == (0, True)
 
 
@@ -143,10 +141,10 @@ def test_disk_guest_has_its_root_on_the_first_partition(boot, guest):
     script = (
         "grep ' / ' /proc/mounts | cut -d' ' -f1-3; stat -c '%u:%g %a' /bin/busybox; touch /kept && echo w"
     )
-    assert shell.run(script, timeout_s=30) == (0, b"/dev/vda1 / ext4\n0:0 755\nw\n")
+    assert shell.run(script, timeout_s=GUEST_S) == (0, b"/dev/vda1 / ext4\n0:0 755\nw\n")
 
     vm.execute("system_powerdown")
-    assert vm.process.wait(30) == 0
+    assert vm.process.wait(HOST_S) == 0
 
 
 def test_missing_root_device_is_said_and_leaves_a_usable_guest(boot):
@@ -157,7 +155,7 @@ def test_missing_root_device_is_said_and_leaves_a_usable_guest(boot):
     assert b"root device /dev/vdx1 cannot be used" in console
     shell = GuestShell(vm.hvc)
     shell.wait_ready(BOOT_S)
-    assert shell.run("true", timeout_s=30) == (0, b"")
+    assert shell.run("true", timeout_s=GUEST_S) == (0, b"")
 
 
 def test_service_on_the_serial_console_withstands_the_consoles_lines(boot):
@@ -167,7 +165,7 @@ def test_service_on_the_serial_console_withstands_the_consoles_lines(boot):
     shell.wait_ready(BOOT_S)
 
     script = "echo a note >/dev/console; echo '<0>from the kernel' >/dev/kmsg; echo answer"
-    assert shell.run(script, timeout_s=30) == (0, b"answer\n")
+    assert shell.run(script, timeout_s=GUEST_S) == (0, b"answer\n")
     assert b"a note" in lines
     assert any(b"from the kernel" in line for line in lines)
 
@@ -179,14 +177,14 @@ def test_interactive_shell_answers_on_the_serial_console(boot):
     vm.serial.sendall(b"echo $((6 * 7)) $(tty); poweroff\n")
 
     assert b"42 /dev/ttyS0\r\n" in vm.read_serial(b"42 /dev/ttyS0")
-    assert vm.process.wait(30) == 0
+    assert vm.process.wait(HOST_S) == 0
 
 
 def test_plugged_in_cpu_memory_and_network_card_come_to_life(boot):
     vm = boot()
     shell = GuestShell(vm.hvc)
     shell.wait_ready(BOOT_S)
-    before_kib = int(shell.run("awk '/MemTotal/ {print $2}' /proc/meminfo", timeout_s=30)[1])
+    before_kib = int(shell.run("awk '/MemTotal/ {print $2}' /proc/meminfo", timeout_s=GUEST_S)[1])
 
     cpu = {"socket-id": 1, "core-id": 0, "thread-id": 0, "die-id": 0}
     vm.execute("device_add", driver="qemu64-x86_64-cpu", id="cpu1", **cpu)
@@ -207,7 +205,7 @@ def test_modules_for_tests_are_there_but_not_loaded(boot):
     shell = GuestShell(vm.hvc)
     shell.wait_ready(BOOT_S)
 
-    assert shell.run("grep -c ^kvm /proc/modules", timeout_s=30) == (1, b"0\n")
+    assert shell.run("grep -c ^kvm /proc/modules", timeout_s=GUEST_S) == (1, b"0\n")
     names = "irqbypass kvm vfat overlay tun"
     script = f"modprobe -a {names} && for name in {names}; do ls -d /sys/module/$name; done | wc -l"
-    assert shell.run(script, timeout_s=60) == (0, b"5\n")
+    assert shell.run(script, timeout_s=GUEST_S) == (0, b"5\n")

@@ -22,7 +22,7 @@ from support.qemu import VERSIONS, find_qemu, version_of
 from support.shared import Shared, shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 ROWS = [(case, version) for case in CASES for version in VERSIONS]
 

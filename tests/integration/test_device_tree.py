@@ -21,7 +21,7 @@ from support.pci import BOARD, guest_functions, told_bars, told_nodes
 from support.qemu import VERSIONS, find_qemu, version_of
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 VIRTIO_VENDOR, FIRST_VIRTIO_DEVICE = 0x1AF4, 0x1040
 # The number of the virtio specification for what each member of a configuration describes.

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, make_image, serving, vm_config
+from support.deadline import GUEST_S, HOST_S
 from support.namespace import ip, network_namespace, open_tap, ping
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 DISK_BYTES = 8 * MIB
 IORESOURCE_IO, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x100, 0x2000, 0x100000  # of Linux
@@ -71,7 +72,7 @@ def make_qcow2(path: Path, *, size_bytes: int = 0, base: Path | None = None) -> 
     arguments = [] if base is None else ["-b", str(base), "-F", "raw"]
     size = [str(size_bytes)] if base is None else []
     subprocess.run(
-        ["qemu-img", "create", "-q", "-f", "qcow2", *arguments, str(path), *size], check=True, timeout=30
+        ["qemu-img", "create", "-q", "-f", "qcow2", *arguments, str(path), *size], check=True, timeout=HOST_S
     )
     return path
 
@@ -144,7 +145,7 @@ def test_qcow2_disk_grows_as_the_guest_writes(vm: Booted) -> None:
 def test_overlay_shows_its_backing_file_and_cannot_be_written_when_readonly(vm: Booted) -> None:
     name = block_device(vm, "_disk1")
     assert vm.run(f"cat /sys/block/{name}/ro; head -c 4 /dev/{name}") == "1\nbase"
-    status, _ = vm.shell.run(f"echo x | dd of=/dev/{name} bs=512 conv=sync,fsync", timeout_s=30)
+    status, _ = vm.shell.run(f"echo x | dd of=/dev/{name} bs=512 conv=sync,fsync", timeout_s=GUEST_S)
     assert status != 0
 
 
@@ -200,7 +201,7 @@ def test_net_counters_count_what_the_guest_counts(vm: Booted) -> None:
         return differences(guest_counts(vm, name), inside), differences(vmm_counts(vm), outside)
 
     wait_until(
-        lambda: len(set(map(tuple, moved()))) == 1, "the VMM counts what the guest counts", timeout_s=20
+        lambda: len(set(map(tuple, moved()))) == 1, "the VMM counts what the guest counts", timeout_s=GUEST_S
     )
     received_bytes, received_frames, sent_bytes, sent_frames = moved()[0]
     assert received_bytes >= 5 * 1000
@@ -248,7 +249,9 @@ def test_automatic_slots_are_the_lowest_free_ones_in_creation_order(vm: Booted) 
 
 
 def test_bars_of_the_device_tree_are_where_the_guest_has_them(vm: Booted) -> None:
-    wait_until(lambda: tree_bars(vm) == guest_bars(vm), "the device tree shows the guest's BARs", timeout_s=5)
+    wait_until(
+        lambda: tree_bars(vm) == guest_bars(vm), "the device tree shows the guest's BARs", timeout_s=GUEST_S
+    )
     assert all(tree_bars(vm).values())
 
 
@@ -301,7 +304,7 @@ def test_queues_passed_as_descriptors_serve_a_guest_of_the_command_line(
             *("--net", f"fd=[{fds[0]},{fds[1]}],mac=12:34:56:78:90:0a,num_queues=4", "--console", "pty"),
             pass_fds=fds,
         ) as vm:
-            wait_until(lambda: vm.info()["state"] == "Running", "the VM runs", timeout_s=30)
+            wait_until(lambda: vm.info()["state"] == "Running", "the VM runs", timeout_s=GUEST_S)
             vm.open_shell()
             vm.wait_ready()
             assert vm.run("cat /sys/class/net/eth0/address; ls /sys/class/net/eth0/queues | wc -l") == (

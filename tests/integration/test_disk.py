@@ -24,7 +24,7 @@ from support.shared import shared
 from support.storage_daemon import StorageDaemon
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu]
 
 NEAR = 0.15
 BYTES_PER_S = MIB

@@ -61,7 +61,6 @@ def of_language(name, language):
     return [first, *(block for block in others if wanted(block))]
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", hand_pages())
 def test_page_runs_from_top_to_bottom(name, tmp_path, monkeypatch):
     if needs_guest(name):

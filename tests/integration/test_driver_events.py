@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from support.booted import MIB, Booted, booting, make_image, vm_config
+from support.deadline import GUEST_S
 from support.namespace import network_namespace
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
-# The longest pause between two looks, and time for a loaded host.
-NOTICED_S = 15.0
 DEVICES = {"disk0", "net0", "__rng", "__console", "__balloon"}
 
 
@@ -41,7 +40,7 @@ def seen(vm: Booted, device_id: str) -> list[str]:
 
 
 def test_each_device_is_activated_once_behind_the_boot(vm: Booted) -> None:
-    wait_until(lambda: all(seen(vm, device_id) for device_id in DEVICES), "every driver", timeout_s=NOTICED_S)
+    wait_until(lambda: all(seen(vm, device_id) for device_id in DEVICES), "every driver", timeout_s=GUEST_S)
     names = vm.events.names("vm", "virtio-device")
     assert names == ["vm/booting", "vm/booted", *["virtio-device/activated"] * len(DEVICES)]
     assert {device_id: seen(vm, device_id) for device_id in DEVICES} == {
@@ -50,13 +49,13 @@ def test_each_device_is_activated_once_behind_the_boot(vm: Booted) -> None:
 
 
 def test_driver_that_lets_go_and_comes_back_is_told(vm: Booted) -> None:
-    wait_until(lambda: seen(vm, "disk0") == ["activated"], "the disk's driver", timeout_s=NOTICED_S)
+    wait_until(lambda: seen(vm, "disk0") == ["activated"], "the disk's driver", timeout_s=GUEST_S)
     device = vm.run("basename $(readlink -f /sys/block/vda/device)")
     vm.run(f"echo {device} > /sys/bus/virtio/drivers/virtio_blk/unbind")
-    wait_until(lambda: seen(vm, "disk0") == ["activated", "reset"], "the disk's reset", timeout_s=NOTICED_S)
+    wait_until(lambda: seen(vm, "disk0") == ["activated", "reset"], "the disk's reset", timeout_s=GUEST_S)
     vm.run(f"echo {device} > /sys/bus/virtio/drivers/virtio_blk/bind")
     wait_until(
-        lambda: seen(vm, "disk0") == ["activated", "reset", "activated"], "it comes back", timeout_s=NOTICED_S
+        lambda: seen(vm, "disk0") == ["activated", "reset", "activated"], "it comes back", timeout_s=GUEST_S
     )
     assert all(seen(vm, device_id) == ["activated"] for device_id in DEVICES - {"disk0"})
 
@@ -76,7 +75,7 @@ def test_reboot_activates_each_device_again(vm: Booted) -> None:
     wait_until(
         lambda: all(len(seen(vm, one)) == len(before[one]) + 1 for one in DEVICES),
         "every driver",
-        timeout_s=NOTICED_S,
+        timeout_s=GUEST_S,
     )
     assert all(seen(vm, device_id) == [*before[device_id], "activated"] for device_id in DEVICES)
     names = vm.events.names("vm", "virtio-device")

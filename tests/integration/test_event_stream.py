@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 
 from support.booted import EventFile
+from support.deadline import GUEST_S, HOST_S
 from support.server import Server
 from support.wait import wait_until
-
-TIMEOUT_S = 20.0
 
 
 def follow(path: str) -> socket.socket:
     """Ask for every event since the start."""
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(TIMEOUT_S)
+    client.settimeout(HOST_S)
     client.connect(path)
     client.sendall(b"GET /api/v1/vm.events?from=0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
     return client
@@ -85,7 +84,7 @@ def test_errors_of_the_api_are_logged_in_the_reference_s_words(tmp_path: Path) -
             in server.stderr
         ),
         "the log",
-        timeout_s=5,
+        timeout_s=GUEST_S,
     )
     server.check_end()
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from support.booted import Booted, booting, default_guest, serving, vm_config
+from support.deadline import BOOT_S, GUEST_S
 from support.fat import make_fat_disk
 from support.machine_code import printing_boot_sector
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.qemu]
 
 OVMF = Path("/usr/share/ovmf/OVMF.fd")
 SEABIOS = Path("/usr/share/seabios/bios-256k.bin")
-UEFI_TIMEOUT_S = 150.0  # without KVM its own start takes most of it
 
 
 def needs(path: Path, package: str) -> pytest.MarkDecorator:
@@ -40,7 +40,7 @@ def test_uefi_firmware_starts_the_kernel_that_its_script_names(tmp_path: Path) -
         serial={"mode": "File", "file": str(tmp_path / "serial.log")},
     )
     with booting(tmp_path / "vm", config, shell=None) as vm:
-        wait_serial(vm, tmp_path / "serial.log", b"cloudvmm-guest ready", timeout_s=UEFI_TIMEOUT_S)
+        wait_serial(vm, tmp_path / "serial.log", b"cloudvmm-guest ready", timeout_s=BOOT_S)
         vm.open_shell()
         vm.wait_ready()
         assert vm.run("[ -d /sys/firmware/efi ] && cut -c -25 /proc/cmdline").startswith(
@@ -61,7 +61,7 @@ def test_bios_firmware_starts_the_boot_sector_of_the_first_disk(tmp_path: Path) 
         debug_console={"mode": "File", "file": str(tmp_path / "debug.log")},
     )
     with booting(tmp_path / "vm", config, shell=None) as vm:
-        wait_serial(vm, tmp_path / "serial.log", b"disk was started\r\n", timeout_s=60)
+        wait_serial(vm, tmp_path / "serial.log", b"disk was started\r\n", timeout_s=GUEST_S)
         assert (tmp_path / "serial.log").read_bytes().endswith(b"the first disk was started\r\n")
         assert (tmp_path / "debug.log").read_bytes() == b"the first disk was started\r\n"
 

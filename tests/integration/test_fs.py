@@ -23,7 +23,7 @@ from support.device.fs import SHARED_MEMORY, OwnFsCase, Virtiofsd, wait_driver
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 CYCLES = [10, pytest.param(100, marks=pytest.mark.long)]
 SIZE_BYTES = 8 * MIB

@@ -18,7 +18,7 @@ from support.shared import shared
 from support.vhost_user import back_end
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu]
 
 SIZE_BYTES = 4 * MIB
 BLOCK, CONSOLE, RNG, I2C = 2, 3, 4, 34

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 WARM_CYCLES = 3
 CYCLES = [
-    pytest.param(15, marks=pytest.mark.timeout(180)),
+    15,
     pytest.param(100, marks=[pytest.mark.long, pytest.mark.timeout(900)]),
 ]
 # What a hundred cycles may add: buffers that grow by doubling, code that is translated anew.

@@ -12,10 +12,11 @@ from cloudvmm.guest import FAST_CMDLINE
 from cloudvmm.guest.error import GuestBuildError
 from lane.kernel import fetch_kernel, guest_on
 from support.booted import MIB, Booted, booting, default_guest, make_image, vm_config
+from support.deadline import GUEST_S
 from support.device.case import pci_folder
 from support.shared import shared
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 VIRTIO_F_ACCESS_PLATFORM = 33
 
@@ -85,7 +86,7 @@ def test_just_those_are_behind_it_that_the_configuration_says(vm: Booted, name: 
 def test_disk_is_added_behind_it_on_a_segment_that_is_there_for_it(vm: Booted, tmp_path: Path) -> None:
     added = vm.vmm.put("vm.add-disk", disk(tmp_path, "added", iommu=True, pci_segment=1), expect=200)
     folder = pci_folder(added["bdf"])
-    vm.run(f"until ls {folder}/virtio*/block 2>/dev/null; do usleep 20000; done", timeout_s=30)
+    vm.run(f"until ls {folder}/virtio*/block 2>/dev/null; do usleep 20000; done", timeout_s=GUEST_S)
     assert goes_through_iommu(vm, added["bdf"])
     assert text_on(vm, added["bdf"], 5) == "added"
 

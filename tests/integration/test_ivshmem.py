@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from support.booted import MIB, booting, make_image, serving, vm_config
+from support.deadline import GUEST_S
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 
 def test_guest_and_host_see_what_the_other_writes(tmp_path: Path) -> None:
@@ -21,7 +22,9 @@ def test_guest_and_host_see_what_the_other_writes(tmp_path: Path) -> None:
         assert vm.run(f"cat {folder}/vendor {folder}/device") == "0x1af4\n0x1110"
         base = int(vm.run(f"sed -n 3p {folder}/resource").split()[0], 16)
         vm.run(f"echo 1 >{folder}/enable; devmem {base:#x} 32 0x74736567")
-        wait_until(lambda: file.read_bytes()[:4] == b"gest", "the guest's word is in the file", timeout_s=10)
+        wait_until(
+            lambda: file.read_bytes()[:4] == b"gest", "the guest's word is in the file", timeout_s=GUEST_S
+        )
         with file.open("r+b") as shared:
             shared.write(b"host")
         assert int(vm.run(f"devmem {base:#x} 32"), 16).to_bytes(4, "little") == b"host"

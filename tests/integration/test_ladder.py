@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from support.deadline import GUEST_S, HOST_S
 from support.server import Server
 from support.vm import EngineChoice, Guest
 from support.vmm import Vmm
@@ -52,12 +53,12 @@ def test_server_killed_takes_its_guest_with_it(server: Server, vm_created: Vmm) 
     qemu = [child for child in server.children() if "qemu-system" in child.command]
     assert len(qemu) == 1
     server.kill()
-    wait_until(lambda: not qemu[0].is_alive(), "QEMU ends", timeout_s=1)
+    wait_until(lambda: not qemu[0].is_alive(), "QEMU ends", timeout_s=HOST_S)
 
 
 @pytest.mark.qemu
 def test_script_runs_inside_the_booted_guest(vm_booted: Vmm, guest: Guest) -> None:
-    status, output = guest.shell.run("cat /proc/cmdline; exit 3", timeout_s=30)
+    status, output = guest.shell.run("cat /proc/cmdline; exit 3", timeout_s=GUEST_S)
     assert status == 3
     assert output.startswith(b"console=ttyS0")
 

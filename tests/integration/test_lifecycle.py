@@ -13,7 +13,7 @@ from cloudvmm.guest.error import GuestShellTimeout
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.shared import shared
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 RAM_BYTES = 160 * MIB
 PAUSE_S = 2.0

@@ -12,12 +12,12 @@ import pytest
 
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
+from support.deadline import GUEST_S
 from support.qemu import find_qemu
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.qemu]
 
-GUEST_S = 60.0
 WRITER = "while :; do dd if=/dev/urandom of=/tmp/busy bs=1M count=8 2>/dev/null; done & echo $! >/tmp/writer"
 
 
@@ -89,7 +89,7 @@ def test_guest_that_works_goes_on_in_the_other_server(tmp_path: Path, version: s
         wait_ended(source)
         assert target.info()["state"] == "Running"
         target.open_shell()
-        target.run("kill -0 $(cat /tmp/writer) && kill $(cat /tmp/writer)", timeout_s=120)
+        target.run("kill -0 $(cat /tmp/writer) && kill $(cat /tmp/writer)", timeout_s=GUEST_S)
         assert target.run("md5sum </tmp/filled") == target.run("cat /tmp/sum")
         assert before < uptime(target) < before + 120
         assert target.run("head -c 6 /dev/vdb") == "before"

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, serving, vm_config
+from support.deadline import GUEST_S, HOST_S
 from support.device.case import find
 from support.device.net_user import configure_by_dhcp
 from support.namespace import ip, network_namespace, open_tap, ping, run
@@ -27,7 +28,7 @@ from support.vhost_user_net import VhostUserNet
 from support.vmm import Vmm
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 COLD, HOT = "192.168.40", "192.168.41"
 GUEST_PORT = 5001
@@ -72,7 +73,7 @@ def added(vm: Booted, **net: Any) -> Iterator[tuple[str, str]]:
     finally:
         vm.vmm.put("vm.remove-device", {"id": answer["id"]})
         wait_until(
-            lambda: answer["id"] not in vm.info()["device_tree"], "the device is removed", timeout_s=30
+            lambda: answer["id"] not in vm.info()["device_tree"], "the device is removed", timeout_s=GUEST_S
         )
 
 
@@ -103,7 +104,9 @@ def test_streams_go_both_ways_from_the_boot_on_and_every_frame_is_counted(vm: Bo
         names = ("rx_frames", "rx_bytes", "tx_frames", "tx_bytes")
         return [counted[each] for each in names], [int(each) for each in seen]
 
-    wait_until(lambda: len({tuple(each) for each in both()}) == 1, f"the same counts: {both()}", timeout_s=10)
+    wait_until(
+        lambda: len({tuple(each) for each in both()}) == 1, f"the same counts: {both()}", timeout_s=GUEST_S
+    )
     assert both()[0][1] > 4 * MIB
     assert both()[0][3] > 4 * MIB
 
@@ -186,7 +189,7 @@ def datagrams_per_s(interface: str) -> float:
                     sender.send(bytes(1000))
 
     def taken(count: int) -> float:
-        wait_until(lambda: frames_to(interface) >= count, f"{count} frames have left", timeout_s=20)
+        wait_until(lambda: frames_to(interface) >= count, f"{count} frames have left", timeout_s=HOST_S)
         return time.monotonic()
 
     thread = threading.Thread(target=send, name="datagrams")
@@ -260,7 +263,7 @@ def test_passt_serves_where_a_good_one_is_installed(
             assert connection.recv(4096).strip(b"\0") == b""
         (passt,) = (child for child in vm.server.children() if "passt" in child.command)
         vm.vmm.put("vm.remove-device", {"id": "user"})
-        wait_until(lambda: not os.path.exists(f"/proc/{passt.pid}"), "passt is gone", timeout_s=20)
+        wait_until(lambda: not os.path.exists(f"/proc/{passt.pid}"), "passt is gone", timeout_s=HOST_S)
 
 
 def test_datagram_goes_through_a_forward(vm: Booted) -> None:
@@ -268,7 +271,7 @@ def test_datagram_goes_through_a_forward(vm: Booted) -> None:
     before = int(vm.run(count))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"hello", ("127.0.0.1", 18053))
-    wait_until(lambda: int(vm.run(count)) == before + 1, "the datagram has come", timeout_s=10)
+    wait_until(lambda: int(vm.run(count)) == before + 1, "the datagram has come", timeout_s=GUEST_S)
 
 
 def test_user_mode_networking_is_added_and_gone_with_its_port(vm: Booted) -> None:
@@ -280,7 +283,9 @@ def test_user_mode_networking_is_added_and_gone_with_its_port(vm: Booted) -> Non
         with pytest.raises(OSError, match="in use"), socket.create_server(("127.0.0.1", 18082)):
             pass
     wait_until(
-        lambda: {child.pid for child in vm.server.children()} == before, "its helper is gone", timeout_s=10
+        lambda: {child.pid for child in vm.server.children()} == before,
+        "its helper is gone",
+        timeout_s=HOST_S,
     )
     socket.create_server(("127.0.0.1", 18082)).close()
 
@@ -353,7 +358,7 @@ def test_bad_device_is_refused_with_the_reason_and_nothing_changes(
     before = held(vm)
     chain = vm.vmm.put("vm.add-net", net, expect=status)
     assert words in " <- ".join(chain)
-    wait_until(lambda: held(vm) == before, f"all is as before: {before}", timeout_s=10)
+    wait_until(lambda: held(vm) == before, f"all is as before: {before}", timeout_s=GUEST_S)
 
 
 def held(vm: Booted) -> tuple[Any, ...]:
@@ -375,7 +380,7 @@ def test_wait_for_a_back_end_does_not_keep_the_server_from_leaving(tmp_path: Pat
         with vm.vmm.second() as other:
             waiting = threading.Thread(target=ask, args=(other, *command))
             waiting.start()
-            wait_until((tmp_path / "s").exists, "the server listens", timeout_s=30)
+            wait_until((tmp_path / "s").exists, "the server listens", timeout_s=HOST_S)
             started_s = time.monotonic()
             vm.vmm.put("vmm.shutdown")
             assert time.monotonic() - started_s < BACK_END_S / 2

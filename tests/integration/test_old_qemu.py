@@ -12,7 +12,7 @@ import pytest
 from support.booted import MIB, booting, make_image, vm_config
 from support.old_qemu import old_qemu_program
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from support.booted import Booted, booting, serving, vm_config
 from support.shared import shared
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 NO_VFIO = "Cannot create a VFIO device"
 NO_VDPA = "Cannot create vdpa device"

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from support.booted import Booted, booting, direct_boot, vm_config
+from support.deadline import GUEST_S
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 BOOT = ["vm/booting", "vm/booted"]
 REBOOT = ["vm/rebooting", "vm/rebooted"]
@@ -75,7 +76,7 @@ def test_nmi_arrives_where_the_guest_listens_for_it(vm: Booted) -> None:
     # QEMU raises LINT1 of every vCPU; Linux lets that through on the first one alone.
     before = nmi_counts(vm)
     vm.vmm.put("vm.nmi")
-    wait_until(lambda: nmi_counts(vm)[0] > before[0], "the first vCPU has seen an NMI", timeout_s=20)
+    wait_until(lambda: nmi_counts(vm)[0] > before[0], "the first vCPU has seen an NMI", timeout_s=GUEST_S)
     assert "NMI received for unknown reason" in vm.run("dmesg")
 
 
@@ -141,8 +142,8 @@ def test_guests_own_reboot_gives_a_fresh_guest_and_its_events(tmp_path: Path) ->
 def test_power_button_shuts_the_guest_down_and_no_shutdown_keeps_the_vmm(tmp_path: Path) -> None:
     with booting(tmp_path, vm_config(), "--no-shutdown") as vm:
         vm.vmm.put("vm.power-button")
-        vm.events.wait("vm/shutdown", timeout_s=30)
-        wait_until(lambda: vm.info()["state"] == "Created", "the VM is off", timeout_s=5)
+        vm.events.wait("vm/shutdown", timeout_s=GUEST_S)
+        wait_until(lambda: vm.info()["state"] == "Created", "the VM is off", timeout_s=GUEST_S)
         assert vm.events.names("vm", "vmm") == ["vmm/starting", *BOOT, "vm/shutdown"]
         assert not [child for child in vm.server.children() if "qemu" in child.command]
         vm.vmm.put("vm.boot")

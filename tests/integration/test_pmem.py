@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
+from support.deadline import HOST_S
 from support.device.pmem import block_name
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 BYTES = 4 * MIB
 ROOM_BYTES = 64 << 30  # for what is added later
@@ -83,7 +84,7 @@ def test_size_shows_a_part_of_the_file_on_the_slot_that_was_asked_for(vm: Booted
 
 def test_file_system_outlives_the_guest_that_made_it(vm: Booted, folder: Path) -> None:
     image = make_image(folder / "fs.img", 16 * MIB)
-    subprocess.run(["/sbin/mkfs.ext4", "-q", str(image)], check=True, timeout=30)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", str(image)], check=True, timeout=HOST_S)
     device = vm.vmm.put("vm.add-pmem", {"file": str(image)}, expect=200)
     name = block_name(vm, device["bdf"])
     vm.run(f"mount -t ext4 /dev/{name} /mnt && echo kept >/mnt/file")
@@ -151,7 +152,7 @@ def test_what_cannot_be_persistent_memory_is_refused_with_the_reason(
         set(before["device_tree"]),
     )
     # QEMU unmaps a moment later.
-    wait_until(lambda: open_files(vm) == held, "nothing more is open", timeout_s=10)
+    wait_until(lambda: open_files(vm) == held, "nothing more is open", timeout_s=HOST_S)
 
 
 def open_files(vm: Booted) -> list[str]:

@@ -42,6 +42,7 @@ from cloudvmm.engine.qemu import QemuEngine
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.probe import choose_accelerator, judge_kvm, run_probe_guest
 from cloudvmm.host.lock import lock_file
+from support.deadline import BOOT_S, HOST_S
 from support.guest import find_guest
 from support.leak import Holdings
 from support.qmp_schema import QmpSchema
@@ -49,8 +50,6 @@ from support.wait import is_readable, wait_event
 
 pytestmark = pytest.mark.qemu
 
-READY_S = 90.0
-LONG_S = 20.0
 CMDLINE = "console=ttyS0 panic=-1"
 OFF = ConsoleSink(kind=SinkKind.OFF)
 SLOTS = {"__console": 2, "_disk0": 3, "__rng": 4, "__pvpanic": 5, "__watchdog": 6, "__balloon": 7}
@@ -63,7 +62,7 @@ class Guest:
         self._end = end
         self._heard = b""
 
-    def wait_for(self, word: bytes, timeout_s: float = READY_S) -> bytes:
+    def wait_for(self, word: bytes, timeout_s: float = BOOT_S) -> bytes:
         """Return what came up to `word`."""
         deadline = time.monotonic() + timeout_s
         while word not in self._heard:
@@ -180,7 +179,7 @@ def test_panic_is_told_and_the_reset_after_it(build):
     machine.boot()
     guest.wait_for(b"@cvm ready")
     guest.run("echo c >/proc/sysrq-trigger")
-    events = wait_event(machine, ResetRequested, timeout_s=LONG_S)
+    events = wait_event(machine, ResetRequested, timeout_s=HOST_S)
 
     assert events[-1] == ResetRequested(by_watchdog=False)
     assert GuestPanicked("panic") in events
@@ -217,7 +216,7 @@ def dirty_image(tmp_path):
     path = tmp_path / "dirty.qcow2"
     options = "lazy_refcounts=on,compat=1.1"
     command = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, str(path), "1M"]
-    subprocess.run(command, check=True, timeout=LONG_S)
+    subprocess.run(command, check=True, timeout=HOST_S)
     with path.open("r+b") as file:
         file.seek(79)
         file.write(b"\x01")  # the dirty bit among the incompatible features
@@ -343,7 +342,7 @@ def test_killed_manager_takes_its_guest_along():
         qemu_pid = int(manager.stdout.readline())
         pidfd = os.pidfd_open(qemu_pid)
         manager.kill()
-        gone = is_readable(pidfd, timeout_s=LONG_S)
+        gone = is_readable(pidfd, timeout_s=HOST_S)
         os.close(pidfd)
 
     assert gone

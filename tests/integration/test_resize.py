@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
+from support.deadline import GUEST_S
 from support.old_qemu import old_qemu_program
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu]
 
-GUEST_S = 30.0
 ONLINE = "for cpu in /sys/devices/system/cpu/cpu[1-9]*; do echo 1 >$cpu/online; done 2>/dev/null; nproc"
 
 

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from support.attack import Call, bare_config, read_time_s
+from support.deadline import HOST_S
 from support.guest import find_guest
 from support.process import descendants_of
 from support.rest import Reply
@@ -122,7 +123,7 @@ def test_machine_that_talks_garbage_fails_the_boot_or_is_overtaken(
     machine = f"for fd in /proc/self/fd/*; do {each}; done 2>/dev/null; exec sleep 300"
     server = server_with(cloudvmm_server, tmp_path, pretender(tmp_path, machine))
     call = Call(server.socket_path, "PUT", "vm.boot")
-    wait_until(lambda: call.is_over or has_machine(server), "QEMU is started", timeout_s=10)
+    wait_until(lambda: call.is_over or has_machine(server), "QEMU is started", timeout_s=HOST_S)
     assert read_time_s(server, "vmm.ping") < 1
     assert ends_at_once(server, call).status == 500
 
@@ -141,8 +142,8 @@ def test_machine_that_never_speaks_is_overtaken_at_once(
     server = server_with(cloudvmm_server, tmp_path, binary)
     call = Call(server.socket_path, "PUT", "vm.boot")
     events = tmp_path / "events"
-    wait_until(lambda: b'"booting"' in events.read_bytes(), "the boot is under way", timeout_s=10)
-    wait_until(lambda: any("sleep" in child.command for child in server.children()), "QEMU", timeout_s=10)
+    wait_until(lambda: b'"booting"' in events.read_bytes(), "the boot is under way", timeout_s=HOST_S)
+    wait_until(lambda: any("sleep" in child.command for child in server.children()), "QEMU", timeout_s=HOST_S)
     assert not call.is_over
     assert ends_at_once(server, call, by_signal=how == "SIGTERM").status == 500
 

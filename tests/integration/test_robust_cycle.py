@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from support.attack import Held, assert_holds_no_more, bare_config, has_interface, see_out
+from support.deadline import HOST_S
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
@@ -107,4 +108,4 @@ def test_tap_goes_with_its_vm(server: Server, tmp_path: Path) -> None:
         server.vmm.put("vm.boot")
         assert has_interface("rbst0")
         server.vmm.put("vm.shutdown")
-        wait_until(lambda: not has_interface("rbst0"), "the interface is gone", timeout_s=2)
+        wait_until(lambda: not has_interface("rbst0"), "the interface is gone", timeout_s=HOST_S)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from support.attack import Held, assert_holds_no_more, see_out
+from support.deadline import HOST_S
 from support.member import SAMPLES, accepted, all_members
 from support.rest import RestClient, request_bytes
 from support.server import Server
@@ -46,7 +47,7 @@ def connect_ten(server: Server, stack: contextlib.ExitStack) -> list[RestClient]
         with server.vmm.connect() as client:
             return client.ping().status == 200
 
-    wait_until(has_room, "there is room", timeout_s=5)
+    wait_until(has_room, "there is room", timeout_s=HOST_S)
     clients = [stack.enter_context(server.vmm.connect()) for _ in range(10)]
     for client in clients:
         assert client.ping().status == 200

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from support.attack import NOTICE_S, bare_config, booted, qemu_of, read_events, read_time_s
+from support.deadline import HOST_S
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
@@ -190,9 +191,9 @@ def test_start_with_few_descriptors_serves_or_says_why_not(tmp_path: Path, count
         text=True,
     )
     try:
-        wait_until(lambda: socket_path.exists() or process.poll() is not None, "it starts", timeout_s=10)
+        wait_until(lambda: socket_path.exists() or process.poll() is not None, "it starts", timeout_s=HOST_S)
         process.terminate()
-        _, words = process.communicate(timeout=10)
+        _, words = process.communicate(timeout=HOST_S)
     finally:
         process.kill()
         process.wait()

@@ -34,6 +34,7 @@ from support.attack import (
     stop_process,
     wait_gone,
 )
+from support.deadline import HOST_S
 from support.process import ProcessId
 from support.rest import Reply
 from support.server import Server
@@ -150,7 +151,7 @@ def starts_again(cloudvmm_server: ServerFactory, path: str) -> None:
         except (ConnectionRefusedError, FileNotFoundError):
             return False
 
-    wait_until(answers, "the next server answers", timeout_s=10)
+    wait_until(answers, "the next server answers", timeout_s=HOST_S)
 
 
 # QEMU dies
@@ -228,7 +229,7 @@ def test_death_of_qemu_while_it_writes_its_memory_leaves_no_half_dump(
     booted(server, qemu_engine, tmp_path, memory={"size": 1 << 30, "prefault": False})
     qemu, core = qemu_of(server), tmp_path / "core"
     call = begin(server, "vm.coredump", qemu_engine, tmp_path)
-    wait_until(lambda: dumped_bytes(server, tmp_path) > 0, "the dump is being written", timeout_s=10)
+    wait_until(lambda: dumped_bytes(server, tmp_path) > 0, "the dump is being written", timeout_s=HOST_S)
     qemu.kill()
     response = call.outcome(timeout_s=NOTICE_S)
     assert response is not None and response.status == 500
@@ -301,7 +302,7 @@ def test_death_of_the_server_while_memory_is_written_leaves_no_half_dump(
 ) -> None:
     booted(server, qemu_engine, tmp_path, memory={"size": 1 << 30})
     call = begin(server, "vm.coredump", qemu_engine, tmp_path)
-    wait_until(lambda: dumped_bytes(server, tmp_path) > 0, "the dump is being written", timeout_s=10)
+    wait_until(lambda: dumped_bytes(server, tmp_path) > 0, "the dump is being written", timeout_s=HOST_S)
     server.kill()
     assert call.outcome(timeout_s=NOTICE_S) is None
     assert not dumps(tmp_path)
@@ -364,7 +365,7 @@ def settles_after(server: Server, command: str) -> None:
         reply: Reply = server.vmm.exchange("GET", "vm.info")
         return (msgspec.json.decode(reply.body)["state"] if reply.status == 200 else None) == expected
 
-    wait_until(is_settled, f"{command} is carried out", timeout_s=10)
+    wait_until(is_settled, f"{command} is carried out", timeout_s=HOST_S)
 
 
 @pytest.mark.qemu

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from support.attack import Call, bare_config, booted, find_qemu, qemu_of, read_time_s, stop_process
+from support.deadline import HOST_S
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 
@@ -92,7 +93,7 @@ def test_readers_are_answered_while_qemu_stands_still(server: Server, tmp_path: 
             assert read_time_s(server, reader) < READ_LIMIT_S
     if not call.is_over and find_qemu(server) == qemu:
         os.kill(qemu.pid, signal.SIGCONT)
-    response = call.outcome(timeout_s=30)
+    response = call.outcome(timeout_s=HOST_S)
     assert response is not None and response.status == 204
 
 

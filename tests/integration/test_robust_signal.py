@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.attack import Call, bare_config, find_qemu, qemu_of, read_events, spend, stop_process, wait_gone
+from support.deadline import HOST_S
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
@@ -95,7 +96,7 @@ def test_signal_while_the_vm_boots_ends_both(
 ) -> None:
     watched.vmm.put("vm.create", bare_config(choose_engine("qemu"), tmp_path))
     call = Call(watched.socket_path, "PUT", "vm.boot")
-    wait_until(lambda: b'"booting"' in events.read_bytes(), "the boot is under way", timeout_s=5)
+    wait_until(lambda: b'"booting"' in events.read_bytes(), "the boot is under way", timeout_s=HOST_S)
     spend(random.Random(seed).uniform(0, 0.15), unless=lambda: call.is_over)
     end_by(watched, number)
     response = call.outcome(timeout_s=1)
@@ -120,7 +121,7 @@ def test_signal_in_the_middle_of_a_call_overtakes_it(
     body: Any = {"destination_url": f"file://{core}"} if command == "vm.coredump" else None
     call = Call(watched.socket_path, "PUT", command, body)
     if begun := BEGUN.get(command):
-        wait_until(lambda: begun in read_events(events), f"{command} is under way", timeout_s=5)
+        wait_until(lambda: begun in read_events(events), f"{command} is under way", timeout_s=HOST_S)
     end_by(watched, signal.SIGTERM)
     response = call.outcome(timeout_s=1)
     assert response is not None or not begun
@@ -151,7 +152,7 @@ def test_signal_during_a_start_from_the_command_line_ends_with_status_0(
     server = cloudvmm_server(
         *flags, "--serial", "null", "--console", "off", "--event-monitor", f"path={events}", ready=False
     )
-    wait_until(lambda: os.path.exists(server.socket_path), "it serves", timeout_s=10)
+    wait_until(lambda: os.path.exists(server.socket_path), "it serves", timeout_s=HOST_S)
     spend(random.Random(seed).uniform(0, 0.2), unless=lambda: find_qemu(server) is not None and seed % 2 == 0)
     end_by(server, signal.SIGTERM)
     assert read_events(events)[-1] == "vmm/shutdown"
@@ -163,7 +164,7 @@ def test_signal_while_an_unknown_qemu_is_looked_at_leaves_no_qemu(
 ) -> None:
     monkeypatch.setenv("CLOUDVMM_CACHE", str(tmp_path / "empty-cache"))
     server = cloudvmm_server()
-    wait_until(server.children, "QEMU is looked at", timeout_s=5)
+    wait_until(server.children, "QEMU is looked at", timeout_s=HOST_S)
     end_by(server, signal.SIGTERM)
 
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, make_image, vm_config
+from support.deadline import GUEST_S
 from support.device.case import pci_folder
 from support.shared import shared
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 RAM_BYTES = 256 * MIB
 BALLOON_BYTES = 100 * MIB
 TOUCHED_MIB = 120  # more than the balloon leaves
 WORD = b"entropy of the host!"
-GUEST_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, make_image, serving, vm_config
+from support.deadline import GUEST_S
 from support.old_qemu import old_qemu_program
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.qemu]
 
-GUEST_S = 30.0
 VERSIONS = pytest.mark.parametrize("version", ["path", "7.2"])
 
 
@@ -122,11 +122,13 @@ def test_memory_of_zones_and_of_virtio_mem_is_saved(tmp_path: Path, version: str
         vm.vmm.put("vm.resize-zone", {"id": "a", "desired_ram": 448 * MIB}, expect=204)
         wait_until(lambda: vm.info()["memory_actual_size"] == 576 * MIB, "memory", timeout_s=GUEST_S)
         vm.run("mkdir -p /tmp/m && mount -t tmpfs -o size=90% none /tmp/m")
-        vm.run("head -c 300m /dev/urandom >/tmp/m/filled && md5sum </tmp/m/filled >/tmp/sum", timeout_s=120)
+        vm.run(
+            "head -c 300m /dev/urandom >/tmp/m/filled && md5sum </tmp/m/filled >/tmp/sum", timeout_s=GUEST_S
+        )
         url = save(vm, tmp_path / "snapshot")
         vm.vmm.put("vm.delete")
         restore(vm, url)
-        assert vm.run("md5sum </tmp/m/filled", timeout_s=120) == vm.run("cat /tmp/sum")
+        assert vm.run("md5sum </tmp/m/filled", timeout_s=GUEST_S) == vm.run("cat /tmp/sum")
         assert vm.info()["memory_actual_size"] == 576 * MIB
 
 

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from support.booted import Booted, booting, serving, vm_config
+from support.deadline import GUEST_S, HOST_S
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
 READ_CLOCK = r"\200\001\000\000\000\012\000\000\001\201"  # TPM2_ReadClock, without a session
 TPM_RC_SUCCESS = bytes(4)
@@ -39,11 +40,11 @@ def swtpm_at(path: Path, program: str) -> Iterator[subprocess.Popen[bytes]]:
     arguments = ["socket", "--tpm2", "--tpmstate", f"dir={state}", "--ctrl", f"type=unixio,path={path}"]
     process = subprocess.Popen([program, *arguments], stderr=subprocess.DEVNULL)
     try:
-        wait_until(path.exists, "swtpm listens", timeout_s=10)
+        wait_until(path.exists, "swtpm listens", timeout_s=HOST_S)
         yield process
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=HOST_S)
 
 
 def reset_count(vm: Booted) -> int:
@@ -59,7 +60,7 @@ def reset_count(vm: Booted) -> int:
         return answer[6:10] == TPM_RC_SUCCESS
 
     # A TPM that is busy, or so slow that the driver gives up on it, is to be asked again.
-    wait_until(is_answered, "the TPM has told its clock", timeout_s=30)
+    wait_until(is_answered, "the TPM has told its clock", timeout_s=GUEST_S)
     return int.from_bytes(answer[RESET_COUNT_BYTES], "big")
 
 
@@ -93,13 +94,13 @@ def test_swtpm_of_ours_keeps_its_state_and_ends_with_the_vm(tmp_path: Path) -> N
         assert reset_count(vm) == count + 1
         assert len(programs(vm)) == 1
         vm.vmm.put("vm.shutdown")
-        wait_until(lambda: programs(vm) == [], "swtpm has ended", timeout_s=10)
+        wait_until(lambda: programs(vm) == [], "swtpm has ended", timeout_s=HOST_S)
         vm.vmm.put("vm.boot")
         vm.open_shell()
         vm.wait_ready()
         assert reset_count(vm) == count + 2
         vm.vmm.put("vm.delete")
-        wait_until(lambda: programs(vm) == [], "swtpm has ended", timeout_s=10)
+        wait_until(lambda: programs(vm) == [], "swtpm has ended", timeout_s=HOST_S)
     assert [path.name for path in state.iterdir() if path.name.endswith(".permall")] == ["tpm2-00.permall"]
 
 

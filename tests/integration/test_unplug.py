@@ -11,10 +11,10 @@ import pytest
 
 from cloudvmm.client import Client
 from support.booted import MIB, Booted, booting, direct_boot, make_image, vm_config
+from support.deadline import GUEST_S
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.qemu]
 
-GUEST_S = 30.0
 SHORT_S = 0.5
 
 

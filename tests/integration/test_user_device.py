@@ -18,7 +18,7 @@ from support.shared import shared
 from support.vfio_user import Fault, VfioUserServer
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 ADD = "The user device could not be added to the VM"
 MANAGER = "Error from device manager"

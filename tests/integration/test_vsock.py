@@ -19,14 +19,14 @@ import pytest
 
 from support.booted import MIB, Booted, booting, serving, vm_config
 from support.caller import call, dial, listening_at, read_all, serve_at
+from support.deadline import GUEST_S
 from support.process import ProcessId, descendants_of
 from support.shared import shared
 from support.socat import payload_with_socat
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
-GUEST_S = 30.0
 STREAMS = 64
 BULK_BYTES = 100 * MIB
 BULK_S = 150.0
@@ -106,7 +106,6 @@ def test_snapshot_is_refused_once_in_the_words_of_qemu(vm, tmp_path):
     vm.vmm.put("vm.resume")
 
 
-@pytest.mark.timeout(400)
 def test_host_sends_byte_for_byte(vm, path):
     vm.run("rm -f /tmp/sum; (socat -u -b 65536 VSOCK-LISTEN:2000 SYSTEM:'md5sum >/tmp/sum' &)")
     expected = hashlib.md5(usedforsecurity=False)
@@ -121,7 +120,6 @@ def test_host_sends_byte_for_byte(vm, path):
     assert found == expected.hexdigest()
 
 
-@pytest.mark.timeout(400)
 def test_guest_sends_byte_for_byte(vm, path):
     vm.run("head -c 1048576 /dev/urandom >/tmp/piece")
     piece = f"for i in $(seq {BULK_BYTES // MIB}); do cat /tmp/piece; done"
@@ -168,7 +166,7 @@ def test_many_streams_of_the_guest_at_once(vm, path):
         server = threading.Thread(target=serve, args=(listener,))
         server.start()
         vm.run("head -c 30000 /dev/urandom >/tmp/said")
-        found = vm.run(f"for i in $(seq {STREAMS}); do ({one}) & done; wait", timeout_s=120)
+        found = vm.run(f"for i in $(seq {STREAMS}); do ({one}) & done; wait", timeout_s=GUEST_S)
         listener.shutdown(socket.SHUT_RDWR)
         server.join(GUEST_S)
     assert found.split("\n") == ["same"] * STREAMS

@@ -13,13 +13,12 @@ import pytest
 
 from support.booted import Booted, booting, vm_config
 from support.caller import call, serve_at
+from support.deadline import GUEST_S
 from support.process import descendants_of
 from support.socat import payload_with_socat
 from support.vsock_program import write_stand_in
 
-pytestmark = [pytest.mark.qemu, pytest.mark.root, pytest.mark.timeout(180)]
-
-GUEST_S = 30.0
+pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
 
 @pytest.fixture(params=["stand-in", "real"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from support.deadline import HOST_S
 from support.process import ProcessId, descendants_of, identify, state_of
 from support.rest import Reply, RestClient, request_bytes
 from support.server import Server
@@ -110,7 +111,7 @@ def read_time_s(server: Server, command: str) -> float:
 
 def qemu_of(server: Server) -> ProcessId:
     """Wait for the QEMU that runs the server's VM."""
-    return wait_until(lambda: find_qemu(server), "QEMU runs", timeout_s=10)
+    return wait_until(lambda: find_qemu(server), "QEMU runs", timeout_s=HOST_S)
 
 
 def find_qemu(server: Server) -> ProcessId | None:
@@ -124,7 +125,7 @@ def find_qemu(server: Server) -> ProcessId | None:
 def stop_process(who: ProcessId) -> None:
     """Let it stand still, so that a call that needs it stays under way."""
     os.kill(who.pid, signal.SIGSTOP)
-    wait_until(lambda: state_of(who.pid) in ("T", "Z"), f"{who.pid} stands still", timeout_s=5)
+    wait_until(lambda: state_of(who.pid) in ("T", "Z"), f"{who.pid} stands still", timeout_s=HOST_S)
 
 
 def wait_gone(who: ProcessId, *, timeout_s: float = NOTICE_S) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from cloudvmm.guest import FAST_CMDLINE, Guest, GuestNotBuilt, locate
 from cloudvmm.guest.shell import GuestShell
+from support.deadline import BOOT_S, GUEST_S
 from support.guest import find_guest
 from support.server import Server
 from support.vm import choose_engine
@@ -25,8 +26,6 @@ from support.vmm import Vmm
 from support.wait import wait_until
 
 MIB = 1024 * 1024
-READY_TIMEOUT_S = 90.0
-SCRIPT_TIMEOUT_S = 60.0
 READY_WORDS = "cloudvmm-guest ready"
 
 Config = dict[str, Any]
@@ -80,7 +79,7 @@ class EventFile:
             if not sources or document["source"] in sources
         ]
 
-    def wait(self, name: str, *, count: int = 1, timeout_s: float = READY_TIMEOUT_S) -> None:
+    def wait(self, name: str, *, count: int = 1, timeout_s: float = BOOT_S) -> None:
         """Return once "source/event" `name` has come `count` times."""
         wait_until(
             lambda: self.names().count(name) >= count, f"event {name}, {count} times", timeout_s=timeout_s
@@ -106,7 +105,7 @@ class Booted:
         assert self._shell is not None, "This VM has no PTY to talk to its guest"
         return self._shell
 
-    def run(self, script: str, *, timeout_s: float = SCRIPT_TIMEOUT_S) -> str:
+    def run(self, script: str, *, timeout_s: float = GUEST_S) -> str:
         """Run `script` in the guest; fail unless it succeeds; return what it printed, last newlines cut."""
         status, output = self.shell.run(script, timeout_s=timeout_s)
         text = output.decode(errors="replace")
@@ -138,7 +137,7 @@ class Booted:
         self._shell = GuestShell(self._shell_fd)
 
     def wait_ready(self) -> None:
-        self.shell.wait_ready(READY_TIMEOUT_S)
+        self.shell.wait_ready(BOOT_S)
 
     def close_shell(self) -> None:
         if self._shell_fd >= 0:

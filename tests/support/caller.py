@@ -10,9 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from support.deadline import GUEST_S
 from support.wait import POLL_EVERY_S
-
-_TIMEOUT_S = 30.0
 
 
 class Call:
@@ -32,7 +31,7 @@ class Call:
 def dial(path: Path, port: int | str) -> tuple[socket.socket, bytes]:
     """Ask for `port`; return the connection and the line that it is answered with, empty at its end."""
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_TIMEOUT_S)
+    connection.settimeout(GUEST_S)
     line = b""
     try:
         connection.connect(str(path))
@@ -48,7 +47,7 @@ def dial(path: Path, port: int | str) -> tuple[socket.socket, bytes]:
 
 
 @contextlib.contextmanager
-def call(path: Path, port: int, *, timeout_s: float = _TIMEOUT_S) -> Iterator[Call]:
+def call(path: Path, port: int, *, timeout_s: float = GUEST_S) -> Iterator[Call]:
     """Connect to `port` of the guest, whose program may not listen yet."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -68,7 +67,7 @@ def listening_at(path: Path, port: int, *, backlog: int = 128) -> Iterator[socke
     """Listen where the guest's connections to `port` of the host arrive."""
     place = Path(f"{path}_{port}")
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(_TIMEOUT_S)
+        listener.settimeout(GUEST_S)
         listener.bind(str(place))
         try:
             listener.listen(backlog)
@@ -91,7 +90,7 @@ def serve_at(path: Path, port: int) -> Iterator[queue.Queue[bytes]]:
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         yield heard
-        thread.join(_TIMEOUT_S)
+        thread.join(GUEST_S)
         assert not thread.is_alive()
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.deadline import HOST_S
+
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
@@ -52,7 +54,7 @@ def _silence_ipv6() -> None:
 
 def run(command: str) -> str:
     """Run the words of `command`; return what it prints."""
-    return subprocess.run(command.split(), check=True, capture_output=True, text=True, timeout=30).stdout
+    return subprocess.run(command.split(), check=True, capture_output=True, text=True, timeout=HOST_S).stdout
 
 
 def ip(command: str) -> str:

@@ -22,6 +22,7 @@ from cloudvmm.engine.base import Engine, Machine
 from cloudvmm.engine.fake import FakeEngine, FakeMachine, Hang
 from cloudvmm.guest import FAST_CMDLINE
 from support.accelerator import accelerator
+from support.deadline import BOOT_S
 from support.guest import find_guest, import_or_skip
 from support.wait import is_readable
 
@@ -101,7 +102,7 @@ class FakePlayer(Player):
 
 
 class QemuPlayer(Player):
-    ready_timeout_s = 90.0
+    ready_timeout_s = BOOT_S
 
     def __init__(self, console_end: socket.socket, guest_end: socket.socket, folder: Path) -> None:
         super().__init__(console_end, guest_end)

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from cloudvmm.engine.qemu.binary import BINARY_NAME, parse_version
+from support.deadline import HOST_S
 from support.old_qemu import old_qemu_program
 
 VERSIONS: Final = ("path", "7.2", "newest")
@@ -40,7 +41,7 @@ def find_qemu(which: str, folder: Path) -> str:
 def version_of(program: str) -> tuple[int, int]:
     """Return the version of a QEMU: major, minor."""
     answer = subprocess.run(
-        [program, "-version"], stdout=subprocess.PIPE, text=True, check=True, timeout=30
+        [program, "-version"], stdout=subprocess.PIPE, text=True, check=True, timeout=HOST_S
     ).stdout
     version = parse_version(answer)
     assert version is not None, answer

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from support.deadline import HOST_S
 from support.process import ProcessId, descendants_of, identify, state_of
 from support.tap import check_all
 from support.vmm import OnAnswer, Vmm
@@ -22,8 +23,6 @@ from support.wait import wait_until
 TESTS = str(Path(__file__).resolve().parents[1])
 PYTHONPATH = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 INTERPRETER = (sys.executable, "-X", "faulthandler")
-START_TIMEOUT_S = 20.0
-END_TIMEOUT_S = 30.0
 LEFTOVER_TIMEOUT_S = 2.0
 
 
@@ -83,7 +82,7 @@ class Server:
 
     def wait_ready(self) -> None:
         """Return once it answers; fail with what it said if it ended instead."""
-        wait_until(self._is_ready, "the server answers", timeout_s=START_TIMEOUT_S)
+        wait_until(self._is_ready, "the server answers", timeout_s=HOST_S)
         self.vmm.get("vmm.ping")
 
     def children(self) -> set[ProcessId]:
@@ -101,11 +100,11 @@ class Server:
         """Kill it in the middle of whatever it does; nothing that it started escapes our list."""
         self.expected_status = -signal.SIGKILL
         self._process.send_signal(signal.SIGSTOP)
-        wait_until(lambda: state_of(self.pid) in ("T", "Z", ""), "the server stands still", timeout_s=5)
+        wait_until(lambda: state_of(self.pid) in ("T", "Z", ""), "the server stands still", timeout_s=HOST_S)
         self.children()
         self._process.kill()
 
-    def wait_end(self, *, timeout_s: float = END_TIMEOUT_S) -> int:
+    def wait_end(self, *, timeout_s: float = HOST_S) -> int:
         """Return the exit status, as `subprocess` gives it; one that hangs is made to tell where."""
         try:
             return self._process.wait(timeout_s)

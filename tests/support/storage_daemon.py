@@ -11,10 +11,8 @@ from types import TracebackType
 
 import pytest
 
+from support.deadline import HOST_S
 from support.wait import wait_until
-
-_READY_S = 20.0
-_END_S = 10.0
 
 
 class StorageDaemon:
@@ -48,13 +46,13 @@ class StorageDaemon:
         self._process = subprocess.Popen(
             [program, "--blockdev", node, "--export", export], stdin=subprocess.DEVNULL
         )
-        wait_until(self._listens, f"a back end at {self.path}", timeout_s=_READY_S)
+        wait_until(self._listens, f"a back end at {self.path}", timeout_s=HOST_S)
 
     def kill(self) -> None:
         """End it without a chance to clear up: its socket stays behind, dead."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(_END_S)
+        self._process.wait(HOST_S)
 
     def close(self) -> None:
         """End it and clear up behind it. Idempotent."""

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 
 from support.booted import MIB, Booted
+from support.deadline import GUEST_S
 
-TIMEOUT_S = 60.0
 _CHUNK = 65536
 
 
@@ -35,7 +35,7 @@ def listening(address: str) -> Iterator[tuple[int, Arrival]]:
     """Take one connection at a free port of `address`; at the end all of it has arrived."""
     arrival = Arrival()
     with socket.create_server((address, 0)) as listener:
-        listener.settimeout(TIMEOUT_S)
+        listener.settimeout(GUEST_S)
         thread = threading.Thread(target=_receive, args=(listener, arrival), name="stream")
         thread.start()
         try:
@@ -44,7 +44,7 @@ def listening(address: str) -> Iterator[tuple[int, Arrival]]:
             listener.shutdown(socket.SHUT_RDWR)  # nobody will come
             raise
         finally:
-            thread.join(TIMEOUT_S)
+            thread.join(GUEST_S)
     assert not thread.is_alive()
     assert arrival.digest
 
@@ -54,7 +54,7 @@ def _receive(listener: socket.socket, arrival: Arrival) -> None:
         connection, _ = listener.accept()
     except OSError:
         return
-    connection.settimeout(TIMEOUT_S)
+    connection.settimeout(GUEST_S)
     digest, count = hashlib.md5(), 0
     with connection:
         while piece := connection.recv(_CHUNK):
@@ -86,7 +86,7 @@ def stream_to_guest(vm: Booted, target: tuple[str, int], guest_port: int, *, mib
     vm.run(f"(nc -l -p {guest_port} <>/tmp/open >/tmp/in; touch /tmp/done) 2>/dev/null &")
     vm.run(f"until grep -q ':{guest_port:04X} .* 0A ' /proc/net/tcp /proc/net/tcp6; do usleep 20000; done")
     started = time.monotonic()
-    with socket.create_connection(target, timeout=TIMEOUT_S) as connection:
+    with socket.create_connection(target, timeout=GUEST_S) as connection:
         connection.sendall(content)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(1) == b""

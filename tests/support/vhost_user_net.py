@@ -15,6 +15,7 @@ import struct
 import threading
 from pathlib import Path
 
+from support.deadline import HOST_S
 from support.wait import wait_until
 
 VERSION_1, PROTOCOL_FEATURES = 1 << 32, 1 << 30
@@ -266,4 +267,4 @@ class Session:
 
 
 def wait_connected(backend: VhostUserNet, count: int = 1) -> None:
-    wait_until(lambda: backend.connections >= count, "QEMU is connected", timeout_s=10)
+    wait_until(lambda: backend.connections >= count, "QEMU is connected", timeout_s=HOST_S)

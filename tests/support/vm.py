@@ -19,6 +19,7 @@ import pytest
 from cloudvmm.guest import FAST_CMDLINE
 from cloudvmm.guest.shell import GuestShell
 from support.accelerator import accelerator
+from support.deadline import BOOT_S, HOST_S
 from support.guest import find_guest, import_or_skip
 from support.vmm import Vmm
 from support.wait import is_readable, wait_until
@@ -26,7 +27,7 @@ from support.wait import is_readable, wait_until
 MIB = 1024 * 1024
 RAM_BYTES = 256 * MIB
 READY_WORDS = b"cloudvmm-guest ready"
-READY_TIMEOUT_S = {"fake": 5.0, "qemu": 90.0}
+READY_TIMEOUT_S = {"fake": HOST_S, "qemu": BOOT_S}
 
 
 class EngineChoice(msgspec.Struct, frozen=True):

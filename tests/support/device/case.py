@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from support.booted import Booted
-
-GUEST_S = 30.0
+from support.deadline import GUEST_S
 
 
 class DeviceCase:

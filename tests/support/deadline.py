@@ -1,0 +1,13 @@
+"""How long tests wait: for ever, almost. A test that passes does not wait, so patience costs failures alone.
+
+These are the harness's, for a guest that is emulated on a host that is busy. What the product promises (to
+end within two seconds, say) stands in the test of the promise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BOOT_S: Final = 240.0  # until a guest that boots answers
+GUEST_S: Final = 120.0  # what a guest does: a script, a driver that finds its device
+HOST_S: Final = 60.0  # what a process of the host does: it starts, listens, ends, is gone
