@@ -4,7 +4,7 @@ QEMU sends no event when a driver takes a device or resets it, but can be asked 
 status; or, of QEMU 11, which dies of that question (11.1.3 does), whether its first queue is set up. A thread
 asks, often while the guest boots or has just changed something, ever less often after that, and never while
 the guest is paused. So what it finds is as late as `pause_s` says, and what a driver does and undoes between
-two looks is not seen.
+two looks is not seen. A device that is to go is looked at once more before it does.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class DriverWatch:
         self._is_over = False
         self._is_closed = False
         self._active: set[str] = set()
-        self._gone: set[str] = set()  # since the look under way began
+        self._gone: set[str] = set()  # since the look under way began, as the next
+        self._seen: set[str] = set()
         self._found: list[DriverChanged] = []
         self._news = EventFd()
         self._last_change_s = time.monotonic()
@@ -144,6 +145,21 @@ class DriverWatch:
             self._news.read()
             found, self._found = self._found, []
             return found
+
+    def look_at(self, device_id: str) -> None:
+        """Blocking, two seconds at most. Look now whether a driver has the device, which is about to go.
+
+        Then `forget` knows, however early the device goes. Where QEMU does not say, it knows what it knew.
+        """
+        with contextlib.suppress(EngineError):
+            path = device_paths(self._execute("x-query-virtio", {})).get(device_id)
+            if path is None or not self._is_active(device_id, path):
+                return
+            with self._changed:
+                self._seen.add(device_id)
+                if device_id not in self._active:
+                    self._active.add(device_id)
+                    self._tell([self._change(device_id, is_active=True)])
 
     def forget(self, device_id: str) -> bool:
         """Take note that the device is gone; return whether a driver had it, as far as is known."""
@@ -204,19 +220,23 @@ class DriverWatch:
         self._beside()
         with self._changed:
             self._gone.clear()
+            self._seen.clear()
         paths = device_paths(self._execute("x-query-virtio", {}))
         active = {name for name, path in paths.items() if self._is_active(name, path)}
         with self._changed:
-            active -= self._gone
+            active = (active | self._seen) - self._gone
             gone = self._active - active
             found = [self._change(name, is_active=False) for name in sorted(gone)]
             found += [self._change(name, is_active=True) for name in paths if name in active - self._active]
             self._active = active
-            if found and not self._is_over:
-                self._found += found
-                self._last_change_s = time.monotonic()
-                self._news.write()
+            self._tell(found)
         return len(active) == len(paths)
+
+    def _tell(self, found: list[DriverChanged]) -> None:
+        if found and not self._is_over:
+            self._found += found
+            self._last_change_s = time.monotonic()
+            self._news.write()
 
     def _change(self, name: str, *, is_active: bool) -> DriverChanged:
         return DriverChanged(name, is_active=is_active, kind=self._kind_of(name))

@@ -128,10 +128,11 @@ class QemuMachine:
         return self._stream.fileno()
 
     def take_events(self) -> list[EngineEvent]:
+        told = self._stream.take()  # before the drivers: what was found of a device that went comes first
         events: list[EngineEvent] = [*self._drivers.take()]
         if events:
             events.append(PciChanged())  # a driver has its device's BARs placed before it takes it
-        for event in self._stream.take():
+        for event in told:
             if isinstance(event, DeviceRemoved):
                 kind = self._driver_kind_of(event.device_id)
                 self._hotplug.forget(event.device_id)
@@ -232,6 +233,7 @@ class QemuMachine:
 
     def remove_device(self, device_id: str) -> None:
         self._begin_change()
+        self._drivers.look_at(device_id)
         with self._end_explained():
             self._hotplug.ask_removal(device_id)
 

@@ -189,6 +189,57 @@ def test_device_that_goes_while_it_is_looked_at_does_not_come_back(watch, client
     assert watch.take() == []
 
 
+def test_device_that_goes_before_the_first_look_is_told_where_it_is_looked_at_before(watch):
+    watch.look_at("_net1")
+    watch.look_at("_disk0")
+    assert watch.take() == [DriverChanged("_net1", is_active=True)]
+    assert (watch.forget("_net1"), watch.forget("_disk0")) == (True, False)
+
+
+def test_device_that_is_looked_at_is_told_once(watch, client):
+    watch.run()
+    take(watch, 1)
+    client.await_looks(client.looks + 1)
+    watch.look_at("_net1")
+    client.statuses = {"d_disk0": OK, "d_net1": OK}
+    watch.look_at("_disk0")
+    client.await_looks(client.looks + 3)
+    assert watch.take() == [DriverChanged("_disk0", is_active=True)]
+
+
+def test_device_that_is_looked_at_during_a_look_stays_known(watch, client):
+    paused, seen = threading.Event(), threading.Event()
+
+    def see_meanwhile():
+        client.during_status = lambda: None
+        paused.set()
+        assert seen.wait(TIMEOUT_S)
+
+    client.statuses = {"d_disk0": BARE}
+    client.during_status = see_meanwhile
+    watch.run()
+    assert paused.wait(TIMEOUT_S)
+    client.statuses = {"d_disk0": OK}
+    watch.look_at("_disk0")
+    seen.set()
+    client.await_looks(client.looks + 2)
+    assert watch.take() == [DriverChanged("_disk0", is_active=True)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        EngineTimeout("QEMU did not answer in time"),
+        MachineGone("over"),
+        QmpError("x-query-virtio", "CommandNotFound", "not there"),
+    ],
+)
+def test_qemu_that_does_not_say_keeps_no_device_from_going(watch, client, fault):
+    client.fault = fault
+    watch.look_at("_net1")
+    assert watch.forget("_net1") is False
+
+
 def test_guest_that_stands_still_is_not_looked_at(watch, client):
     watch.run()
     client.await_looks(1)
