@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from cloudvmm.host.lock import LockConflict, lock_file
 from support.booted import MIB, Booted, booting, make_image, vm_config
 from support.deadline import GUEST_S, HOST_S
+from support.lock import is_locked
 from support.namespace import ip, network_namespace, open_tap, ping
 from support.old_qemu import old_qemu_program
 from support.shared import shared
@@ -129,15 +129,6 @@ def wait_removed(vm: Booted, device_id: str, count: int = 1) -> None:
         lambda: removals(vm, device_id) == count, f"{device_id} is removed {count} times", timeout_s=GUEST_S
     )
     assert device_id not in vm.info()["device_tree"]
-
-
-def is_locked(path: Path) -> bool:
-    with path.open("r+b") as file:
-        try:
-            lock_file(file.fileno(), path=str(path), write=True)
-        except LockConflict:
-            return True
-    return False
 
 
 def raw_image(vm: Booted, name: str, content: bytes = b"") -> Path:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cloudvmm.host.lock import LockConflict, lock_file
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.deadline import GUEST_S
+from support.lock import is_locked
 from support.qemu import find_qemu
 from support.wait import wait_until
 
@@ -47,15 +47,6 @@ def receiving(vm: Booted, path: Path) -> Callable[[], None]:
 
 def send(vm: Booted, path: Path, **data: object) -> None:
     vm.vmm.put("vm.send-migration", {"destination_url": f"unix:{path}", **data}, expect=204)
-
-
-def is_locked(path: Path) -> bool:
-    with path.open("r+b") as file:
-        try:
-            lock_file(file.fileno(), path=str(path), write=True)
-        except LockConflict:
-            return True
-    return False
 
 
 def uptime(vm: Booted) -> float:

@@ -37,8 +37,9 @@ from cloudvmm.engine.qemu.text import TextNotUtf8
 from cloudvmm.engine.qemu.vfio import VfioCreateError
 from cloudvmm.engine.qemu.vhost_user_disk import VhostUserDiskError
 from cloudvmm.errors import error_chain
-from cloudvmm.host.lock import LockConflict, lock_file
+from cloudvmm.host.lock import lock_file
 from support.leak import Holdings
+from support.lock import is_locked
 
 OFF = ConsoleSink(kind=SinkKind.OFF)
 SLOTS = {"__rng": 2}
@@ -117,15 +118,6 @@ def net():
 
 def refusal(command, words="no"):
     return QmpError(command, "GenericError", words)
-
-
-def is_locked(path):
-    with path.open("r+b") as file:
-        try:
-            lock_file(file.fileno(), path=str(path), write=True)
-        except LockConflict:
-            return True
-    return False
 
 
 def test_disk_is_made_in_order_with_its_descriptor_and_stays_locked(hotplug, qemu, resources, disk, image):
