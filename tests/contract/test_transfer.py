@@ -1,7 +1,4 @@
-"""Saving, sending and going on from either: as `engine.base` says, or refused before anything is touched.
-
-A test marked `ABLE` is for engines that migrate. One that does not says so, and stays as it was.
-"""
+"""Saving, sending and going on from either: as `engine.base` says, or refused before anything is touched."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ from cloudvmm.engine.base import (
     EngineError,
     LinkLost,
     MachineGone,
-    NotSupportedYet,
     ReceivedFrom,
     SavedIn,
     SentTo,
@@ -25,21 +21,7 @@ from cloudvmm.engine.base import (
 from support.leak import Holdings
 from support.wait import wait_until
 
-ABLE = pytest.mark.usefixtures("able_to_migrate")
-UNABLE = pytest.mark.usefixtures("unable_to_migrate")
 SOON_S = 10.0
-
-
-@pytest.fixture
-def able_to_migrate(engine):
-    if not engine.info.can_migrate:
-        pytest.skip("This engine does not migrate: it is tested that it says so")
-
-
-@pytest.fixture
-def unable_to_migrate(engine):
-    if engine.info.can_migrate:
-        pytest.skip("This engine migrates")
 
 
 @pytest.fixture
@@ -85,30 +67,6 @@ class Beside:
 
 def from_origin(spec, origin):
     return msgspec.structs.replace(spec, origin=origin)
-
-
-# Refused
-
-
-@UNABLE
-def test_send_without_means_sends_nothing_and_the_guest_runs_on(engine, machine_running, link):
-    ours, theirs = link
-    with pytest.raises(NotSupportedYet, match="later release"):
-        machine_running.send(SentTo(link_fd=ours.fileno()))
-
-    ours.shutdown(socket.SHUT_WR)
-    assert theirs.recv(1) == b""
-    assert not engine.info.can_migrate
-    machine_running.pause()
-
-
-@UNABLE
-def test_origin_without_means_is_refused_and_nothing_is_left(engine, spec, link):
-    engine.build(spec).close()
-    before = Holdings()
-    with pytest.raises(NotSupportedYet, match="later release"):
-        engine.build(from_origin(spec, ReceivedFrom(link[0].fileno())))
-    before.assert_nothing_added()
 
 
 # Saved
@@ -197,7 +155,6 @@ def test_state_that_is_not_there_is_refused(engine, spec, folder):
 # Sent
 
 
-@ABLE
 @pytest.mark.parametrize("is_paused", [False, True])
 def test_machine_goes_on_from_what_was_sent(engine, spec, machine_running, player, link, is_paused):
     ours, theirs = link
@@ -217,7 +174,6 @@ def test_machine_goes_on_from_what_was_sent(engine, spec, machine_running, playe
     machine.close()
 
 
-@ABLE
 def test_link_is_lent_and_nothing_but_the_state_is_read(engine, spec, machine_running, link):
     ours, theirs = link
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno()))))
@@ -228,7 +184,6 @@ def test_link_is_lent_and_nothing_but_the_state_is_read(engine, spec, machine_ru
     assert theirs.recv(10) == b"next"
 
 
-@ABLE
 def test_guest_stands_paused_after_a_send_that_failed(machine_running, link):
     ours, theirs = link
     theirs.close()
@@ -238,7 +193,6 @@ def test_guest_stands_paused_after_a_send_that_failed(machine_running, link):
     machine_running.resume()
 
 
-@ABLE
 def test_sender_that_is_gone_leaves_nothing(engine, spec, link):
     ours, theirs = link
     ours.sendall(b"\0\0")
@@ -250,7 +204,6 @@ def test_sender_that_is_gone_leaves_nothing(engine, spec, link):
     before.assert_nothing_added()
 
 
-@ABLE
 @pytest.mark.parametrize(
     "raw", [b"\xff\xff\xff\xff", b"\0\0\0\x02{}\0\0\0\0", b"\0\0\0\x03\xff\xff\xff\0\0\0\0"]
 )
@@ -262,7 +215,6 @@ def test_sender_that_sends_something_else_is_refused(engine, spec, link, raw):
         engine.build(from_origin(spec, ReceivedFrom(theirs.fileno())))
 
 
-@ABLE
 def test_kill_ends_a_send_under_way(machine_running, link):
     sender = Beside(lambda: machine_running.send(SentTo(link_fd=link[0].fileno())))
     wait_until(lambda: link[1].recv(1, socket.MSG_PEEK), "the state is on its way", timeout_s=SOON_S)
@@ -273,7 +225,6 @@ def test_kill_ends_a_send_under_way(machine_running, link):
         sender.result()
 
 
-@ABLE
 def test_abort_ends_a_build_that_waits_for_its_state(engine, spec, link):
     receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(link[1].fileno()))))
 

@@ -29,7 +29,7 @@ from cloudvmm.control.record import VmRecord, decode_record
 from cloudvmm.control.replacement import replace_vfio_fds
 from cloudvmm.control.restore import Restore
 from cloudvmm.control.worker import Cleanup, Job, Steps
-from cloudvmm.engine.base import Engine, EngineError, NotSupportedYet, ReceivedFrom
+from cloudvmm.engine.base import Engine, EngineError, EngineInfo, NotSupportedYet, ReceivedFrom
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.migration.address import parse_address
@@ -81,12 +81,12 @@ class Receive:
     def receive(self, data: VmReceiveMigrationData) -> Steps:
         if self._holding.vm is not None:
             raise api_error.MigratableReceive from api_error.ReceiveOverVm()
-        yield partial(_check, self._engine, data)
+        info: EngineInfo = yield partial(_check, self._engine, data)
         self._holding.cut = cut = Cut()
         try:
             listener: Listener = yield partial(_listen, data.receiver_url, cut)
             try:
-                yield from self._serve(data, listener)
+                yield from self._serve(data, listener, info)
             finally:
                 yield Cleanup(listener.close)
         finally:
@@ -95,7 +95,7 @@ class Receive:
         self._events.emit("vm", "migration-receive-finished")
         return Empty()
 
-    def _serve(self, data: VmReceiveMigrationData, listener: Listener) -> Steps:
+    def _serve(self, data: VmReceiveMigrationData, listener: Listener, info: EngineInfo) -> Steps:
         if self._holding.vm_config is not None:
             self._log("warn", "The existing VM config will be overwritten")
         self._events.emit("vm", "migration-receive-ready")
@@ -105,7 +105,7 @@ class Receive:
             raise api_error.MigratableSocket from error
         self._events.emit("vm", "migration-receive-started")
         try:
-            yield from self._take_over(data, listener, control)
+            yield from self._take_over(data, listener, control, info)
         except Exception as error:
             is_gone = yield from self._clear()
             self._events.emit("vm", "migration-receive-failed")
@@ -116,11 +116,13 @@ class Receive:
             yield Cleanup(control.close)
         return Empty()
 
-    def _take_over(self, data: VmReceiveMigrationData, listener: Listener, control: Link) -> Steps:
+    def _take_over(
+        self, data: VmReceiveMigrationData, listener: Listener, control: Link, info: EngineInfo
+    ) -> Steps:
         yield partial(greet, control)
         offer: Offer = yield partial(control.receive, Offer)
         vm_config: VmConfig
-        vm_config, record = yield partial(_examine, self._engine, data, offer)
+        vm_config, record = yield partial(_examine, info, data, offer)
         yield from self._clear()
         self._holding.vm_config = vm_config
         forget(data, descriptors_of(vm_config))
@@ -160,19 +162,21 @@ class Receive:
         return is_gone
 
 
-def _check(engine: Engine, data: VmReceiveMigrationData) -> None:
-    """Blocking. Refuse what does not go, and what there are no means for, before anybody is waited for."""
+def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
+    """Blocking. Refuse what does not go, and what there are no means for, before anybody is waited for.
+
+    Return what the engine is that goes on with the guest.
+    """
     try:
         check_receive(data)
     except MigrationError as error:
         raise api_error.MigratableReceive from _caused(api_error.InvalidReceiveMigration(), error)
     try:
-        if not engine.info.can_migrate:
-            raise NotSupportedYet("Live migration comes with a later release")
         if data.tls_dir is not None:
             raise NotSupportedYet("Migration over TLS comes with a later release; receive without tls_dir")
         if data.memory_mode is MigrationMemoryMode.POSTCOPY:
             raise NotSupportedYet("Postcopy comes with a later release; receive with memory_mode Precopy")
+        return engine.info
     except EngineError as error:
         raise api_error.MigratableReceive from error
 
@@ -186,9 +190,8 @@ def _listen(receiver_url: str, cut: Cut) -> Listener:
         raise api_error.MigratableReceive from error
 
 
-def _examine(engine: Engine, data: VmReceiveMigrationData, offer: Offer) -> tuple[VmConfig, VmRecord]:
+def _examine(info: EngineInfo, data: VmReceiveMigrationData, offer: Offer) -> tuple[VmConfig, VmRecord]:
     """Blocking. Return what is offered, with what this host gives it, or refuse it: its guest runs yet."""
-    info = engine.info
     if offer.engine != info.name:
         raise OtherEngineRuns(offer.engine, info.name)
     try:

@@ -292,11 +292,7 @@ EngineEvent = (
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`first_slot`..`last_slot` are the PCI device numbers that devices may have.
-
-    `can_migrate` says whether there are means for `Machine.send` and `ReceivedFrom` at all: who has none is
-    not asked, and nobody waits for a VM that could not come.
-    """
+    """`first_slot`..`last_slot` are the PCI device numbers that devices may have."""
 
     name: str
     version: str
@@ -305,7 +301,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     first_slot: int
     last_slot: int
     max_vcpus: int
-    can_migrate: bool = False
 
 
 class Machine(Protocol):

@@ -45,7 +45,6 @@ class FakeEngine:
             first_slot=1,
             last_slot=31,
             max_vcpus=254,
-            can_migrate=True,
         )
 
     @property

@@ -78,7 +78,6 @@ class QemuEngine:
             first_slot=FIRST_SLOT,
             last_slot=LAST_SLOT,
             max_vcpus=MAX_VCPUS,
-            can_migrate=True,
         )
 
     def facts(self) -> QemuFacts:
