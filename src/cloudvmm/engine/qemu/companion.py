@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout
+from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 
 _END_S = 1.0
@@ -76,6 +77,30 @@ class Companion:
     def _reap(self) -> None:
         with contextlib.suppress(EngineError):
             self._process.close()
+
+
+class ServedBacking(Backing, kw_only=True):
+    """`fd` is our end of the connection to who serves the device, -1 where there is none.
+
+    `companion` is who, where it is ours.
+    """
+
+    fd: int = -1
+    companion: Companion | None = None
+
+    @property
+    def fds(self) -> list[int]:
+        return [] if self.fd < 0 else [self.fd]
+
+    def close(self) -> None:
+        """End the connection for QEMU too, which may be waiting for an answer that never comes."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError), socket.socket(fileno=self.fd) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
+            self.fd = -1
+        if self.companion is not None:
+            self.companion.close()
+            self.companion = None
 
 
 def connected_pair() -> tuple[int, int]:

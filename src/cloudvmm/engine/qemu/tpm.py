@@ -18,7 +18,7 @@ from cloudvmm.config.device import TpmConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import Backing
-from cloudvmm.engine.qemu.companion import Companion, find_program
+from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program
 from cloudvmm.engine.qemu.name import part_id, qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 
@@ -59,23 +59,8 @@ class TpmNeedsQboot(DeviceError):
     """A guest whose kernel SeaBIOS starts finds no TPM, and this QEMU has no qboot.rom"""
 
 
-class TpmBacking(Backing, kw_only=True):
+class TpmBacking(ServedBacking, kw_only=True):
     """`fd` is our end of the control channel, `companion` the swtpm where it is ours."""
-
-    fd: int = -1
-    companion: Companion | None = None
-
-    @property
-    def fds(self) -> list[int]:
-        return [] if self.fd < 0 else [self.fd]
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        if self.companion is not None:
-            self.companion.close()
-            self.companion = None
 
 
 def open_tpm(tpm: TpmConfig) -> TpmBacking:

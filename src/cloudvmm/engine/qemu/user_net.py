@@ -7,7 +7,6 @@ loopback interface of the host. Neither needs rights on the host.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import select
 import socket
@@ -19,8 +18,8 @@ from typing import Final
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.user_net import Forward, UserNetConfig, parse_forward
 from cloudvmm.engine.base import DeviceError
-from cloudvmm.engine.qemu.backing import Backing, id_of
-from cloudvmm.engine.qemu.companion import Companion, find_program
+from cloudvmm.engine.qemu.backing import id_of
+from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program
 from cloudvmm.engine.qemu.parts import Properties
 
 _GUEST: Final = "10.0.2.15"
@@ -46,24 +45,10 @@ class PasstTooOld(DeviceError):
     """This passt is too old"""
 
 
-class UserNetBacking(Backing, kw_only=True):
+class UserNetBacking(ServedBacking, kw_only=True):
     """`fd` is QEMU's end of the connection to `companion`, -1 where QEMU does the networking itself."""
 
     forwards: list[Forward]
-    fd: int = -1
-    companion: Companion | None = None
-
-    @property
-    def fds(self) -> list[int]:
-        return [] if self.fd < 0 else [self.fd]
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        if self.companion is not None:
-            self.companion.close()
-            self.companion = None
 
 
 def open_user_net(net: NetConfig, user: UserNetConfig) -> UserNetBacking:

@@ -19,8 +19,8 @@ from typing import Final
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError, DriverKind
 from cloudvmm.engine.qemu.attempt import Attempt
-from cloudvmm.engine.qemu.backing import Backing, id_of
-from cloudvmm.engine.qemu.companion import Companion
+from cloudvmm.engine.qemu.backing import id_of
+from cloudvmm.engine.qemu.companion import ServedBacking
 from cloudvmm.engine.qemu.memory import rams_of
 from cloudvmm.engine.qemu.name import part_id
 from cloudvmm.engine.qemu.parts import Properties
@@ -83,36 +83,20 @@ class NotVhostUser(DeviceError):
     """The back end does not speak vhost-user"""
 
 
-class VhostUserBacking(Backing, kw_only=True):
+class VhostUserBacking(ServedBacking, kw_only=True):
     """Either the `path` of a socket at which the user's back end serves, or our end `fd` of a connection.
 
-    `companion` is the back end where it is ours. Where there is a path, QEMU connects. `config` is what was
-    asked for of the configuration of the device, where the back end has one.
+    Where there is a path, QEMU connects. `config` is what was asked for of the configuration of the device,
+    where the back end has one.
     """
 
     path: str | None = None
-    fd: int = -1
-    companion: Companion | None = None
     config: bytes = b""
-
-    @property
-    def fds(self) -> list[int]:
-        return [] if self.fd < 0 else [self.fd]
 
     def check_in(self, vm_config: VmConfig) -> None:
         """:raises MemoryNotShared: the back end would not see what the guest writes."""
         if not all(ram.is_shared for ram in rams_of(vm_config.memory)):
             raise MemoryNotShared
-
-    def close(self) -> None:
-        """End the connection for QEMU too, which may be waiting for an answer that never comes."""
-        if self.fd >= 0:
-            with contextlib.suppress(OSError), socket.socket(fileno=self.fd) as connection:
-                connection.shutdown(socket.SHUT_RDWR)
-            self.fd = -1
-        if self.companion is not None:
-            self.companion.close()
-            self.companion = None
 
 
 class RelayedBacking(VhostUserBacking, kw_only=True):
