@@ -14,6 +14,7 @@ import pytest
 
 from support.attack import Call, bare_config, find_qemu, qemu_of, read_events, spend, stop_process, wait_gone
 from support.deadline import HOST_S
+from support.device.fs import SHARED_MEMORY
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
@@ -130,6 +131,33 @@ def test_signal_in_the_middle_of_a_call_overtakes_it(
     told = read_events(events)
     expected = LAST_EVENTS[1:] if "vm/rebooting" in told and "vm/rebooted" not in told else LAST_EVENTS
     assert [event for event in told if event in LAST_EVENTS][-len(expected) :] == expected
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("is_late", [False, True], ids=["boot", "addition"])
+def test_signal_while_a_helper_program_says_nothing_ends_the_vmm(
+    cloudvmm_server: ServerFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    started = tmp_path / "started"
+    for name in ("swtpm", "virtiofsd"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ntouch {started}\nexec sleep 1000\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
+    server = cloudvmm_server()
+    folder = str(tmp_path)
+    more = SHARED_MEMORY if is_late else {"tpm": {"state_dir": folder}}
+    server.vmm.put("vm.create", bare_config(choose_engine("qemu"), tmp_path, **more))
+    if is_late:
+        server.vmm.put("vm.boot")
+    body = {"id": "fs", "tag": "fs", "shared_dir": folder} if is_late else None
+    call = Call(server.socket_path, "PUT", "vm.add-fs" if is_late else "vm.boot", body)
+    wait_until(started.exists, "the program is waited for", timeout_s=30)
+    end_by(server, signal.SIGTERM)
+    response = call.outcome(timeout_s=1)
+    assert response is not None
+    assert response.status == 500
 
 
 @pytest.mark.qemu

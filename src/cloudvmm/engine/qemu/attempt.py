@@ -6,9 +6,15 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Protocol
 
 from cloudvmm.engine.base import EngineError, MachineGone
-from cloudvmm.engine.qemu.process import ChildProcess
+
+
+class Program(Protocol):
+    """A process that can be ended, by any thread, and more than once."""
+
+    def kill(self) -> None: ...
 
 
 class Attempt:
@@ -18,8 +24,8 @@ class Attempt:
         self._name = name
         self._lock = threading.Lock()
         self._aborted = threading.Event()
-        self._process: ChildProcess | None = None
-        self._sockets: set[socket.socket] = set()
+        self._process: Program | None = None
+        self._lent: set[socket.socket | Program] = set()
 
     def abort(self) -> None:
         """Make what is attempted fail soon with `MachineGone`. Any thread, any time, idempotent."""
@@ -27,24 +33,23 @@ class Attempt:
             self._aborted.set()
             if self._process is not None:
                 self._process.kill()
-            for each in self._sockets:
-                with contextlib.suppress(OSError):
-                    each.shutdown(socket.SHUT_RDWR)
+            for each in self._lent:
+                _end(each)
 
-    def watch(self, process: ChildProcess) -> None:
+    def watch(self, process: Program) -> None:
         """Have `abort` kill `process`, too."""
         with self._lock:
             self._process = process
         self.check()
 
     @contextlib.contextmanager
-    def waiting(self, lent: socket.socket) -> Iterator[None]:
-        """Have `abort` shut `lent` down meanwhile, so that nobody waits on it.
+    def waiting(self, *lent: socket.socket | Program) -> Iterator[None]:
+        """Have `abort` end what is `lent` meanwhile, so that nobody waits for it.
 
         :raises MachineGone: it was aborted, whatever that made of the wait.
         """
         with self._lock:
-            self._sockets.add(lent)
+            self._lent.update(lent)
         try:
             self.check()
             yield
@@ -53,7 +58,7 @@ class Attempt:
             raise
         finally:
             with self._lock:
-                self._sockets.discard(lent)
+                self._lent.difference_update(lent)
 
     def pause(self, pause_s: float) -> None:
         """Blocking, `pause_s` long.
@@ -70,3 +75,11 @@ class Attempt:
                 if self._process is not None:
                     self._process.kill()
                 raise MachineGone(f"{self._name} was aborted")
+
+
+def _end(lent: socket.socket | Program) -> None:
+    if isinstance(lent, socket.socket):
+        with contextlib.suppress(OSError):
+            lent.shutdown(socket.SHUT_RDWR)
+    else:
+        lent.kill()

@@ -12,11 +12,13 @@ import socket
 import threading
 from collections.abc import Sequence
 
-from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout
+from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout, MachineGone
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 
 _END_S = 1.0
+_VERSION_S = 5.0
 
 
 class NoProgram(DeviceError):
@@ -43,8 +45,28 @@ def find_program(name: str, *, package: str, folders: Sequence[str] = ()) -> str
     return os.path.abspath(found)
 
 
+def version_of(program: str, *, name: str, attempt: Attempt) -> str:
+    """Blocking. Return what `program` says of its version; errors call it `name`.
+
+    :raises DeviceError: it does not run, or does not end. :raises MachineGone: `attempt` was aborted.
+    """
+    try:
+        process = ChildProcess(ProcessSpec([program, "--version"], name=name))
+        try:
+            with attempt.waiting(process):
+                process.wait(timeout_s=_VERSION_S)
+            attempt.check()
+            return process.output()
+        finally:
+            process.close()
+    except MachineGone:
+        raise
+    except EngineError as error:
+        raise DeviceError(str(error)) from error.__cause__
+
+
 class Companion:
-    """Owns the process."""
+    """Owns the process. An `Attempt` that `waiting` lends it to ends it when it is aborted."""
 
     def __init__(self, argv: Sequence[str], *, name: str, fds: Sequence[int] = ()) -> None:
         """Start it. `argv[0]` is an absolute path; `fds` are lent and keep their numbers in the child.
@@ -59,6 +81,14 @@ class Companion:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def fileno(self) -> int:
+        """What is readable from the moment it has ended, for polling alone."""
+        return self._process.fileno()
+
+    def kill(self) -> None:
+        """End it at once. Any thread, any time."""
+        self._process.kill()
 
     def check(self, *, timeout_s: float = 0.0) -> None:
         """:raises CompanionFailed: it has ended already, or does within `timeout_s`, for which this waits."""

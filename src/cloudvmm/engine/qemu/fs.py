@@ -15,10 +15,11 @@ class CreateVirtioFs(DeviceError):
     """Cannot create virtio-fs device"""
 
 
-def open_fs(fs: FsConfig, attempt: Attempt | None = None) -> VhostUserBacking:
+def open_fs(fs: FsConfig, attempt: Attempt) -> VhostUserBacking:
     """Blocking. Connect to the back end of `fs`, or start one. The caller owns the result.
 
     :raises DeviceError: it cannot be had; the cause tells why.
+    :raises MachineGone: `attempt` was aborted.
     """
     queues = fs.num_queues + 1  # one for what is urgent
     try:
@@ -26,7 +27,7 @@ def open_fs(fs: FsConfig, attempt: Attempt | None = None) -> VhostUserBacking:
             return open_vhost_user(fs.id, fs.socket, queues=queues, attempt=attempt)
         from cloudvmm.engine.qemu.virtiofsd import share  # rare
 
-        return share(fs.id, fs.shared_dir or "", queues=queues)
+        return share(fs.id, fs.shared_dir or "", queues=queues, attempt=attempt)
     except DeviceError as error:
         raise CreateVirtioFs from error
 

@@ -59,7 +59,7 @@ class Kind(msgspec.Struct, frozen=True):
     """`open` makes the backing of a device, or raises `DeviceError`; `describe` makes its parts. Pure.
 
     `member` is where `VmConfig` has such devices: a list, a single one, or none. An `open` that
-    `waits` may wait for somebody else's program; it takes an `Attempt`, too, by which that can be ended.
+    `waits` may wait for another program; it takes an `Attempt`, too, by which that can be ended.
     `behind_iommu` tells whether they can be behind the vIOMMU, as far as the rules of the configuration let
     them.
     """
@@ -88,7 +88,7 @@ KINDS: Final[dict[type[PciDevice], Kind]] = {
     ),
     FsConfig: Kind("fs", open_fs, fs_parts, waits=True),
     PmemConfig: Kind("pmem", open_pmem, pmem_parts),
-    VsockConfig: Kind("vsock", open_vsock, vsock_parts, behind_iommu=False),
+    VsockConfig: Kind("vsock", open_vsock, vsock_parts, waits=True, behind_iommu=False),
     VdpaConfig: Kind(
         "vdpa", open_vdpa_device, vdpa_parts, Needs("vDPA devices", "vhost-vdpa-device-pci", "8.0")
     ),

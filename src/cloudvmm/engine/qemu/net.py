@@ -79,7 +79,7 @@ def open_net(net: NetConfig, attempt: Attempt) -> Backing:
     :raises DeviceError: it cannot be had. :raises MachineGone: `attempt` was aborted.
     """
     if net.user is not None:
-        return open_user_net(net, net.user)
+        return open_user_net(net, net.user, attempt)
     if net.vhost_user:
         from cloudvmm.engine.qemu.vhost_user_net import open_vhost_user_net  # rare, and imports much
 

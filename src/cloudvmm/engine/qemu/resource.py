@@ -125,6 +125,7 @@ def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = Non
     :raises SlotError: the slots in `spec` do not fit this machine.
     :raises EngineError: the memory configuration is not valid, or there is no such memory.
     """
+    attempt = attempt or Attempt()
     vm_config = spec.vm_config
     check_supported(vm_config)
     check_slots(spec.slots)
@@ -140,13 +141,13 @@ def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = Non
     resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):
-        backing = open_backing(device, attempt or Attempt())
+        backing = open_backing(device, attempt)
         resources.hold(backing)
         backing.check_in(vm_config)
     if vm_config.ivshmem is not None:
         resources.hold(open_ivshmem(vm_config.ivshmem))
     if vm_config.tpm is not None:
-        resources.hold(open_tpm(vm_config.tpm))
+        resources.hold(open_tpm(vm_config.tpm, attempt))
     resources.serial_fd = _duplicate_stream(spec.serial)
     resources.console_fd = _duplicate_stream(spec.console)
     resources.debug_console_fd = _duplicate_stream(spec.debug_console)

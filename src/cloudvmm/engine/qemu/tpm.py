@@ -17,6 +17,7 @@ from typing import Final
 from cloudvmm.config.device import TpmConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program
 from cloudvmm.engine.qemu.name import part_id, qdev_id
@@ -25,6 +26,7 @@ from cloudvmm.engine.qemu.parts import Parts
 TPM_ID: Final = "__tpm"
 
 _ANSWER_S: Final = 5.0
+_RETRY_S: Final = 0.05
 _GET_CAPABILITY: Final = struct.pack(">I", 1)
 _CAPABILITIES: Final = struct.Struct(">Q")
 # To be initialised, shut down, stopped, told its locality, its buffer's size and its data descriptor.
@@ -63,15 +65,15 @@ class TpmBacking(ServedBacking, kw_only=True):
     """`fd` is our end of the control channel, `companion` the swtpm where it is ours."""
 
 
-def open_tpm(tpm: TpmConfig) -> TpmBacking:
+def open_tpm(tpm: TpmConfig, attempt: Attempt) -> TpmBacking:
     """Blocking. Connect to a swtpm, or start one, and wait until it answers. The caller owns the result.
 
-    :raises TpmError: there is none; the cause tells why.
+    :raises TpmError: there is none; the cause tells why. :raises MachineGone: `attempt` was aborted.
     """
     try:
         if tpm.state_dir is None:
-            return _connected(tpm.socket or "")
-        return _started(tpm.state_dir)
+            return _connected(tpm.socket or "", attempt)
+        return _started(tpm.state_dir, attempt)
     except DeviceError as error:
         raise TpmError from error
 
@@ -97,20 +99,33 @@ def check_firmware(payload: PayloadConfig | None, *, has_qboot: bool, firmware_i
         raise TpmError from TpmNeedsQboot()
 
 
-def _connected(path: str) -> TpmBacking:
+def _connected(path: str, attempt: Attempt) -> TpmBacking:
     with contextlib.ExitStack() as undo:
         channel = undo.enter_context(socket.socket(socket.AF_UNIX))
-        channel.settimeout(_ANSWER_S)
         try:
-            channel.connect(path)
+            _connect(channel, path, attempt)
         except (OSError, ValueError) as error:  # too long, or with a NUL character
             raise TpmConnectError from error
-        _check_capabilities(channel)
+        with attempt.waiting(channel):
+            _check_capabilities(channel)
         undo.pop_all()
     return TpmBacking(device_id=TPM_ID, fd=channel.detach())
 
 
-def _started(folder: str) -> TpmBacking:
+def _connect(channel: socket.socket, path: str, attempt: Attempt) -> None:
+    """Connect, as soon as whoever listens has room for one more."""
+    deadline = time.monotonic() + _ANSWER_S
+    channel.setblocking(False)
+    while True:
+        try:
+            return channel.connect(path)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise TimeoutError("timed out") from None
+        attempt.pause(_RETRY_S)
+
+
+def _started(folder: str, attempt: Attempt) -> TpmBacking:
     """Start a swtpm that has its end of the channel and the folder as descriptors: no name can go wrong."""
     program = find_program("swtpm", package="swtpm")
     with contextlib.ExitStack() as undo:
@@ -133,11 +148,12 @@ def _started(folder: str) -> TpmBacking:
             )
             failed.callback(companion.close)
             far.close()
-            try:
-                _check_capabilities(near)
-            except TpmSilent:
-                companion.check()
-                raise
+            with attempt.waiting(near, companion):
+                try:
+                    _check_capabilities(near)
+                except TpmSilent:
+                    companion.check()
+                    raise
             failed.pop_all()
     return TpmBacking(device_id=TPM_ID, fd=near.detach(), companion=companion)
 

@@ -18,8 +18,9 @@ from typing import Final
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.user_net import Forward, UserNetConfig, parse_forward
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
-from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program
+from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program, version_of
 from cloudvmm.engine.qemu.parts import Properties
 
 _GUEST: Final = "10.0.2.15"
@@ -51,10 +52,11 @@ class UserNetBacking(ServedBacking, kw_only=True):
     forwards: list[Forward]
 
 
-def open_user_net(net: NetConfig, user: UserNetConfig) -> UserNetBacking:
+def open_user_net(net: NetConfig, user: UserNetConfig, attempt: Attempt) -> UserNetBacking:
     """Blocking, some 20 ms where there is passt. The caller owns the result.
 
     :raises ForwardNotPossible: the port of a forward is taken, or ours to use it is not; the cause tells.
+    :raises MachineGone: `attempt` was aborted.
     """
     for text in user.forwards:
         _check_port(text)
@@ -63,7 +65,7 @@ def open_user_net(net: NetConfig, user: UserNetConfig) -> UserNetBacking:
     )
     # Where it cannot serve, as on a host without a route, QEMU still can.
     with contextlib.suppress(DeviceError):
-        _start_passt(backing, net)
+        _start_passt(backing, net, attempt)
     return backing
 
 
@@ -79,10 +81,10 @@ def _check_port(text: str) -> None:
             raise ForwardNotPossible(text) from error
 
 
-def _start_passt(backing: UserNetBacking, net: NetConfig) -> None:
+def _start_passt(backing: UserNetBacking, net: NetConfig, attempt: Attempt) -> None:
     """:raises DeviceError: there is no passt, or it does not serve here."""
     program = find_program("passt", package="passt", folders=["/usr/bin"])
-    _check_version(program)
+    _check_version(program, attempt)
     ours, theirs = socket.socketpair()
     with contextlib.ExitStack() as undo:
         undo.enter_context(ours)
@@ -93,22 +95,18 @@ def _start_passt(backing: UserNetBacking, net: NetConfig) -> None:
                 fds=[theirs.fileno()],
             )
         undo.callback(companion.close)
-        _await_answer(ours, companion)
+        with attempt.waiting(ours, companion):
+            _await_answer(ours, companion)
         undo.pop_all()
     backing.fd = ours.detach()
     backing.companion = companion
 
 
-def _check_version(program: str) -> None:
-    """:raises PasstTooOld: it is older than what can be trusted, or does not tell."""
-    import subprocess  # rare, and not at the top for its price
-
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        told = subprocess.run([program, "--version"], capture_output=True, timeout=_START_S, check=False)
-        date = _DATE.search(told.stdout.decode(errors="replace"))
-        if date is not None and "".join(date.groups()) >= _OLDEST_PASST:
-            return
-    raise PasstTooOld
+def _check_version(program: str, attempt: Attempt) -> None:
+    """:raises DeviceError: it is older than what can be trusted, or does not tell."""
+    date = _DATE.search(version_of(program, name="passt", attempt=attempt))
+    if date is None or "".join(date.groups()) < _OLDEST_PASST:
+        raise PasstTooOld
 
 
 def _arguments(forwards: list[Forward], net: NetConfig, *, fd: int) -> Iterator[str]:

@@ -12,17 +12,16 @@ import resource
 import socket
 from typing import Final
 
-from cloudvmm.engine.base import DeviceError, EngineError
+from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
-from cloudvmm.engine.qemu.companion import Companion, connected_pair, find_program
-from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.engine.qemu.companion import Companion, connected_pair, find_program, version_of
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, VhostUserFeaturesError, check_back_end
 
 NAME: Final = "virtiofsd"
 _PACKAGE: Final = "virtiofsd, or qemu-system-common of QEMU 7.2 on Debian 12"
 _FOLDERS: Final = ("/usr/libexec", "/usr/lib/qemu")
 _C_WORDS: Final = "virtiofsd version "
-_VERSION_S: Final = 5.0
 _START_S: Final = 10.0
 _END_S: Final = 1.0
 _MOST_FILES: Final = 1_000_000  # what either asks for unless told
@@ -40,11 +39,12 @@ class VirtiofsdForRoot(DeviceError):
         super().__init__(f"{program} works for root alone: install the package virtiofsd")
 
 
-def share(device_id: str | None, folder: str, *, queues: int) -> VhostUserBacking:
+def share(device_id: str | None, folder: str, *, queues: int, attempt: Attempt) -> VhostUserBacking:
     """Blocking. Start a virtiofsd that serves `folder`, and wait until it does. The caller owns the result.
 
     :raises SharedDirError: `folder` is none; the cause tells why.
     :raises DeviceError: there is no virtiofsd, it did not start, in its own words, or lacks `queues`.
+    :raises MachineGone: `attempt` was aborted.
     """
     device_id = id_of(device_id)
     _check_folder(folder)
@@ -53,16 +53,17 @@ def share(device_id: str | None, folder: str, *, queues: int) -> VhostUserBackin
         listener, near = connected_pair()
         connection = undo.enter_context(socket.socket(fileno=near))
         try:
-            argv = _arguments(program, os.path.abspath(folder), listener)
+            argv = _arguments(program, os.path.abspath(folder), listener, attempt)
             companion = Companion(argv, name=NAME, fds=[listener])
         finally:
             os.close(listener)  # only the child listens from now on: where it ends, so does the connection
         undo.callback(companion.close)
-        try:
-            check_back_end(connection, queues=queues, timeout_s=_START_S)
-        except VhostUserFeaturesError:
-            companion.check(timeout_s=_END_S)
-            raise
+        with attempt.waiting(connection, companion):
+            try:
+                check_back_end(connection, queues=queues, timeout_s=_START_S)
+            except VhostUserFeaturesError:
+                companion.check(timeout_s=_END_S)
+                raise
         undo.pop_all()
     return VhostUserBacking(device_id=device_id, fd=connection.detach(), companion=companion)
 
@@ -74,33 +75,17 @@ def _check_folder(folder: str) -> None:
         raise SharedDirError from error
 
 
-def _arguments(program: str, folder: str, listener: int) -> list[str]:
+def _arguments(program: str, folder: str, listener: int, attempt: Attempt) -> list[str]:
     """Return what starts `program` for `folder`; it takes its one connection from `listener`."""
     # The daemon's own wish may be above what it is allowed, and then it ends.
     most_files = min(_MOST_FILES, _hard_limit_of_files())
     sandbox = _sandbox()
     shared = [program, f"--fd={listener}", f"--rlimit-nofile={most_files}"]
-    if not _is_in_c(program):
+    if not version_of(program, name=NAME, attempt=attempt).startswith(_C_WORDS):
         return [*shared, "--shared-dir", folder, "--sandbox", sandbox or "namespace"]
     if sandbox is None:
         raise VirtiofsdForRoot(program)
     return [*shared, "-f", "-o", f"source={_escape(folder)},sandbox={sandbox}"]
-
-
-def _is_in_c(program: str) -> bool:
-    """Blocking. Ask `program` which of the two it is.
-
-    :raises DeviceError: it does not run, or does not say.
-    """
-    try:
-        process = ChildProcess(ProcessSpec([program, "--version"], name=NAME))
-        try:
-            process.wait(timeout_s=_VERSION_S)
-            return process.output().startswith(_C_WORDS)
-        finally:
-            process.close()
-    except EngineError as error:
-        raise DeviceError(str(error)) from error.__cause__
 
 
 def _sandbox() -> str | None:

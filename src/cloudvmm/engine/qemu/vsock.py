@@ -18,6 +18,7 @@ from typing import Final
 
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
 from cloudvmm.engine.qemu.companion import Companion, NoProgram, find_program
 from cloudvmm.engine.qemu.name import qdev_id
@@ -60,10 +61,11 @@ class VsockBacking(VhostUserBacking, kw_only=True):
                 os.unlink(path)
 
 
-def open_vsock(vsock: VsockConfig) -> VsockBacking:
+def open_vsock(vsock: VsockConfig, attempt: Attempt) -> VsockBacking:
     """Blocking. Listen at the socket of `vsock` and start a back end. The caller owns the result.
 
     :raises DeviceError: the socket cannot be had, or no back end can.
+    :raises MachineGone: `attempt` was aborted.
     """
     vsock_id = id_of(vsock.id)
     path = os.path.abspath(vsock.socket)
@@ -74,9 +76,9 @@ def open_vsock(vsock: VsockConfig) -> VsockBacking:
             with _listen(path) as listener:
                 backing.socket_path, backing.socket_inode = path, _inode_of(path)
                 if (program := _installed_program()) is None:
-                    _serve(vsock.cid, listener, backing)
+                    _serve(vsock.cid, listener, backing, attempt)
             if program is not None:
-                _serve_by(program, vsock.cid, backing)
+                _serve_by(program, vsock.cid, backing, attempt)
             undo.pop_all()
         return backing
     except DeviceError as error:
@@ -122,7 +124,7 @@ def _installed_program() -> str | None:
         return None
 
 
-def _serve_by(program: str, cid: int, backing: VsockBacking) -> None:
+def _serve_by(program: str, cid: int, backing: VsockBacking, attempt: Attempt) -> None:
     """Start `program`, which listens by itself at both of its paths; that of vhost-user is taken away again.
 
     It replaces what is at the path for the host's programs, also later, when QEMU has left: that is why a
@@ -134,13 +136,13 @@ def _serve_by(program: str, cid: int, backing: VsockBacking) -> None:
         backing.socket_inode = None
         argv = [program, "--guest-cid", str(cid), "--socket", f"{folder}/s"]
         backing.companion = Companion([*argv, "--uds-path", str(backing.socket_path)], name=_PROGRAM)
-        backing.fd = _connect(f"{folder}/s", backing.companion)
+        backing.fd = _connect(f"{folder}/s", backing.companion, attempt)
 
 
-def _connect(path: str, companion: Companion) -> int:
+def _connect(path: str, companion: Companion, attempt: Attempt) -> int:
     """Return a connection to `path`, at which `companion` is about to listen.
 
-    :raises DeviceError: it ended, or does not listen.
+    :raises DeviceError: it ended, or does not listen. :raises MachineGone: `attempt` was aborted.
     """
     deadline = time.monotonic() + _READY_S
     with socket.socket(socket.AF_UNIX) as near:
@@ -149,11 +151,12 @@ def _connect(path: str, companion: Companion) -> int:
                 near.connect(path)
                 return near.detach()
             companion.check(timeout_s=_LOOK_S)
+            attempt.check()
             if time.monotonic() > deadline:
                 raise VsockBackendSilent
 
 
-def _serve(cid: int, listener: socket.socket, backing: VsockBacking) -> None:
+def _serve(cid: int, listener: socket.socket, backing: VsockBacking, attempt: Attempt) -> None:
     """Start our own back end on `listener`, whose other descriptors here may be closed then."""
     near, far = socket.socketpair()
     ready, write_ready = os.pipe()
@@ -167,15 +170,18 @@ def _serve(cid: int, listener: socket.socket, backing: VsockBacking) -> None:
             backing.companion = Companion(argv, name="The vsock back end", fds=fds)
         finally:
             os.close(write_ready)
-        _wait_ready(ready, backing.companion)
+        with attempt.waiting(backing.companion):
+            _wait_ready(ready, backing.companion)
 
 
 def _wait_ready(ready: int, companion: Companion) -> None:
     """:raises DeviceError: it ended, or says nothing."""
     poller = select.poll()
     poller.register(ready, select.POLLIN)
-    if not poller.poll(_READY_S * 1000):
+    poller.register(companion, select.POLLIN)
+    told = dict(poller.poll(_READY_S * 1000))
+    if not told:
         raise VsockBackendSilent
-    if not os.read(ready, 1):
+    if ready not in told or not os.read(ready, 1):
         companion.check(timeout_s=_END_S)
         raise VsockBackendSilent

@@ -284,7 +284,7 @@ def test_taken_port_is_told_with_the_forward(protocol, kind):
             holder.listen()
         text = f"{protocol}:127.0.0.1:{holder.getsockname()[1]}:80"
         with pytest.raises(ForwardNotPossible, match=text) as caught:
-            open_user_net(NetConfig(id="n"), UserNetConfig(forwards=[text]))
+            open_user_net(NetConfig(id="n"), UserNetConfig(forwards=[text]), Attempt())
     assert isinstance(caught.value.__cause__, OSError)
 
 
@@ -292,8 +292,8 @@ def test_taken_port_is_told_with_the_forward(protocol, kind):
 def test_old_passt_is_left_alone_and_qemu_does_it_itself(tmp_path, monkeypatch, version):
     monkeypatch.setattr(user_net, "find_program", lambda *_, **__: make_passt(tmp_path, version))
     with pytest.raises(PasstTooOld):
-        user_net._check_version(make_passt(tmp_path, version))
-    backing = open_user_net(NetConfig(id="n"), UserNetConfig())
+        user_net._check_version(make_passt(tmp_path, version), Attempt())
+    backing = open_user_net(NetConfig(id="n"), UserNetConfig(), Attempt())
     assert user_netdev(backing, netdev_id="x")["type"] == "user"
 
 
@@ -301,8 +301,8 @@ def test_old_passt_is_left_alone_and_qemu_does_it_itself(tmp_path, monkeypatch, 
 def test_passt_that_ends_at_once_is_no_loss(tmp_path, monkeypatch, version):
     holdings = Holdings()
     monkeypatch.setattr(user_net, "find_program", lambda *_, **__: make_passt(tmp_path, version))
-    user_net._check_version(make_passt(tmp_path, version))
-    backing = open_user_net(NetConfig(id="n"), UserNetConfig())
+    user_net._check_version(make_passt(tmp_path, version), Attempt())
+    backing = open_user_net(NetConfig(id="n"), UserNetConfig(), Attempt())
     assert (backing.fds, backing.companion) == ([], None)
     holdings.assert_nothing_added()
 

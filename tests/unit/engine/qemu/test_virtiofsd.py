@@ -8,6 +8,7 @@ import pytest
 
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu import virtiofsd
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.companion import CompanionFailed, NoProgram
 from cloudvmm.engine.qemu.virtiofsd import SharedDirError, VirtiofsdForRoot, share
 from support.leak import Holdings
@@ -64,7 +65,7 @@ ECHO = "printf '%s\\n' \"$@\" >&2; exit 1"
 def test_each_daemon_gets_its_own_options(tmp_path, daemon, version, rights, options):
     daemon(version, ECHO, rights)
     with pytest.raises(CompanionFailed) as caught:
-        share("one", str(tmp_path), queues=2)
+        share("one", str(tmp_path), queues=2, attempt=Attempt())
     listener, most_files, *rest = words_of(str(caught.value))
     assert listener.startswith("--fd=")
     assert most_files.startswith("--rlimit-nofile=")
@@ -76,20 +77,20 @@ def test_daemon_in_c_gets_commas_and_backslashes_escaped(tmp_path, daemon):
     folder = tmp_path / "a,b\\c"
     folder.mkdir()
     with pytest.raises(CompanionFailed) as caught:
-        share("one", str(folder), queues=2)
+        share("one", str(folder), queues=2, attempt=Attempt())
     assert words_of(str(caught.value))[-1] == f"source={tmp_path}/a\\,b\\\\c,sandbox=namespace"
 
 
 def test_daemon_in_c_is_for_root_alone(tmp_path, daemon):
     program = daemon(IN_C, rights=0)
     with pytest.raises(VirtiofsdForRoot, match=f"{program} works for root alone: install the package"):
-        share("one", str(tmp_path), queues=2)
+        share("one", str(tmp_path), queues=2, attempt=Attempt())
 
 
 def test_daemon_that_fails_is_told_in_its_own_words(tmp_path, daemon):
     daemon(IN_RUST, "echo no namespaces here >&2; exit 3")
     with pytest.raises(CompanionFailed, match="virtiofsd exited with status 3: no namespaces here"):
-        share("one", str(tmp_path), queues=2)
+        share("one", str(tmp_path), queues=2, attempt=Attempt())
 
 
 def test_daemon_that_hangs_is_given_up(tmp_path, daemon, monkeypatch):
@@ -97,7 +98,7 @@ def test_daemon_that_hangs_is_given_up(tmp_path, daemon, monkeypatch):
     monkeypatch.setattr(virtiofsd, "_END_S", 0.1)
     daemon(IN_RUST, "exec sleep 1000")
     with pytest.raises(DeviceError, match="Get features failed") as caught:
-        share("one", str(tmp_path), queues=2)
+        share("one", str(tmp_path), queues=2, attempt=Attempt())
     assert "did not answer" in str(caught.value.__cause__)
 
 
@@ -105,7 +106,7 @@ def test_missing_daemon_is_refused_with_its_package(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(virtiofsd, "_FOLDERS", ())
     with pytest.raises(NoProgram, match="There is no virtiofsd on this host: install the package virtiofsd"):
-        share("one", str(tmp_path), queues=2)
+        share("one", str(tmp_path), queues=2, attempt=Attempt())
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,7 @@ def test_missing_daemon_is_refused_with_its_package(tmp_path, monkeypatch):
 def test_folder_that_is_none_is_refused(tmp_path, name, cause):
     (tmp_path / "file").touch()
     with pytest.raises(SharedDirError) as caught:
-        share("one", str(tmp_path / name), queues=2)
+        share("one", str(tmp_path / name), queues=2, attempt=Attempt())
     assert isinstance(caught.value.__cause__, cause)
 
 

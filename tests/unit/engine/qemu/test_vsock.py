@@ -13,6 +13,7 @@ import pytest
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu import vsock
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.vsock import VsockBackendError, open_vsock
 from cloudvmm.errors import error_chain
 from cloudvmm.vhost.session import MEMORY_SLOT_LIMIT
@@ -52,13 +53,13 @@ def config(path: Path) -> VsockConfig:
 
 def refusal(path: Path) -> list[str]:
     with pytest.raises(VsockBackendError) as caught:
-        open_vsock(config(path))
+        open_vsock(config(path), Attempt())
     return error_chain(caught.value)
 
 
 def test_back_end_serves_and_ends_with_its_backing(ours, tmp_path):
     path = tmp_path / "vsock"
-    backing = open_vsock(config(path))
+    backing = open_vsock(config(path), Attempt())
     assert "cloudvmm.vsock 3" in command_of(backing.companion.pid)
     assert path.is_socket()
     assert backing.fds == [backing.fd]
@@ -70,7 +71,7 @@ def test_back_end_serves_and_ends_with_its_backing(ours, tmp_path):
 
 
 def test_back_end_imports_little(ours, tmp_path):
-    backing = open_vsock(config(tmp_path / "vsock"))
+    backing = open_vsock(config(tmp_path / "vsock"), Attempt())
     status = Path(f"/proc/{backing.companion.pid}/status").read_text()
     (rss,) = (int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
     backing.close()
@@ -78,7 +79,7 @@ def test_back_end_imports_little(ours, tmp_path):
 
 
 def test_back_end_may_open_a_socket_for_each_stream_and_a_file_for_each_region(ours, tmp_path):
-    backing = open_vsock(config(tmp_path / "vsock"))
+    backing = open_vsock(config(tmp_path / "vsock"), Attempt())
     soft, hard = resource.prlimit(backing.companion.pid, resource.RLIMIT_NOFILE)
     backing.close()
     assert soft >= min(hard, STREAM_LIMIT + MEMORY_SLOT_LIMIT)
@@ -86,7 +87,7 @@ def test_back_end_may_open_a_socket_for_each_stream_and_a_file_for_each_region(o
 
 def test_relative_place_is_that_of_the_manager(ours, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    backing = open_vsock(config(Path("vsock")))
+    backing = open_vsock(config(Path("vsock")), Attempt())
     monkeypatch.chdir("/")
     backing.close()
     assert not (tmp_path / "vsock").exists()
@@ -94,7 +95,7 @@ def test_relative_place_is_that_of_the_manager(ours, tmp_path, monkeypatch):
 
 def test_place_that_somebody_took_over_is_left_to_them(ours, tmp_path):
     path = tmp_path / "vsock"
-    backing = open_vsock(config(path))
+    backing = open_vsock(config(path), Attempt())
     path.unlink()
     path.write_text("mine")
     backing.close()
@@ -115,7 +116,7 @@ def test_place_that_is_taken_is_told(ours, tmp_path):
 @pytest.mark.parametrize("name", ["", "\0", "x" * 200])
 def test_place_that_is_none_is_told(ours, name):
     with pytest.raises(VsockBackendError):
-        open_vsock(VsockConfig(cid=3, socket=name, id="v"))
+        open_vsock(VsockConfig(cid=3, socket=name, id="v"), Attempt())
 
 
 def test_python_that_does_not_start_is_told(ours, tmp_path, monkeypatch):
@@ -128,7 +129,7 @@ def test_python_that_does_not_start_is_told(ours, tmp_path, monkeypatch):
 def test_installed_program_is_taken_and_leaves_no_folder(installed, tmp_path):
     write_stand_in(installed)
     path = tmp_path / "vsock"
-    backing = open_vsock(config(path))
+    backing = open_vsock(config(path), Attempt())
     assert "vhost-device-vsock --guest-cid 3" in command_of(backing.companion.pid)
     assert path.is_socket()
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -160,4 +161,4 @@ def test_installed_program_that_does_not_listen_is_told(installed, tmp_path, mon
 
 def test_device_without_an_id_is_refused(tmp_path):
     with pytest.raises(DeviceError, match="without an id"):
-        open_vsock(VsockConfig(cid=3, socket=str(tmp_path / "vsock")))
+        open_vsock(VsockConfig(cid=3, socket=str(tmp_path / "vsock")), Attempt())
