@@ -21,6 +21,7 @@ from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import GUEST_S
 from support.device.fs import SHARED_MEMORY, OwnFsCase, Virtiofsd, wait_driver
 from support.shared import shared
+from support.leak import children_of
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
@@ -146,7 +147,7 @@ def test_file_system_of_a_back_end_at_a_socket_comes_and_goes(
 @pytest.mark.usefixtures("as_before")
 @pytest.mark.parametrize("cycles", CYCLES)
 def test_file_system_is_added_and_removed_over_and_over(vm: Booted, case: OwnFsCase, cycles: int) -> None:
-    qemu = vm.qemu_pid()
+    qemu, told = vm.qemu_pid(), len(vm.events.names())
     for turn in range(cycles):
         (case.shared / "turn").write_text(str(turn))
         device_id, _ = add(vm, tag="often", shared_dir=str(case.shared))
@@ -154,6 +155,7 @@ def test_file_system_is_added_and_removed_over_and_over(vm: Booted, case: OwnFsC
             assert vm.run(f"cat {folder}/turn") == str(turn)
         remove(vm, device_id)
     assert vm.qemu_pid() == qemu
+    assert "vm/device-helper-ended" not in vm.events.names()[told:]  # each ended with its device
 
 
 @pytest.mark.usefixtures("as_before")
@@ -169,6 +171,20 @@ def test_device_whose_back_end_died_unused_can_go(vm: Booted, virtiofsd: Virtiof
     device_id, _ = add(vm, tag="dead", socket=str(virtiofsd.path))
     daemon.kill()
     daemon.wait()
+    remove(vm, device_id)
+
+
+@pytest.mark.usefixtures("as_before")
+def test_death_of_our_daemon_is_told_and_its_device_can_go(vm: Booted, case: OwnFsCase) -> None:
+    before = children_of(vm.server.pid)
+    device_id, _ = add(vm, tag="dead", shared_dir=str(case.shared))
+    (daemon,) = children_of(vm.server.pid) - before
+    os.kill(daemon, signal.SIGKILL)
+    vm.events.wait("vm/device-helper-ended", timeout_s=GUEST_S)
+    assert daemon not in children_of(vm.server.pid)  # as a zombie neither
+    (told,) = (each for each in vm.events.documents() if each["event"] == "device-helper-ended")
+    assert told["properties"]["id"] == device_id
+    assert told["properties"]["reason"].startswith("virtiofsd was killed by signal 9 (SIGKILL)")
     remove(vm, device_id)
 
 

@@ -227,6 +227,9 @@ class ControlLoop:
                 self._on_device_removed(vm, device_id)
             case base.RemovalRefused(device_id=device_id):
                 self._on_removal_refused(vm, device_id)
+            case base.HelperEnded(device_id=device_id, reason=reason):
+                self._log("warn", f"The program that serves the device {device_id} ended: {reason}")
+                self._events.emit("vm", "device-helper-ended", {"id": device_id, "reason": reason})
             case base.DriverChanged() if vm.state is VmState.CREATED or vm.unreported:
                 vm.unreported.append(event)
             case base.DriverChanged():

@@ -239,6 +239,13 @@ class RemovalRefused(msgspec.Struct, frozen=True):
     device_id: str
 
 
+class HelperEnded(msgspec.Struct, frozen=True):
+    """The engine's own program that served a device ended unasked; `reason` is a sentence for people."""
+
+    device_id: str
+    reason: str
+
+
 class DriverKind(enum.Enum):
     """What a driver of the guest drives, as far as it is told of in different ways."""
 
@@ -284,6 +291,7 @@ EngineEvent = (
     | PciChanged
     | DeviceRemoved
     | RemovalRefused
+    | HelperEnded
     | DriverChanged
     | VcpusRemoved
     | ZoneChanged

@@ -25,7 +25,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, ImageLocked, RemovalRefused
+from cloudvmm.engine.base import EngineError, HelperEnded, ImageLocked, RemovalRefused
 from cloudvmm.engine.fake import Fail
 from support.wait import wait_until
 
@@ -424,6 +424,15 @@ def test_engine_that_fails_to_remove_changes_nothing(booted, engine):
 
     assert removal_refusal(booted, "_disk0") == [REMOVE, MANAGER, "no"]
     assert booted(api.vm_info) == before
+
+
+def test_device_whose_helper_ended_is_in_the_log_and_among_the_events(booted, engine):
+    engine.last_machine._report(HelperEnded("fs0", "virtiofsd exited with status 1: no more"))
+    wanted = "warn: The program that serves the device fs0 ended: virtiofsd exited with status 1: no more"
+    wait_until(lambda: wanted in booted.logged, wanted, timeout_s=DEADLINE_S)
+    assert [event.properties for event in booted.events if event.event == "device-helper-ended"] == [
+        {"id": "fs0", "reason": "virtiofsd exited with status 1: no more"}
+    ]
 
 
 def test_guest_that_says_that_it_keeps_a_device_is_in_the_log_and_among_the_events(booted, engine):

@@ -90,6 +90,14 @@ class Companion:
         """End it at once. Any thread, any time."""
         self._process.kill()
 
+    def has_ended(self) -> bool:
+        """Say whether it has ended; if so nothing of it stays in the system. Never blocks."""
+        return self._process.has_ended()
+
+    def ending(self) -> str:
+        """Return a sentence on how it ended, in its own words where it had some."""
+        return self._process.ending()
+
     def check(self, *, timeout_s: float = 0.0) -> None:
         """:raises CompanionFailed: it has ended already, or does within `timeout_s`, for which this waits."""
         with contextlib.suppress(EngineTimeout):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +17,7 @@ from cloudvmm.engine.base import (
     EngineEvent,
     Exited,
     GuestPanicked,
+    HelperEnded,
     MachineGone,
     MemoryPassSent,
     PciChanged,
@@ -30,6 +32,7 @@ from cloudvmm.engine.qemu.parts import Command
 from cloudvmm.engine.qemu.vcpu import QUERY, Vcpus
 
 if TYPE_CHECKING:
+    from cloudvmm.engine.qemu.companion import Companion
     from cloudvmm.engine.qemu.driver import DriverWatch
     from cloudvmm.engine.qemu.process import ChildProcess
     from cloudvmm.engine.qemu.qmp import QmpClient
@@ -83,6 +86,8 @@ class EventStream:
     When the guest has let go of a device, the commands that `remains_of` gives for it are posted on `client`,
     and `DeviceRemoved` comes once QEMU has carried them out: name and descriptors are free then.
 
+    A helper that ends before its device and QEMU do is told of, and stays no zombie.
+
     `vcpus` hears how many are left after each event that may mean that one is gone.
 
     `expect_end` makes the end of the process no event: somebody asked for it.
@@ -101,6 +106,7 @@ class EventStream:
         self._remains_of = remains_of
         self._vcpus = vcpus
         self._counting: set[int] = set()  # the numbers of the commands that ask for the places of vCPUs
+        self._helpers: dict[str, Companion] = {}
         self._leaving: dict[int, str] = {}  # the number of the last command for a device to its id
         self._expected = False
         self._ended = False
@@ -117,6 +123,19 @@ class EventStream:
         """Make `fileno` readable while `source` is; whoever takes from it does so beside `take`."""
         self._epoll.register(source, select.EPOLLIN)
 
+    def watch_helper(self, device_id: str, helper: Companion) -> None:
+        """Tell of the end of `helper`, which is lent, until `leave_helper`. Any thread may call it."""
+        self._helpers[device_id] = helper
+        with contextlib.suppress(OSError, ValueError):  # it is closed already
+            self._epoll.register(helper, select.EPOLLIN)
+
+    def leave_helper(self, device_id: str) -> None:
+        """Tell nothing more of who serves a device; to be done before it is closed."""
+        helper = self._helpers.pop(device_id, None)
+        if helper is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(helper)
+
     def expect_end(self) -> None:
         """Take the end of the process as asked for. Any thread may call it."""
         self._expected = True
@@ -127,10 +146,11 @@ class EventStream:
             return []
         # First ask whether it ended, then read: whatever it said before its end is in the socket by now.
         ended = self._process.has_ended()
+        helpless = [name for name, helper in tuple(self._helpers.items()) if helper.has_ended()]
         told = self._read()
         while ended and (more := self._read()):
             told += more
-        events = told
+        events = told + self._tell_helpless(helpless, told)
         if ended:
             self._ended = True
             self._epoll.unregister(self._process)
@@ -163,6 +183,18 @@ class EventStream:
             if not isinstance(error, MachineGone):
                 self._process.kill()  # it speaks no QMP: a QEMU that cannot be watched must not go on
             return []
+
+    def _tell_helpless(self, device_ids: list[str], told: list[EngineEvent]) -> list[EngineEvent]:
+        """Tell whose helpers ended, unless the device goes, or QEMU does: then they end as they should."""
+        going = {event.device_id for event in told if isinstance(event, DeviceRemoved)}
+        going.update(self._leaving.values())
+        events: list[EngineEvent] = []
+        for name in device_ids:
+            reason = self._helpers[name].ending()
+            self.leave_helper(name)
+            if name not in going and self._reading and not self._expected:
+                events.append(HelperEnded(name, reason))
+        return events
 
     def _clear(self, event: Event) -> list[EngineEvent]:
         """Have taken away what a device leaves in QEMU; return what is to be told at once."""

@@ -27,7 +27,9 @@ from cloudvmm.engine.base import (
     SentTo,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
+from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.burst import BurstWatch
+from cloudvmm.engine.qemu.companion import ServedBacking
 from cloudvmm.engine.qemu.counter import counting_command, disk_counters, net_counters
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.driver import DriverWatch
@@ -115,6 +117,8 @@ class QemuMachine:
             is_vhost_user=self._is_vhost_user,
         )
         self._stream.add_source(self._drivers)
+        for backing in resources.backings.values():
+            self._watch_helper(backing)
 
     @property
     def process_id(self) -> int | None:
@@ -135,6 +139,7 @@ class QemuMachine:
         for event in told:
             if isinstance(event, DeviceRemoved):
                 kind = self._driver_kind_of(event.device_id)
+                self._stream.leave_helper(event.device_id)
                 self._hotplug.forget(event.device_id)
                 self._bursts.leave(event.device_id)
                 self._taps.pop(event.device_id, None)
@@ -229,6 +234,7 @@ class QemuMachine:
             self._taps[backing.device_id] = (backing.interface, net_counters(backing.interface))
         if isinstance(device, DiskConfig):
             self._bursts.join(device)
+        self._watch_helper(backing)
         self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:
@@ -337,6 +343,10 @@ class QemuMachine:
         self._hotplug.abort()
         self._monitors.control.abort()
         self._monitors.reader.abort()
+
+    def _watch_helper(self, backing: Backing) -> None:
+        if isinstance(backing, ServedBacking) and backing.companion is not None:
+            self._stream.watch_helper(backing.device_id, backing.companion)
 
     def _driver_kind_of(self, device_id: str) -> DriverKind:
         backing = self._resources.backings.get(device_id)

@@ -16,6 +16,7 @@ from cloudvmm.engine.base import (
     DeviceRemoved,
     Exited,
     GuestPanicked,
+    HelperEnded,
     MemoryPassSent,
     PciChanged,
     PoweredOff,
@@ -24,6 +25,7 @@ from cloudvmm.engine.base import (
     ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu.companion import Companion
 from cloudvmm.engine.qemu.event import EventStream, translate
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.parts import Command
@@ -260,3 +262,80 @@ def test_removal_is_told_where_qemu_hears_nothing_more(far_and_stream):
     delete(far, "dnet")
     far.shutdown(socket.SHUT_RD)
     assert stream.take() == [PciChanged(), PciChanged(), DeviceRemoved("net")]
+
+
+@pytest.fixture
+def helper(far_and_stream):
+    """A program that serves the network device, and is watched."""
+    _, stream = far_and_stream
+    helper = Companion(["/bin/sleep", "300"], name="passt")
+    stream.watch_helper("net", helper)
+    yield helper
+    helper.close()
+
+
+def end(helper):
+    os.kill(helper.pid, signal.SIGKILL)
+    assert select.select([helper], [], [], LONG_S)[0]
+
+
+def test_helper_that_ends_is_told_once_and_no_zombie_stays(far_and_stream, helper):
+    _, stream = far_and_stream
+    assert (readable(stream), stream.take()) == (False, [])
+    end(helper)
+    assert readable(stream, LONG_S)
+    assert stream.take() == [HelperEnded("net", "passt was killed by signal 9 (SIGKILL)")]
+    assert not os.path.exists(f"/proc/{helper.pid}")
+    assert (readable(stream), stream.take()) == (False, [])
+
+
+def test_helper_that_ends_with_its_device_is_not_told(far_and_stream, helper):
+    far, stream = far_and_stream
+    far.settimeout(LONG_S)
+    delete(far, "dnet")
+    assert stream.take() == [PciChanged(), PciChanged()]
+    (command,) = read_commands(far, 1)
+    end(helper)
+    far.sendall(msgspec.json.encode({"return": {}, "id": command["id"]}) + b"\r\n")
+    assert stream.take() == [DeviceRemoved("net")]
+    assert not readable(stream)
+
+
+def test_helper_that_ends_while_its_device_is_cleared_up_is_not_told(far_and_stream, helper):
+    far, stream = far_and_stream
+    delete(far, "dnet")
+    stream.take()
+    end(helper)
+    assert (stream.take(), readable(stream)) == ([], False)
+
+
+def test_helper_that_is_left_is_not_told(far_and_stream, helper):
+    _, stream = far_and_stream
+    stream.leave_helper("net")
+    stream.leave_helper("net")
+    end(helper)
+    assert (stream.take(), readable(stream)) == ([], False)
+
+
+def test_helper_that_ends_with_qemu_is_not_told(far_and_stream, helper, process):
+    far, stream = far_and_stream
+    far.close()
+    end(helper)
+    process.kill()
+    assert take_until_exited(stream) == [Exited("QEMU was killed by signal 9 (SIGKILL)")]
+
+
+def test_helper_that_ends_with_a_machine_that_is_to_end_is_not_told(far_and_stream, helper):
+    _, stream = far_and_stream
+    stream.expect_end()
+    end(helper)
+    assert (stream.take(), readable(stream)) == ([], False)
+
+
+def test_helper_that_is_closed_already_is_no_sin_to_watch(far_and_stream):
+    _, stream = far_and_stream
+    helper = Companion(["/bin/sleep", "300"], name="passt")
+    helper.close()
+    stream.watch_helper("net", helper)
+    stream.leave_helper("net")
+    assert (stream.take(), readable(stream)) == ([], False)
