@@ -29,7 +29,7 @@ from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
-from cloudvmm.engine.qemu.resource import Resources, acquire
+from cloudvmm.engine.qemu.resource import Resources, acquire, naming_system_errors
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.snapshot import INCOMING, load_memory
 from cloudvmm.engine.qemu.support import check_supported
@@ -85,7 +85,7 @@ class QemuEngine:
 
         :raises MachineGone: `abort_build` was called meanwhile.
         """
-        with self._lock, self._attempt() as attempt, _system_errors_named():
+        with self._lock, self._attempt() as attempt, naming_system_errors():
             if self._known is None:
                 facts = learn_facts(find_binary(self._binary), attempt)
                 accelerator, reason = choose_accelerator(
@@ -103,7 +103,7 @@ class QemuEngine:
         check_supported(spec.vm_config)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
-        with self._attempt() as attempt, _system_errors_named():
+        with self._attempt() as attempt, naming_system_errors():
             if payload_error is None:
                 try:
                     return self._build(spec, attempt, payload_error=None)
@@ -197,15 +197,6 @@ def _payload_error(spec: MachineSpec) -> PayloadError | None:
     except PayloadError as error:
         return error
     return None
-
-
-@contextlib.contextmanager
-def _system_errors_named() -> Iterator[None]:
-    """Turn what the operating system refused, and nobody nearer had a name for, into an `EngineError`."""
-    try:
-        yield
-    except OSError as error:
-        raise EngineError("The host did not give what a machine needs") from error
 
 
 def _lock_error(resources: Resources) -> EngineError | None:

@@ -34,7 +34,7 @@ from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
 from cloudvmm.engine.qemu.parts import Command, Parts, has_nul, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
-from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.resource import Resources, naming_system_errors
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.slot import check_slots
 from cloudvmm.engine.qemu.text import check_texts
@@ -83,6 +83,7 @@ class Hotplug:
         self._dropped: list[Command] = []
         self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
 
+    @naming_system_errors()
     def plug(self, device: PciDevice, slot: int) -> Backing:
         """Blocking. Plug `device` into `slot`, wholly or not at all; return what it stands on, lent.
 
@@ -91,6 +92,7 @@ class Hotplug:
         :raises DeviceError: what it stands on cannot be had, or QEMU refused in its own words.
         :raises ImageLocked: another process holds its image.
         :raises MachineGone: QEMU ended, or `abort` was called.
+        :raises EngineError: the host did not give what is needed.
         """
         check_device_means(device, self._facts)
         check_texts(device)

@@ -8,14 +8,15 @@ one `close`.
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 import msgspec
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, DeviceError, MachineSpec
+from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, MachineSpec
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
@@ -152,6 +153,15 @@ def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = Non
     resources.console_fd = _duplicate_stream(spec.console)
     resources.debug_console_fd = _duplicate_stream(spec.debug_console)
     return resources
+
+
+@contextmanager
+def naming_system_errors() -> Iterator[None]:
+    """Turn what the operating system refused, and nobody nearer had a name for, into an `EngineError`."""
+    try:
+        yield
+    except OSError as error:
+        raise EngineError("The host did not give what a machine needs") from error
 
 
 def _duplicate_stream(sink: ConsoleSink) -> int | None:

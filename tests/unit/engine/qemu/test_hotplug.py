@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 
 import pytest
 
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode
-from cloudvmm.config.device import DeviceConfig, PmemConfig, VdpaConfig
+from cloudvmm.config.device import DeviceConfig, PmemConfig, VdpaConfig, VsockConfig
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.net import NetConfig
@@ -17,6 +18,7 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
     ConsoleSink,
     DeviceError,
+    EngineError,
     EngineTimeout,
     ImageLocked,
     MachineGone,
@@ -311,6 +313,23 @@ def test_removal_unlocks_at_once_and_forgetting_frees_slot_and_id(hotplug, qemu,
     hotplug.forget("new")
     assert resources.disks == []
     hotplug.plug(disk, SLOT)
+
+
+def test_device_for_which_the_host_has_nothing_left_is_refused_as_at_a_boot(hotplug, qemu, tmp_path):
+    free = os.dup(0)
+    os.close(free)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        with pytest.raises(EngineError) as caught:
+            hotplug.plug(VsockConfig(cid=3, socket=str(tmp_path / "vsock"), id="new"), SLOT)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert error_chain(caught.value) == [
+        "The host did not give what a machine needs",
+        "Too many open files (os error 24)",
+    ]
+    assert qemu.names() == []
 
 
 def test_passed_queue_is_closed_when_the_removal_is_asked_for(hotplug, resources, net):
