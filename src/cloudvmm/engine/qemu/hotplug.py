@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
@@ -42,6 +43,8 @@ from cloudvmm.engine.qemu.vfio import has_iommufd
 
 _STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
 _UNDO_TIMEOUT_S: Final = 2.0
+_LEAVE_S: Final = 5.0  # for a guest to let go of what it has had for a moment
+_LEAVE_LOOK_S: Final = 0.02
 _NOT_FOUND: Final = "DeviceNotFound"
 _UNDER_WAY: Final = "already in the process of unplug"
 
@@ -96,11 +99,7 @@ class Hotplug:
         """
         check_device_means(device, self._facts)
         check_texts(device)
-        try:
-            slots = self._slots_with(id_of(device.id), slot)
-        finally:
-            # What it frees is for the next one: that a device went may not have been heard yet.
-            self._settle()
+        slots = self._slots_with(id_of(device.id), slot)
         with contextlib.ExitStack() as undo:
             backing = open_backing(device, self._attempt)
             undo.callback(backing.close)
@@ -144,9 +143,9 @@ class Hotplug:
         """Whether memory modules were plugged."""
         return self._modules > 0
 
-    @property
-    def owed(self) -> list[str]:
-        """The devices that QEMU has, or may have, until the guest lets go of them."""
+    def find_owed(self) -> list[str]:
+        """Blocking, briefly. Return the devices that QEMU has until the guest lets go of them."""
+        self._settle()
         with self._lock:
             return sorted(self._doubtful | self._asked)
 
@@ -160,10 +159,14 @@ class Hotplug:
         self._modules += 1
 
     def sweep(self) -> None:
-        """Blocking, briefly. Have QEMU close what failed additions left: 7.2 does so while its guest runs."""
+        """Blocking, briefly. Have QEMU close what failed additions left: 7.2 does so while its guest runs.
+
+        Those of which nobody knew whether they had failed are asked for again.
+        """
         dropped, self._dropped = self._dropped, []
         for command in dropped:
             self._undo(command)
+        self._settle()
 
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
         """Blocking. Give the image of a disk a new size, which the guest is told, and lock it as far.
@@ -247,12 +250,23 @@ class Hotplug:
         return int(sizes[node_name(disk_id)])
 
     def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
+        """Return who has which slot once `device_id` has `slot`; wait for one in doubt to leave it."""
         with self._lock:
-            if device_id in self._slots:
-                raise DeviceIdInUse(device_id)
+            is_taken = device_id in self._slots
+        self._settle()
+        if is_taken:  # it may be free now, but that its device went may not have been heard yet
+            raise DeviceIdInUse(device_id)
+        deadline = time.monotonic() + _LEAVE_S
+        while self._is_in_doubt(slot) and time.monotonic() < deadline:
+            self._attempt.pause(_LEAVE_LOOK_S)
+        with self._lock:
             slots = {**self._slots, device_id: slot}
         check_slots(slots)
         return slots
+
+    def _is_in_doubt(self, slot: int) -> bool:
+        with self._lock:
+            return any(self._slots[name] == slot for name in self._doubtful)
 
     def _make(self, parts: Parts, device: PciDevice | None = None) -> None:
         if has_nul(parts):

@@ -396,10 +396,8 @@ class QemuMachine:
                 raise DeviceNotSaved(backing.device_id, reason=backing.unsaved)
         if self._vcpus.are_owed:
             raise EngineError("The guest still has to let go of vCPUs that were to be removed")
-        if self._hotplug.owed:
-            raise EngineError(
-                f"The guest still has to let go of what was removed: {', '.join(self._hotplug.owed)}"
-            )
+        if owed := self._hotplug.find_owed():
+            raise EngineError(f"The guest still has to let go of what was removed: {', '.join(owed)}")
 
     @contextlib.contextmanager
     def _end_explained(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import threading
 
 import pytest
 
@@ -214,6 +215,63 @@ def test_disk_that_qemu_never_made_frees_its_id_once_qemu_says_so(hotplug, qemu,
         hotplug.plug(disk, SLOT)
     assert qemu.names()[-3:] == ["device_del", "blockdev-del", "remove-fd"]
     hotplug.plug(disk, SLOT)
+
+
+@pytest.fixture
+def doubtful(hotplug, qemu, disk):
+    """A disk of which nobody knows whether QEMU has it."""
+    qemu.refuses = dict.fromkeys(
+        ("device_add", "device_del", "blockdev-del", "remove-fd"), late("device_add")
+    )
+    with pytest.raises(EngineTimeout):
+        hotplug.plug(disk, SLOT)
+    qemu.refuses.clear()
+
+
+@pytest.fixture
+def other(tmp_path):
+    path = tmp_path / "other"
+    path.write_bytes(bytes(MIB))
+    return DiskConfig(id="other", path=str(path), image_type=ImageType.RAW)
+
+
+@pytest.mark.usefixtures("doubtful")
+def test_slot_of_a_disk_that_qemu_never_made_is_free_at_once(hotplug, qemu, other):
+    qemu.refuses = {"device_del": not_found()}
+    hotplug.plug(other, SLOT)
+    assert hotplug.find_owed() == []
+
+
+@pytest.mark.usefixtures("doubtful")
+def test_slot_of_a_disk_that_qemu_has_all_the_same_is_free_once_the_guest_lets_go(hotplug, qemu, other):
+    leaving = threading.Timer(0.1, hotplug.forget, ["new"])
+    qemu.observers["device_del"] = leaving.start
+    hotplug.plug(other, SLOT)
+    leaving.join()
+
+
+@pytest.mark.usefixtures("doubtful")
+def test_slot_of_a_disk_that_the_guest_keeps_is_taken(hotplug, other, monkeypatch):
+    monkeypatch.setattr("cloudvmm.engine.qemu.hotplug._LEAVE_S", 0.05)
+    with pytest.raises(SlotError):
+        hotplug.plug(other, SLOT)
+    assert hotplug.find_owed() == ["new"]
+    hotplug.plug(other, SLOT + 1)
+
+
+@pytest.mark.usefixtures("doubtful")
+def test_wait_for_a_slot_ends_with_the_machine(hotplug, other):
+    hotplug.abort()
+    with pytest.raises(MachineGone):
+        hotplug.plug(other, SLOT)
+
+
+@pytest.mark.usefixtures("doubtful")
+def test_disk_that_qemu_never_made_is_owed_no_more_when_the_guest_runs_or_is_saved(hotplug, qemu):
+    assert hotplug.find_owed() == ["new"]
+    qemu.refuses = {"device_del": not_found()}
+    hotplug.sweep()
+    assert hotplug.find_owed() == []
 
 
 def test_image_that_takes_too_long_to_open_is_undone_at_once(hotplug, qemu, disk):
