@@ -16,6 +16,7 @@ from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout, Machin
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.host.scratch import ScratchFolder
 
 _END_S = 1.0
 _VERSION_S = 5.0
@@ -146,13 +147,11 @@ def connected_pair() -> tuple[int, int]:
 
     For programs that take a listening socket. Its path is gone already.
     """
-    import tempfile  # rare, and it imports much
-
-    with tempfile.TemporaryDirectory(prefix="cloudvmm-") as folder, contextlib.ExitStack() as undo:
+    with ScratchFolder() as folder, contextlib.ExitStack() as undo:
         listener = undo.enter_context(socket.socket(socket.AF_UNIX))
         near = undo.enter_context(socket.socket(socket.AF_UNIX))
-        listener.bind(f"{folder}/s")
+        listener.bind(folder.socket_path)
         listener.listen(1)
-        near.connect(f"{folder}/s")
+        near.connect(folder.socket_path)
         undo.pop_all()
         return listener.detach(), near.detach()

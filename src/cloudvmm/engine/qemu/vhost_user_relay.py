@@ -12,13 +12,13 @@ import contextlib
 import os
 import select
 import socket
-import tempfile
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from cloudvmm.engine.base import DeviceError, MachineGone
 from cloudvmm.engine.qemu.attempt import Attempt
+from cloudvmm.host.scratch import ScratchFolder
 from cloudvmm.vhost.message import HEADER, receive
 
 _END_S: Final = 1.0
@@ -40,12 +40,12 @@ class Relay:
         """:raises OSError: there is no place for a socket; `backend` stays the caller's."""
         self._renew = renew
         self._attempt = Attempt("The relay")
-        self._folder = tempfile.TemporaryDirectory(prefix="cloudvmm-")
-        self.path = f"{self._folder.name}/s"
+        self._folder = ScratchFolder()
+        self.path = self._folder.socket_path
         try:
             listener = self._listen()
         except BaseException:
-            self._folder.cleanup()
+            self._folder.close()
             raise
         self._thread = threading.Thread(
             target=self._run, args=(backend, listener), name="vhost-user-relay", daemon=True
@@ -80,7 +80,7 @@ class Relay:
             finally:
                 os.unlink(self.path)
             if self._renew is None:
-                self._folder.cleanup()
+                self._folder.close()
             with (
                 qemu,
                 self._attempt.waiting(qemu),

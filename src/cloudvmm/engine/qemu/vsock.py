@@ -25,6 +25,7 @@ from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
+from cloudvmm.host.scratch import ScratchFolder
 
 _READY_S: Final = 10.0
 _END_S: Final = 1.0
@@ -130,13 +131,11 @@ def _serve_by(program: str, cid: int, backing: VsockBacking, attempt: Attempt) -
     It replaces what is at the path for the host's programs, also later, when QEMU has left: that is why a
     socket of ours is there first.
     """
-    import tempfile  # rare, and it imports much
-
-    with tempfile.TemporaryDirectory(prefix="cloudvmm-") as folder:
+    with ScratchFolder() as folder:
         backing.socket_inode = None
-        argv = [program, "--guest-cid", str(cid), "--socket", f"{folder}/s"]
+        argv = [program, "--guest-cid", str(cid), "--socket", folder.socket_path]
         backing.companion = Companion([*argv, "--uds-path", str(backing.socket_path)], name=_PROGRAM)
-        backing.fd = _connect(f"{folder}/s", backing.companion, attempt)
+        backing.fd = _connect(folder.socket_path, backing.companion, attempt)
 
 
 def _connect(path: str, companion: Companion, attempt: Attempt) -> int:
