@@ -20,8 +20,8 @@ from support.attack import Held, assert_holds_no_more, wait_gone
 from support.booted import MIB, Booted, booting, serving, vm_config
 from support.device.case import GUEST_S
 from support.device.fs import SHARED_MEMORY, OwnFsCase, Virtiofsd, wait_driver
-from support.shared import shared
 from support.leak import children_of
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
