@@ -153,7 +153,7 @@ def test_signal_while_a_helper_program_says_nothing_ends_the_vmm(
         server.vmm.put("vm.boot")
     body = {"id": "fs", "tag": "fs", "shared_dir": folder} if is_late else None
     call = Call(server.socket_path, "PUT", "vm.add-fs" if is_late else "vm.boot", body)
-    wait_until(started.exists, "the program is waited for", timeout_s=30)
+    wait_until(started.exists, "the program is waited for", timeout_s=HOST_S)
     end_by(server, signal.SIGTERM)
     response = call.outcome(timeout_s=1)
     assert response is not None

@@ -20,11 +20,11 @@ from cloudvmm.engine.qemu.fs import open_fs
 from cloudvmm.engine.qemu.net import open_net
 from cloudvmm.engine.qemu.tpm import open_tpm
 from cloudvmm.engine.qemu.vsock import open_vsock
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.wait import wait_until
 
 SOON_S = 3.0  # each would be waited for for five seconds at least
-STARTED_S = 20.0
 
 
 def open_file_system(folder, attempt):
@@ -78,10 +78,10 @@ def assert_ends_soon(make, started):
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_until(started, "the program runs", timeout_s=STARTED_S)
+    wait_until(started, "the program runs", timeout_s=HOST_S)
     aborted_s = time.monotonic()
     attempt.abort()
-    thread.join(STARTED_S)
+    thread.join(HOST_S)
     assert time.monotonic() - aborted_s < SOON_S
     assert [str(error) for error in outcome] == ["The start of QEMU was aborted"]
 
