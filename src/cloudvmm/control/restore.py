@@ -12,7 +12,7 @@ from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError, ValidationError
-from cloudvmm.config.operation import RestoreConfig
+from cloudvmm.config.operation import MemoryRestoreMode, RestoreConfig
 from cloudvmm.config.restore import check_restore
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
@@ -77,7 +77,7 @@ class Restore:
             self._holding.vm_config = vm_config
             forget(data, descriptors_of(vm_config))
             yield from self._power.open_consoles()
-            yield from self.go_on(record, SavedIn(folder))
+            yield from self.go_on(record, _origin(folder, data))
             if data.resume:
                 yield from self._power.resume()
         except Exception:
@@ -113,6 +113,14 @@ class Restore:
             raise api_error.DeviceManager from MachineGone(vm.exit_reason)
         self._events.emit("vm", "restored")
         return Empty()
+
+
+def _origin(folder: str, data: RestoreConfig) -> SavedIn:
+    return SavedIn(
+        folder,
+        is_on_demand=data.memory_restore_mode is MemoryRestoreMode.ON_DEMAND,
+        has_prefault=data.prefault,
+    )
 
 
 def _build(

@@ -123,9 +123,15 @@ class ConsoleSink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SavedIn(msgspec.Struct, frozen=True):
-    """`folder` holds what `Machine.save` wrote. It is read, never changed, and may be used again."""
+    """`folder` holds what `Machine.save` wrote. It is read, never changed, and may be used again.
+
+    RAM that `is_on_demand` stays in the folder and is read as the guest touches it: the folder must stay as
+    it is until the machine is closed. With `has_prefault` all RAM is taken from the host before it runs.
+    """
 
     folder: str
+    is_on_demand: bool = False
+    has_prefault: bool = False
 
 
 class ReceivedFrom(msgspec.Struct, frozen=True):

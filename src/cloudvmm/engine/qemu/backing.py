@@ -42,6 +42,11 @@ class Backing(msgspec.Struct, kw_only=True):
         """How it is told that the guest's driver has taken the device, or reset it."""
         return DriverKind.VIRTIO
 
+    @property
+    def maps_memory(self) -> bool:
+        """Whether a program beside QEMU maps the guest's memory for the device."""
+        return False
+
     def has_driver(self) -> bool | None:
         """Say whether the guest's driver is ready; None where QEMU is to be asked. Any thread."""
         return None

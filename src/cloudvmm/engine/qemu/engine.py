@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
     EngineError,
     EngineInfo,
@@ -26,14 +27,17 @@ from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import LaunchSpec, launch
 from cloudvmm.engine.qemu.machine import QemuMachine
+from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
 from cloudvmm.engine.qemu.resource import Resources, acquire, naming_system_errors
+from cloudvmm.engine.qemu.saved import SavedMachine, check_machine, check_on_demand, read_machine
 from cloudvmm.engine.qemu.slot import FIRST_SLOT, LAST_SLOT
 from cloudvmm.engine.qemu.snapshot import INCOMING, load_memory
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts
+from cloudvmm.engine.qemu.zone import zones_of
 
 _START_TIMEOUT_S = 30.0
 _PREFAULT_BYTES_PER_S = 64 * 1024 * 1024
@@ -135,24 +139,28 @@ class QemuEngine:
         facts = self.facts()
         memory = spec.vm_config.memory
         check_means(spec.vm_config, facts)
+        origin = spec.origin
+        saved = _check_saved(spec.vm_config, origin, facts) if isinstance(origin, SavedIn) else None
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned, attempt=attempt)
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
-            is_coming = isinstance(spec.origin, ReceivedFrom)
+            is_coming = isinstance(origin, ReceivedFrom)
             lock_error = None if is_coming else _lock_error(resources)
-            if lock_error is not None and spec.origin is not None:
+            if lock_error is not None and origin is not None:
                 raise lock_error
-            if isinstance(spec.origin, SavedIn):
-                load_memory(resources.memories, spec.origin.folder, facts, check=attempt.check)
+            if isinstance(origin, SavedIn) and saved is not None:
+                if resources.maps_memory:  # who else maps it must see what the guest writes
+                    origin = msgspec.structs.replace(origin, is_on_demand=False)
+                load_memory(saved, resources.memories, origin, check=attempt.check)
             if lock_error is not None:
                 resources.release_images()
                 spec = _without_disks(spec)
             launch_spec = LaunchSpec(
                 arguments=[
                     *arguments(spec, resources, facts),
-                    *(INCOMING if spec.origin is not None else ()),
+                    *(INCOMING if origin is not None else ()),
                 ],
                 fds=resources.inherited_fds,
                 state_dir=spec.state_dir,
@@ -174,7 +182,7 @@ class QemuEngine:
             machine.bind_vcpus()
             machine.pin_queues(spec.vm_config.disks or [])
             try:
-                _go_on(machine, spec.origin)
+                _go_on(machine, origin)
             finally:
                 attempt.check()
             undo.pop_all()
@@ -189,6 +197,19 @@ def _go_on(machine: QemuMachine, origin: SavedIn | ReceivedFrom | None) -> None:
             machine.receive(link_fd)
         case None:
             pass
+
+
+def _check_saved(vm_config: VmConfig, origin: SavedIn, facts: QemuFacts) -> SavedMachine:
+    """Return what the machine in `origin` says of itself.
+
+    :raises StateError: a machine of `vm_config` cannot go on from it.
+    """
+    saved, rams = read_machine(origin.folder), memory_of(vm_config).rams
+    zones = {zone_id: zone.ram for zone_id, zone in zones_of(vm_config.memory).items()}
+    check_machine(saved, origin, facts, vm_config.cpus, {**rams, **zones})
+    if origin.is_on_demand:
+        check_on_demand(saved, facts, rams.items())
+    return saved
 
 
 def _payload_error(spec: MachineSpec) -> PayloadError | None:

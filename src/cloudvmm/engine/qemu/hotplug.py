@@ -64,6 +64,10 @@ class DeviceCannotGo(DeviceError):
         super().__init__(f"The device {device_id} cannot be removed while the VM runs: {reason}")
 
 
+class MemoryOnDemand(DeviceError):
+    """The device needs shared memory, which a VM that was restored on demand has after a reboot only"""
+
+
 class Hotplug:
     """`control` is the worker's monitor, `resources` what the machine stands on; both are lent.
 
@@ -104,6 +108,8 @@ class Hotplug:
             backing = open_backing(device, self._attempt)
             undo.callback(backing.close)
             backing.check_in(self._vm_config)
+            if backing.maps_memory and self._resources.has_base:
+                raise MemoryOnDemand
             backing.lock()
             seat = Seat(
                 slots=slots,

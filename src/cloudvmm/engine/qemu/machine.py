@@ -42,6 +42,7 @@ from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.saved import cpu_model
 from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, load_state
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
@@ -101,6 +102,7 @@ class QemuMachine:
             monitors.control,
             resources.memories,
             facts,
+            cpu=cpu_model(spec.vm_config.cpus, facts),
             has_ivshmem=spec.vm_config.ivshmem is not None,
         )
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)

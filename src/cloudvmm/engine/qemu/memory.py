@@ -153,10 +153,19 @@ def _check_hotplug(memory: MemoryConfig) -> None:
 
 
 class RamBacking(Backing, kw_only=True):
-    """The memfd or the file that a piece of RAM stands on; private RAM stands on nothing of ours."""
+    """The memfd or the file that a piece of RAM stands on; private RAM stands on nothing of ours.
+
+    Where `fd` `is_base`, it is a file that others stand on, too: what the guest writes stays QEMU's own.
+    """
 
     ram: Ram
     fd: int | None = None
+    is_base: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether what the guest writes is seen by whoever else maps `fd`."""
+        return self.ram.is_shared and not self.is_base
 
     @property
     def fds(self) -> list[int]:
@@ -165,6 +174,12 @@ class RamBacking(Backing, kw_only=True):
     def open(self) -> None:
         """:raises MemoryConfigError: the kernel has no such pages, or not enough; the file cannot be had."""
         self.fd = open_ram(self.ram)
+
+    def stand_on(self, base_fd: int) -> None:
+        """Begin with what the file of `base_fd` holds, which is open for reading and ours from now on."""
+        self.close()
+        self.fd, self.is_base = base_fd, True
+        self.ram = msgspec.structs.replace(self.ram, prefault=False)  # it would take a copy of all
 
     def close(self) -> None:
         if self.fd is not None:
@@ -248,7 +263,7 @@ def _count_of(folder: str, name: str) -> int:
 def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Parts:
     """Describe a piece of RAM as the object `name`."""
     ram = backing.ram
-    backend = ram_backend(ram, fd=backing.fd) | {"id": name}
+    backend = ram_backend(ram, fd=backing.fd, is_base=backing.is_base) | {"id": name}
     if ram.prefault:
         backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
     if ram.hugepages and not ram.reserve and not ram.prefault:
@@ -256,8 +271,12 @@ def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Part
     return Parts(objects=[backend])
 
 
-def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
-    """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number."""
+def ram_backend(ram: Ram, *, fd: int | None, is_base: bool = False) -> Properties:
+    """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number.
+
+    A base is mapped from a descriptor for reading. With one for writing QEMU would make holes in the file for
+    what a guest gives back, although the mapping is private.
+    """
     backend: Properties = {"id": RAM_ID, "size": ram.size}
     if ram.host_node is not None:
         backend |= {"host-nodes": [ram.host_node], "policy": "bind"}
@@ -268,8 +287,9 @@ def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
         "qom-type": "memory-backend-file",
         **backend,
         "mem-path": path,
-        "share": ram.is_shared,
+        "share": ram.is_shared and not is_base,
         "merge": False,
+        **({"readonly": True, "rom": "off"} if is_base else {}),
     }
 
 

@@ -69,6 +69,16 @@ class Resources(msgspec.Struct, kw_only=True):
         return {**self.rams, **self.zones}
 
     @property
+    def has_base(self) -> bool:
+        """Whether RAM stands on what others stand on, too."""
+        return any(ram.is_base for ram in self.rams.values())
+
+    @property
+    def maps_memory(self) -> bool:
+        """Whether a program beside QEMU maps the guest's memory."""
+        return any(backing.maps_memory for backing in self.backings.values())
+
+    @property
     def interfaces(self) -> dict[str, str]:
         """Device id to interface name, for every network device whose interface we can see."""
         found = ((device_id, backing.interface) for device_id, backing in self.backings.items())

@@ -2,7 +2,7 @@
 
 `engine-state` is QEMU's migration stream, without the RAM that we share with it: each memfd, or shared file,
 is a file of its own, `engine-ram-N`, with holes where the guest has none. `engine-machine` tells which is
-which.
+which; `saved.py` has that.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from typing import Final
 
 import msgspec
 
-from cloudvmm.engine.base import EngineError, StateError
+from cloudvmm.engine.base import EngineError, SavedIn, StateError
 from cloudvmm.engine.qemu.extent import copy_file, copy_from_huge_pages, copy_to_huge_pages
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.saved import MACHINE_FILE, SavedMachine, SavedPiece, path_of, read_machine
 from cloudvmm.engine.qemu.zone import ZoneBacking
 
 STATE_FILE: Final = "engine-state"
-MACHINE_FILE: Final = "engine-machine"
 RAM_FILE: Final = "engine-ram-"
 INCOMING: Final = ("-incoming", "defer")
 
-_FORMAT: Final = 1
 _FD_NAME: Final = "saved"
 _TIMEOUT_S: Final = 60.0
 _BYTES_PER_S: Final = 20 * 1024 * 1024
@@ -55,40 +54,29 @@ class NotRestorable(StateError):
     """QEMU could not go on from the state; the text is its own words."""
 
 
-class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`name` is the id of a piece of RAM or of a zone, `size` its bytes."""
-
-    file: str
-    name: str
-    size: int
-
-
-class SavedMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`."""
-
-    format: int = _FORMAT
-    qemu: tuple[int, int, int]
-    accelerator: str
-    is_ram_apart: bool
-    pieces: list[SavedPiece]
-
-
 class Saver:
     """Saves one machine, as often as is asked. `control` and `memories` are lent. For one thread.
 
-    `has_ivshmem` says that all RAM must be in the stream: QEMU would look for the memory of ivshmem where it
-    lay in the guest before it has put it there.
+    `cpu` is the model that the guest knows. `has_ivshmem` says that all RAM must be in the stream: QEMU would
+    look for the memory of ivshmem where it lay in the guest before it has put it there.
 
     QEMU gives the state of a guest that stands still once. So what was written stays open, to be copied where
     the guest has neither run nor changed when it is saved again.
     """
 
     def __init__(
-        self, control: QmpClient, memories: dict[str, RamBacking], facts: QemuFacts, *, has_ivshmem: bool
+        self,
+        control: QmpClient,
+        memories: dict[str, RamBacking],
+        facts: QemuFacts,
+        *,
+        cpu: str,
+        has_ivshmem: bool,
     ) -> None:
         self._control = control
         self._memories = memories
         self._facts = facts
+        self._cpu = cpu
         self._has_ivshmem = has_ivshmem
         self._written: dict[str, int] = {}
         self._is_spent = False
@@ -150,8 +138,7 @@ class Saver:
                 written.callback(os.close, fds[name])
 
         version = self._facts.version
-        has_zones = any(isinstance(memory, ZoneBacking) for memory in self._memories.values())
-        is_ram_apart = not self._has_ivshmem and (not has_zones or version >= _KEEPS_ZONES)
+        is_ram_apart = self._is_ram_apart()
         pieces = []
         for number, (name, memory) in enumerate(_shared(self._memories) if is_ram_apart else ()):
             with file(f"{RAM_FILE}{number}") as fd:
@@ -159,7 +146,11 @@ class Saver:
                 (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
             pieces.append(SavedPiece(f"{RAM_FILE}{number}", name, memory.ram.size))
         machine = SavedMachine(
-            qemu=version, accelerator=self._facts.accelerator, is_ram_apart=is_ram_apart, pieces=pieces
+            qemu=version,
+            accelerator=self._facts.accelerator,
+            cpu=self._cpu,
+            is_ram_apart=is_ram_apart,
+            pieces=pieces,
         )
         with file(MACHINE_FILE) as fd:
             _write(fd, msgspec.json.encode(machine))
@@ -167,6 +158,17 @@ class Saver:
             self._migrate(fd, is_ram_apart=is_ram_apart)
         written.pop_all()
         self._written = fds
+
+    def _is_ram_apart(self) -> bool:
+        """Say whether our files hold all of the RAM that is shared.
+
+        Where the guest was restored on demand QEMU alone has what was written since: it is to give all.
+        """
+        memories = self._memories.values()
+        has_zones = any(isinstance(memory, ZoneBacking) for memory in memories)
+        if self._has_ivshmem or any(memory.is_base for memory in memories):
+            return False
+        return not has_zones or self._facts.version >= _KEEPS_ZONES
 
     def _migrate(self, fd: int, *, is_ram_apart: bool) -> None:
         ram_bytes = sum(memory.ram.size for memory in self._memories.values())
@@ -191,38 +193,34 @@ class Saver:
 
 
 def load_memory(
-    memories: dict[str, RamBacking], folder: str, facts: QemuFacts, *, check: Callable[[], None]
+    machine: SavedMachine, memories: dict[str, RamBacking], origin: SavedIn, *, check: Callable[[], None]
 ) -> None:
-    """Blocking. Fill the memory of a machine that is about to be built with what was saved in `folder`.
+    """Blocking. Fill the memory of a machine that is about to be built with what `check_machine` found good.
 
-    What `check` raises ends it.
+    RAM that `is_on_demand` is not read, but stands on the files; what virtio-mem gives is read all the same,
+    since QEMU could give nothing of it back to the file. What `check` raises ends it.
 
-    :raises StateError: it is not the memory of such a machine, cannot be read, or the QEMU of `facts` cannot
-        take the state.
+    :raises StateError: it cannot be read.
     """
-    machine = _read_machine(folder)
-    _check_origin(machine, facts)
-    shared = dict(_shared(memories)) if machine.is_ram_apart else {}
-    if {(piece.name, piece.size) for piece in machine.pieces} != {
-        (name, memory.ram.size) for name, memory in shared.items()
-    }:
-        raise StateError("The state is that of a machine with other RAM")
+    for memory in memories.values():
+        if origin.has_prefault and not isinstance(memory, ZoneBacking):
+            memory.ram = msgspec.structs.replace(memory.ram, prefault=True)
     for piece in machine.pieces:
-        _load_piece(folder, piece, shared[piece.name], check)
+        memory = memories[piece.name]
+        try:
+            source = os.open(path_of(origin.folder, piece), os.O_RDONLY | os.O_CLOEXEC)
+            if origin.is_on_demand and not isinstance(memory, ZoneBacking):
+                memory.stand_on(source)
+            else:
+                _fill(memory, source, check)
+        except OSError as error:
+            raise StateError("The state cannot be read") from error
 
 
-def _load_piece(folder: str, piece: SavedPiece, memory: RamBacking, check: Callable[[], None]) -> None:
+def _fill(memory: RamBacking, source: int, check: Callable[[], None]) -> None:
     assert memory.fd is not None
     try:
-        source = os.open(f"{folder}/{os.path.basename(piece.file)}", os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise StateError("The state cannot be read") from error
-    try:
-        if os.fstat(source).st_size != piece.size:
-            raise StateError(f"The state is damaged: {piece.file} has not {piece.size} bytes")
         (copy_to_huge_pages if memory.ram.hugepages else copy_file)(source, memory.fd, check=check)
-    except OSError as error:
-        raise StateError("The state cannot be read") from error
     finally:
         os.close(source)
 
@@ -237,7 +235,7 @@ def load_state(control: QmpClient, folder: str, facts: QemuFacts, *, ram_bytes: 
     except (OSError, ValueError) as error:
         raise StateError("The state cannot be read") from error
     try:
-        is_ram_apart = _read_machine(folder).is_ram_apart
+        is_ram_apart = read_machine(folder).is_ram_apart
         _migrate(
             control,
             "migrate-incoming",
@@ -315,35 +313,11 @@ def _check_blockers(control: QmpClient) -> None:
         raise NotSaved("; ".join(reason.rstrip(".") for reason in reasons))
 
 
-def _check_origin(machine: SavedMachine, facts: QemuFacts) -> None:
-    if machine.accelerator != facts.accelerator:
-        raise StateError(
-            f"The state is that of a guest under {machine.accelerator.upper()},"
-            f" and this one would run under {facts.accelerator.upper()}"
-        )
-    if machine.qemu > facts.version:
-        saved = ".".join(map(str, machine.qemu))
-        raise StateError(f"QEMU {saved} saved the state, and QEMU {facts.version_text} is older")
-
-
 def _shared(memories: dict[str, RamBacking]) -> Iterator[tuple[str, RamBacking]]:
     """Yield the memories that are not in the stream."""
     for name, memory in memories.items():
-        if memory.fd is not None and (memory.ram.file is None or memory.ram.shared):
+        if memory.is_shared:
             yield name, memory
-
-
-def _read_machine(folder: str) -> SavedMachine:
-    try:
-        with open(f"{folder}/{MACHINE_FILE}", "rb") as file:
-            machine = msgspec.json.decode(file.read(1 << 20), type=SavedMachine)
-    except OSError as error:
-        raise StateError("The state cannot be read") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise StateError("The state is damaged") from error
-    if machine.format != _FORMAT:
-        raise StateError(f"The state has the format {machine.format}, and this release reads {_FORMAT}")
-    return machine
 
 
 @contextlib.contextmanager

@@ -39,6 +39,10 @@ class UserDeviceBacking(Backing, kw_only=True):
 
     path: str
 
+    @property
+    def maps_memory(self) -> bool:
+        return True
+
 
 def open_user_device(device: UserDeviceConfig) -> UserDeviceBacking:
     """Look whether there is a socket; what listens there is QEMU's to find out.

@@ -93,6 +93,10 @@ class VhostUserBacking(ServedBacking, kw_only=True):
     path: str | None = None
     config: bytes = b""
 
+    @property
+    def maps_memory(self) -> bool:
+        return True
+
     def check_in(self, vm_config: VmConfig) -> None:
         """:raises MemoryNotShared: the back end would not see what the guest writes."""
         if not all(ram.is_shared for ram in rams_of(vm_config.memory)):

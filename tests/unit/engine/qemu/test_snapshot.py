@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+
 import msgspec
 import pytest
 
+from cloudvmm.config.cpu import CpuFeatures, CpusConfig
 from cloudvmm.config.memory import MemoryConfig
-from cloudvmm.engine.base import MachineGone, StateError
+from cloudvmm.engine.base import MachineGone, SavedIn, StateError
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.memory import RamBacking, rams_of
-from cloudvmm.engine.qemu.snapshot import MACHINE_FILE, SavedMachine, SavedPiece, load_memory
+from cloudvmm.engine.qemu.memory import RamBacking, memory_parts, rams_of
+from cloudvmm.engine.qemu.saved import (
+    MACHINE_FILE,
+    OnDemandRefused,
+    SavedMachine,
+    SavedPiece,
+    check_machine,
+    check_on_demand,
+    cpu_model,
+    read_machine,
+)
+from cloudvmm.engine.qemu.snapshot import load_memory
 
 RAM_BYTES = 1 << 20
+CPUS = CpusConfig(boot_vcpus=1, max_vcpus=1)
 FACTS = QemuFacts(binary="/usr/bin/qemu", version=(10, 0, 2), accelerator="kvm")
 
 
@@ -33,14 +48,22 @@ def saved(tmp_path):
     return SavedMachine(
         qemu=(10, 0, 2),
         accelerator="kvm",
+        cpu=cpu_model(CPUS, FACTS),
         is_ram_apart=True,
         pieces=[SavedPiece("engine-ram-0", "ram0", RAM_BYTES)],
     )
 
 
-def load(folder, machine, memory, *, check=lambda: None):
+def load(folder, machine, memory, *, check=lambda: None, **how):
+    origin = SavedIn(str(folder), **how)
+    load_memory(read(folder, machine, memory), {"ram0": memory}, origin, check=check)
+
+
+def read(folder, machine, memory, *, cpus=CPUS):
     (folder / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
-    load_memory({"ram0": memory}, str(folder), FACTS, check=check)
+    saved = read_machine(str(folder))
+    check_machine(saved, SavedIn(str(folder)), FACTS, cpus, {"ram0": memory.ram})
+    return saved
 
 
 def test_memory_is_filled_and_its_holes_stay(tmp_path, saved, memory):
@@ -61,6 +84,7 @@ def test_state_of_this_qemu_or_an_older_one_is_taken(tmp_path, saved, memory, qe
         ({"qemu": (10, 1, 0)}, "QEMU 10.1.0 saved the state, and QEMU 10.0.2 is older"),
         ({"accelerator": "tcg"}, "guest under TCG, and this one would run under KVM"),
         ({"format": 2}, "format 2, and this release reads 1"),
+        ({"architecture": "aarch64"}, "guest on aarch64, and guests run on x86_64 here"),
         ({"pieces": []}, "other RAM"),
         ({"is_ram_apart": False}, "other RAM"),
         ({"pieces": [SavedPiece("engine-ram-0", "ram1", RAM_BYTES)]}, "other RAM"),
@@ -84,3 +108,52 @@ def test_copying_can_be_ended(tmp_path, saved, memory):
 
     with pytest.raises(MachineGone):
         load(tmp_path, saved, memory, check=end)
+
+
+def test_guest_of_another_cpu_is_refused_with_what_differs(tmp_path, saved, memory):
+    other = CpusConfig(boot_vcpus=1, max_vcpus=1, features=CpuFeatures(amx=True), nested=False)
+    with pytest.raises(StateError, match=r"without amx-tile=off, .*with vmx=off, with svm=off$"):
+        read(tmp_path, saved, memory, cpus=other)
+
+
+def test_number_of_vcpus_is_not_the_cpu(tmp_path, saved, memory):
+    assert read(tmp_path, saved, memory, cpus=CpusConfig(boot_vcpus=2, max_vcpus=4)) == saved
+
+
+def test_memory_on_demand_stands_on_the_file_for_reading(tmp_path, saved, memory):
+    load(tmp_path, saved, memory, is_on_demand=True)
+    assert os.readlink(f"/proc/self/fd/{memory.fd}") == str(tmp_path / "engine-ram-0")
+    assert fcntl.fcntl(memory.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+    assert (memory.is_shared, memory.ram.prefault) == (False, False)
+    (backend,) = memory_parts(memory, vcpus=1).objects
+    assert (backend["share"], backend["readonly"], backend["rom"]) == (False, True, "off")
+
+
+def test_memory_that_is_copied_is_prefaulted_where_it_is_asked_for(tmp_path, saved, memory):
+    load(tmp_path, saved, memory, has_prefault=True)
+    (backend,) = memory_parts(memory, vcpus=1).objects
+    assert (backend["share"], backend["prealloc"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "ram", "words"),
+    [
+        ((7, 2, 0), {}, {}, "QEMU 7.2.0 could damage the snapshot"),
+        ((8, 1, 9), {}, {}, "8.2 is the first"),
+        ((10, 0, 2), {"pieces": []}, {}, "in one stream"),
+        ((10, 0, 2), {}, {"hugepages": True}, "huge pages"),
+        ((10, 0, 2), {}, {"file": "/f", "shared": True}, "The memory zone mem0 has a file of its own"),
+    ],
+)
+def test_memory_that_cannot_be_on_demand_is_refused(saved, memory, version, change, ram, words):
+    machine = msgspec.structs.replace(saved, **change)
+    facts = msgspec.structs.replace(FACTS, version=version)
+    with pytest.raises(OnDemandRefused) as caught:
+        check_on_demand(machine, facts, {"ram0": msgspec.structs.replace(memory.ram, **ram)}.items())
+    assert words in str(caught.value.__cause__)
+    assert str(caught.value.__cause__).endswith("restore it with memory_restore_mode Copy")
+
+
+def test_memory_can_be_on_demand_from_8_2_on(saved, memory):
+    facts = msgspec.structs.replace(FACTS, version=(8, 2, 0))
+    check_on_demand(saved, facts, {"ram0": memory.ram}.items())

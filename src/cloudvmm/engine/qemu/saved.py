@@ -1,0 +1,158 @@
+"""What a saved machine says of itself, and whether another can go on from it. Nothing is opened but to read.
+
+The file is `engine-machine`, one JSON object. `snapshot.py` writes and reads the state itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+
+from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.engine.base import SavedIn, StateError
+from cloudvmm.engine.qemu.cpu import cpu_arguments
+from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.memory import Ram
+
+MACHINE_FILE: Final = "engine-machine"
+ARCHITECTURE: Final = "x86_64"
+
+_FORMAT: Final = 1
+_MAX_BYTES: Final = 1 << 20
+# An older QEMU makes holes in a file, although it maps it privately, for what the guest gives back.
+_SPARES_BASES: Final = (8, 2, 0)
+
+
+class OnDemandRefused(StateError):
+    """On-demand restore failed"""
+
+
+class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`name` is the id of a piece of RAM or of a zone, `size` its bytes."""
+
+    file: str
+    name: str
+    size: int
+
+
+class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
+    """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
+
+    `cpu` is the model that the guest knows, as QEMU was told; None where an early release wrote it.
+    """
+
+    format: int = _FORMAT
+    architecture: str = ARCHITECTURE
+    qemu: tuple[int, int, int]
+    accelerator: str
+    cpu: str | None = None
+    is_ram_apart: bool
+    pieces: list[SavedPiece]
+
+
+class _Label(msgspec.Struct, frozen=True):
+    format: int
+
+
+def cpu_model(cpus: CpusConfig, facts: QemuFacts) -> str:
+    """Return what QEMU is told of the model of the vCPUs."""
+    arguments = cpu_arguments(cpus, facts.accelerator, kvm_device=facts.kvm_device)
+    return arguments[arguments.index("-cpu") + 1]
+
+
+def read_machine(folder: str) -> SavedMachine:
+    """:raises StateError: it cannot be read, or is of a later release."""
+    try:
+        with open(f"{folder}/{MACHINE_FILE}", "rb") as file:
+            raw = file.read(_MAX_BYTES)
+        found = msgspec.json.decode(raw, type=_Label).format
+        if found != _FORMAT:
+            raise StateError(f"The state has the format {found}, and this release reads {_FORMAT}")
+        return msgspec.json.decode(raw, type=SavedMachine)
+    except (OSError, ValueError) as error:
+        if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
+            raise StateError("The state is damaged") from error
+        raise StateError("The state cannot be read") from error
+
+
+def check_machine(
+    machine: SavedMachine, origin: SavedIn, facts: QemuFacts, cpus: CpusConfig, rams: dict[str, Ram]
+) -> None:
+    """Look whether a machine of `cpus` and `rams`, by their ids, can go on from what is in `origin`.
+
+    `rams` are all pieces, those of zones too.
+
+    :raises StateError: it cannot; the text tells why.
+    """
+    _check_origin(machine, facts)
+    _check_cpu(machine.cpu, cpu_model(cpus, facts))
+    apart = {name: ram.size for name, ram in rams.items() if ram.is_shared} if machine.is_ram_apart else {}
+    if {piece.name: piece.size for piece in machine.pieces} != apart:
+        raise StateError("The state is that of a machine with other RAM")
+    for piece in machine.pieces:
+        _check_piece(origin.folder, piece)
+
+
+def check_on_demand(machine: SavedMachine, facts: QemuFacts, rams: Iterable[tuple[str, Ram]]) -> None:
+    """Look whether `rams`, by their ids, can stay in the files of `machine`.
+
+    :raises OnDemandRefused: they cannot; the cause tells why.
+    """
+    apart = {piece.name for piece in machine.pieces}
+    reason = None
+    if facts.version < _SPARES_BASES:
+        reason = f"QEMU {facts.version_text} could damage the snapshot, and 8.2 is the first that does not"
+    for name, ram in rams:
+        if name not in apart:
+            reason = "The snapshot has the RAM in one stream with the rest, which must be read as a whole"
+        elif ram.hugepages:
+            reason = "A file cannot be mapped with huge pages"
+        elif ram.file is not None:
+            reason = f"The memory zone {ram.zone_id} has a file of its own"
+    if reason is not None:
+        raise OnDemandRefused from StateError(f"{reason}: restore it with memory_restore_mode Copy")
+
+
+def _check_origin(machine: SavedMachine, facts: QemuFacts) -> None:
+    if machine.architecture != ARCHITECTURE:
+        raise StateError(
+            f"The state is that of a guest on {machine.architecture}, and guests run on {ARCHITECTURE} here"
+        )
+    if machine.accelerator != facts.accelerator:
+        raise StateError(
+            f"The state is that of a guest under {machine.accelerator.upper()},"
+            f" and this one would run under {facts.accelerator.upper()}"
+        )
+    if machine.qemu > facts.version:
+        saved = ".".join(map(str, machine.qemu))
+        raise StateError(f"QEMU {saved} saved the state, and QEMU {facts.version_text} is older")
+
+
+def _check_piece(folder: str, piece: SavedPiece) -> None:
+    try:
+        found = os.stat(path_of(folder, piece))
+    except (OSError, ValueError) as error:
+        raise StateError("The state cannot be read") from error
+    if not stat.S_ISREG(found.st_mode) or found.st_size != piece.size:
+        raise StateError(f"The state is damaged: {piece.file} has not {piece.size} bytes")
+
+
+def path_of(folder: str, piece: SavedPiece) -> str:
+    """Return where the file of `piece` is: in `folder`, whatever it says."""
+    return f"{folder}/{os.path.basename(piece.file)}"
+
+
+def _check_cpu(saved: str | None, wanted: str) -> None:
+    """A guest that finds itself on another model hangs, and QEMU says nothing."""
+    if saved is None or saved == wanted:
+        return
+    before, now = saved.split(","), wanted.split(",")
+    changes = [
+        *(f"without {setting}" for setting in before if setting not in now),
+        *(f"with {setting}" for setting in now if setting not in before),
+    ]
+    raise StateError(f"The state is that of a guest on another CPU; this one would be {', '.join(changes)}")
