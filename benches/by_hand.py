@@ -7,13 +7,14 @@ QEMUs do the same work.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ POLL_EVERY_S = 0.0005
 READ_BYTES = 65536
 _TIMEOUT_S = 60.0
 _SOCKET_FD = re.compile(r"^socket,id=(?P<id>[^,]+),fd=\d+")
+_OWN_FDS = "/proc/self/fd/"
 _PASSED = re.compile(r"/dev/fdset/|/proc/self/fd/")
 _FD_SET = re.compile(r"^fd=(?P<fd>\d+),set=(?P<set>\d+)")
 
@@ -66,7 +68,7 @@ def translate(
             monitors.append(path)
         argv.append(option)
         if value is not None:
-            argv.append(_own_ram(_rename(value, {**images, **renamed})))
+            argv.append(_own_ram(_rename(value, {**images, **renamed}), path_of))
     if not monitors:
         raise SystemExit(f"This is no QEMU with a monitor: {words}")
     if left := [word for word in argv if re.search(r"(^|,)fds?=\d", word) or _PASSED.search(word)]:
@@ -99,6 +101,28 @@ def run_until_continued(command: HandCommand) -> float:
                 monitor.sendall(msgspec.json.encode({"execute": name}) + b"\n")
                 _await(monitor, b'"return"')
             return time.monotonic() - started
+    finally:
+        end(process)
+
+
+@contextlib.contextmanager
+def restored(command: HandCommand, state_path: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start QEMU with RAM that stands on its file, have it take the state and go on; end it at the end."""
+    Path(command.monitor_path).unlink(missing_ok=True)
+    process = start(command.paused_argv)
+    capabilities = [{"capability": name, "state": True} for name in ("events", "x-ignore-shared")]
+    try:
+        with _connect(command.monitor_path, process) as monitor:
+            _await(monitor, b'"QMP"')
+            for name, arguments, words in (
+                ("qmp_capabilities", {}, b'"return"'),
+                ("migrate-set-capabilities", {"capabilities": capabilities}, b'"return"'),
+                ("migrate-incoming", {"uri": f"file:{state_path}"}, b'"completed"'),
+                ("cont", {}, b'"return"'),
+            ):
+                monitor.sendall(msgspec.json.encode({"execute": name, "arguments": arguments}) + b"\n")
+                _await(monitor, words)
+            yield process
     finally:
         end(process)
 
@@ -140,13 +164,17 @@ def _options(words: Sequence[str]) -> list[tuple[str, str | None]]:
     return pairs
 
 
-def _own_ram(value: str) -> str:
-    """Return `value` with RAM in a passed memfd made a memfd of QEMU's own."""
+def _own_ram(value: str, path_of: Callable[[int], str]) -> str:
+    """Return `value` with RAM in a passed memfd made a memfd of QEMU's own, or in a file that file."""
     if not value.startswith('{"qom-type":"memory-backend-file"'):
         return value
     ram = msgspec.json.decode(value)
-    if not str(ram.pop("mem-path")).startswith("/proc/self/fd/"):
+    if not (path := str(ram["mem-path"])).startswith(_OWN_FDS):
         return value
+    if ram.get("readonly"):
+        file = path_of(int(path.removeprefix(_OWN_FDS)))
+        return msgspec.json.encode({**ram, "mem-path": file}).decode()
+    del ram["mem-path"]
     return msgspec.json.encode({**ram, "qom-type": "memory-backend-memfd"}).decode()
 
 

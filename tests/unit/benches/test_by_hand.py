@@ -55,6 +55,14 @@ def test_ram_in_a_file_stays_there() -> None:
     assert by_hand("-object", named).argv[-1] == named
 
 
+def test_ram_on_a_passed_file_is_that_file() -> None:
+    passed = '{"qom-type":"memory-backend-file","mem-path":"/proc/self/fd/9","readonly":true}'
+    command = translate(
+        ["/bin/qemu", *MONITOR, "-object", passed], "/f", renamed={}, path_of=lambda fd: f"/file/{fd}"
+    )
+    assert command.argv[-1] == '{"qom-type":"memory-backend-file","mem-path":"/file/9","readonly":true}'
+
+
 def test_path_is_renamed_where_it_stands() -> None:
     words = ["/bin/qemu", *MONITOR, "-chardev", "file,id=s,path=/a/serial,append=on"]
     command = translate(words, "/f", renamed={"/a/serial": "/a/by-hand"}, path_of=str)
