@@ -1,6 +1,6 @@
 """What a restore costs: OnDemand of a small and of a large guest, beside the same done with QEMU by hand.
 
-Two guests, of 256 MiB and of 4 GiB, a quarter of it written to, are saved while they write a word to their
+Two guests, of 256 MiB and of 4 GiB, an eighth of it written to, are saved while they write a word to their
 serial port over and over. Each turn restores both, by the server and by QEMU's own commands, up to the first
 word that the guest writes. The command line by hand is read off the server's own QEMU (`by_hand.py`).
 
@@ -32,7 +32,7 @@ SMALL_MIB = 256
 LARGE_MIB = 4096
 SIZE_LIMIT = 1.3
 RATIO_LIMIT = 1.15
-TIMEOUT_S = 120.0
+TIMEOUT_S = 300.0
 IDLE_S = 2.0
 POLL_EVERY_S = 0.0005
 WORD = b"tick"
@@ -63,10 +63,10 @@ class Bench:
         with _shell(vmm.get("vm.info")) as shell:
             vmm.put("vm.boot")
             shell.wait_ready(TIMEOUT_S)
-            quarter = (
-                f"mkdir -p /tmp/m; mount -t tmpfs m /tmp/m; head -c {self.ram_mib // 4}m /dev/zero >/tmp/m/f"
+            eighth = (
+                f"mkdir -p /tmp/m; mount -t tmpfs m /tmp/m; head -c {self.ram_mib // 8}m /dev/zero >/tmp/m/f"
             )
-            _run(shell, quarter)
+            _run(shell, eighth)
             self._save_as(vmm, "idle")
             vmm.put("vm.resume")
             _run(
