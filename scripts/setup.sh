@@ -53,6 +53,7 @@ dev_packages() { # print the packages whose programs the tests call, where those
     command -v gdbus >/dev/null || echo libglib2.0-bin
     command -v busctl >/dev/null || echo systemd
     command -v swtpm >/dev/null || echo swtpm
+    command -v gdb >/dev/null || echo gdb-minimal
 }
 
 update_lists() {

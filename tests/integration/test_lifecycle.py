@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,8 @@ pytestmark = [pytest.mark.qemu]
 
 RAM_BYTES = 160 * MIB
 PAUSE_S = 2.0
+GDB_S = 60.0
+KERNEL = 0xFFFF_8000_0000_0000
 ELF_CORE, X86_64, PT_LOAD, PT_NOTE, NT_PRSTATUS = 4, 62, 1, 4, 1
 
 
@@ -76,6 +81,27 @@ def test_coredump_of_a_running_guest_holds_its_memory_and_every_vcpu(vm: Booted,
     notes = b"".join(core[offset : offset + size] for kind, offset, size in segments if kind == PT_NOTE)
     assert [kind for kind in note_kinds(notes) if kind == NT_PRSTATUS] == [NT_PRSTATUS] * 2
     assert secret.encode() in core
+
+
+def test_gdb_opens_a_coredump_and_finds_each_vcpu_in_the_kernel(vm: Booted, tmp_path: Path) -> None:
+    gdb, core = shutil.which("gdb"), tmp_path / "core"
+    if gdb is None:
+        pytest.skip("gdb is missing")
+    vm.run("sync")
+    vm.vmm.put("vm.coredump", {"destination_url": f"file://{core}"}, expect=204)
+    commands = ("info threads", "thread apply all print /x $rip")
+    said = subprocess.run(
+        [gdb, "-nx", "-batch", *(word for each in commands for word in ("-ex", each)), "-core", str(core)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=GDB_S,
+    ).stdout
+    core.unlink()
+    assert len(re.findall(r"^[* ] +\d+ ", said, re.MULTILINE)) == 2
+    places = [int(place, 16) for place in re.findall(r"^\$\d+ = 0x([0-9a-f]+)", said, re.MULTILINE)]
+    assert len(places) == 2
+    assert any(place >= KERNEL for place in places), said
 
 
 def test_coredump_to_a_file_that_exists_is_refused_and_the_guest_unharmed(vm: Booted, tmp_path: Path) -> None:
