@@ -160,9 +160,12 @@ def _type_words(annotation: Any) -> str:
         meta = get_args(annotation)[1]
         return _NUMBERS.get((meta.ge, meta.le)) or f"{_NUMBERS[0, meta.le]}, not 0"
     if origin in (Union, types.UnionType):
-        return " or ".join(_type_words(one) for one in get_args(annotation) if one is not type(None))
+        nothing = (type(None), msgspec.UnsetType)
+        return " or ".join(_type_words(one) for one in get_args(annotation) if one not in nothing)
     if origin is list:
         return f"list of {_type_words(get_args(annotation)[0])}"
+    if origin is dict:
+        return "object"
     if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct | enum.Enum):
         return f"[`{annotation.__name__}`]({_TYPES_PAGE}#{_anchor(annotation.__name__)})"
     return {str: "text", bool: "bool", int: "integer"}[annotation]
@@ -172,7 +175,7 @@ def _default_words(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "required"
     default = default_of(field)
-    if default is None:
+    if default is None or default is msgspec.NODEFAULT:
         return ""
     if field.default_factory is not msgspec.NODEFAULT and isinstance(default, dict):
         usual = {one.encode_name: default_of(one) for one in struct_fields(type(field.default_factory()))}

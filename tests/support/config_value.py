@@ -36,6 +36,10 @@ def values(annotation: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values(member) for member in get_args(annotation)])
     if origin is list:
         return st.lists(values(get_args(annotation)[0]), max_size=2)
+    if origin is dict:
+        return st.dictionaries(TEXT, TEXT, max_size=2)
+    if annotation is msgspec.UnsetType:
+        return st.just(msgspec.UNSET)
     if issubclass(annotation, enum.Enum):
         return st.sampled_from(annotation)
     if issubclass(annotation, msgspec.Struct):

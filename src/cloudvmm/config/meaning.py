@@ -296,6 +296,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "iommufd_fd": _FD,
         "resume": "Let the VM run; else it stays paused",
         "zone_updates": "Memory zones that move to another host node",
+        "overrides": "What is other than in `config.json`, in its form; devices by their `id`",
     },
     "VmReceiveMigrationData": {
         "receiver_url": "`tcp:HOST:PORT` or `unix:PATH` to listen on",

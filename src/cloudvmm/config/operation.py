@@ -6,7 +6,7 @@ Shapes only (reference: rest.md section 7). The rules of `RestoreConfig` are in 
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -76,6 +76,8 @@ class MemoryZoneUpdate(msgspec.Struct, kw_only=True):
 
 
 class RestoreConfig(msgspec.Struct, kw_only=True):
+    """`overrides` is beyond the reference, and left out where it is unset: see `config/override.py`."""
+
     source_url: str
     prefault: bool = False
     memory_restore_mode: MemoryRestoreMode = MemoryRestoreMode.COPY
@@ -84,6 +86,7 @@ class RestoreConfig(msgspec.Struct, kw_only=True):
     iommufd_fd: I32 | None = None
     resume: bool = False
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
+    overrides: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class MigrationMemoryMode(enum.Enum):

@@ -246,5 +246,12 @@ class UnknownDevices(StateRefused):
         super().__init__(f"The configuration has devices that the saved state lacks: {names}")
 
 
+class OtherVcpus(StateRefused):
+    def __init__(self, saved: int, wanted: int) -> None:
+        super().__init__(
+            f"The state is that of a guest with {saved} vCPUs, and the configuration has {wanted}"
+        )
+
+
 class BadRecord(StateRefused):
     """What the VMM knew about the VM is not complete"""

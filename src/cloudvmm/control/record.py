@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.number import U32
-from cloudvmm.control.error import BadRecord
+from cloudvmm.control.error import BadRecord, OtherVcpus
 from cloudvmm.control.numbering import Numbering
 from cloudvmm.control.ram import GuestRam, Ram, Vcpus
 from cloudvmm.control.vm import Vm
@@ -46,6 +46,12 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
             first_slot=info.first_slot,
             last_slot=info.last_slot,
         )
+
+    def check_vcpus(self, boot_vcpus: int) -> None:
+        """:raises OtherVcpus: a configuration with `boot_vcpus` is not that of the VM."""
+        present = self.vcpus.present
+        if boot_vcpus != present and not (self.vcpus.is_removing and boot_vcpus < present):
+            raise OtherVcpus(present, boot_vcpus)
 
     def give_sizes(self, vm: Vm) -> None:
         """Have `vm` know what its machine was told before."""

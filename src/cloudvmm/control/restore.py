@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+
+import msgspec
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.operation import MemoryRestoreMode, RestoreConfig
+from cloudvmm.config.override import OverrideError, override
 from cloudvmm.config.restore import check_restore
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
@@ -20,7 +24,7 @@ from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
 from cloudvmm.control.blueprint import Built, Origin, build_vm
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.descriptor import descriptors_of, forget
-from cloudvmm.control.error import BadRecord
+from cloudvmm.control.error import BadRecord, OtherVcpus
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import VmRecord, decode_record
@@ -133,6 +137,10 @@ def _build(
     warn: Warn,
 ) -> Built:
     try:
+        record.check_vcpus(stored.cpus.boot_vcpus)
+    except OtherVcpus as error:
+        raise api_error.VmRestoreFailed from _caused(api_error.MigratableRestore(), error)
+    try:
         origin = Origin(record.numbering(engine.info), source)
     except EngineError as error:
         raise api_error.DeviceManager from error
@@ -143,9 +151,11 @@ def _load_config(data: RestoreConfig) -> tuple[str, VmConfig, list[str]]:
     """Return the snapshot's folder, its config with everything replaced, and nets that need nothing."""
     try:
         folder = folder_of(data.source_url)
-        vm_config = _read_config(folder)
+        vm_config = _read_config(folder, data.overrides)
     except api_error.MigratableError as error:
         raise api_error.VmRestoreFailed from error
+    except OverrideError as error:
+        raise api_error.ConfigValidation from error
     try:
         unused = check_restore(data, vm_config)
     except ValidationError as error:
@@ -159,9 +169,14 @@ def _load_config(data: RestoreConfig) -> tuple[str, VmConfig, list[str]]:
     return folder, vm_config, unused
 
 
-def _read_config(folder: str) -> VmConfig:
+def _read_config(folder: str, overrides: dict[str, Any] | msgspec.UnsetType) -> VmConfig:
+    """:raises OverrideError: `overrides` do not fit what was saved."""
     try:
-        return form.decode_saved(read_file(folder, CONFIG_FILE), VmConfig)
+        raw = read_file(folder, CONFIG_FILE)
+        if overrides is not msgspec.UNSET:
+            form.decode_saved(raw, VmConfig)  # whose fault it is
+            raw = msgspec.json.encode(override(msgspec.json.decode(raw), overrides))
+        return form.decode_saved(raw, VmConfig)
     except SnapshotError as error:
         raise api_error.MigratableReceive from error
     except DecodeError as error:

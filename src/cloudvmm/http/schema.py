@@ -99,7 +99,9 @@ def struct_fields(kind: type[msgspec.Struct]) -> list[msgspec.structs.FieldInfo]
 
 
 def default_of(field: msgspec.structs.FieldInfo) -> Any:
-    """Return the default as JSON has it; `msgspec.NODEFAULT` where the member must be given."""
+    """Return the default as JSON has it; `msgspec.NODEFAULT` where there is none."""
+    if field.default is msgspec.UNSET:
+        return msgspec.NODEFAULT
     if field.default_factory is not msgspec.NODEFAULT:
         value = field.default_factory()
         return msgspec.json.decode(form.encode(value)) if isinstance(value, msgspec.Struct) else value

@@ -388,6 +388,7 @@ ADDITIONS = {
     device.FsConfig: "socket string? unset shared_dir string? unset",
     device.TpmConfig: "socket string? unset state_dir string? unset",
     net.NetConfig: "user UserNetConfig? unset",
+    operation.RestoreConfig: "overrides object? unset",
 }
 RANGES = {
     (0, 0xFF): "u8",
@@ -407,10 +408,12 @@ def type_name(annotation):
         return RANGES[limits.ge, limits.le]
     if origin in (Union, types.UnionType):
         member, nothing = get_args(annotation)
-        assert nothing is type(None)
+        assert nothing in (type(None), msgspec.UnsetType)
         return f"{type_name(member)}?"
     if origin is list:
         return f"[{type_name(get_args(annotation)[0])}]"
+    if origin is dict:
+        return "object"
     return {str: "string", bool: "bool"}.get(annotation) or annotation.__name__
 
 
@@ -424,7 +427,7 @@ def default_name(kind, field):
         assert made == WHOLE_DEFAULTS[kind, field.name]
         return "whole"
     default = field.default
-    if default is None:
+    if default is None or default is msgspec.UNSET:
         return "unset"
     if isinstance(default, enum.Enum):
         return default.value

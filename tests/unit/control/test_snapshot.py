@@ -227,6 +227,39 @@ def test_config_edited_by_hand_is_restored(saved, other, tmp_path):
     assert other(api.vm_info).config.disks[0].path == str(moved)
 
 
+def test_overrides_are_restored_and_the_snapshot_stays_as_it_is(saved, other, tmp_path):
+    moved = tmp_path / "moved"
+    (tmp_path / "disk").rename(moved)
+    before = (saved / "config.json").read_bytes()
+
+    other(api.vm_restore, saved_in(saved, overrides={"disks": [{"id": "_disk0", "path": str(moved)}]}))
+
+    assert other(api.vm_info).config.disks[0].path == str(moved)
+    assert (saved / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chain"),
+    [
+        (
+            {"disks": [{"id": "nobody", "path": "/d"}]},
+            [
+                "Failed to validate config",
+                "The saved VM has no device 'nobody' in 'disks' that could be overridden",
+            ],
+        ),
+        ({"memory": {}}, ["Failed to validate config", "'memory' of a saved VM cannot be overridden"]),
+        ({"disks": [{"id": "_disk0", "path": 1}]}, ["Cannot restore VM"]),
+    ],
+)
+def test_overrides_that_cannot_be_are_refused_and_nothing_is_held(saved, other, overrides, chain):
+    refusal = other.refusal(api.vm_restore, saved_in(saved, overrides=overrides))
+
+    assert refusal[1 : len(chain) + 1] == chain
+    assert other.refusal(api.vm_info)[-1] == "VM is not created"
+    assert other.names() == []
+
+
 @pytest.mark.parametrize(
     ("url", "text"),
     [
@@ -347,6 +380,16 @@ def test_device_that_the_state_lacks_is_refused(saved, other, tmp_path):
         "Cannot restore VM",
         "Failed to restore migratable component",
         "The configuration has devices that the saved state lacks: mine",
+    ]
+
+
+def test_other_number_of_vcpus_is_refused(saved, other):
+    change_config(saved, lambda config: config["cpus"].update(boot_vcpus=2, max_vcpus=2))
+
+    assert other.refusal(api.vm_restore, saved_in(saved))[1:] == [
+        "Cannot restore VM",
+        "Failed to restore migratable component",
+        "The state is that of a guest with 1 vCPUs, and the configuration has 2",
     ]
 
 

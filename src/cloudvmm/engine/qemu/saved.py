@@ -42,7 +42,7 @@ class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
 
-    `cpu` is the model that the guest knows, as QEMU was told; None where an early release wrote it.
+    `cpu` is what the guest knows of its vCPUs, see `cpu_model`; None where an early release wrote it.
     """
 
     format: int = _FORMAT
@@ -59,9 +59,10 @@ class _Label(msgspec.Struct, frozen=True):
 
 
 def cpu_model(cpus: CpusConfig, facts: QemuFacts) -> str:
-    """Return what QEMU is told of the model of the vCPUs."""
+    """Return what QEMU is told of the vCPUs, except how many there are at first."""
     arguments = cpu_arguments(cpus, facts.accelerator, kvm_device=facts.kvm_device)
-    return arguments[arguments.index("-cpu") + 1]
+    model, count = (arguments[arguments.index(option) + 1] for option in ("-cpu", "-smp"))
+    return f"{model},{count.partition(',')[2]}"
 
 
 def read_machine(folder: str) -> SavedMachine:

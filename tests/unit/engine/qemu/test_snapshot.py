@@ -117,7 +117,15 @@ def test_guest_of_another_cpu_is_refused_with_what_differs(tmp_path, saved, memo
 
 
 def test_number_of_vcpus_is_not_the_cpu(tmp_path, saved, memory):
+    saved = msgspec.structs.replace(saved, cpu=cpu_model(CpusConfig(boot_vcpus=1, max_vcpus=4), FACTS))
     assert read(tmp_path, saved, memory, cpus=CpusConfig(boot_vcpus=2, max_vcpus=4)) == saved
+
+
+def test_room_for_more_vcpus_belongs_to_the_cpu(tmp_path, saved, memory):
+    with pytest.raises(
+        StateError, match=r"without cores=1, without maxcpus=1, with cores=2, with maxcpus=2$"
+    ):
+        read(tmp_path, saved, memory, cpus=CpusConfig(boot_vcpus=1, max_vcpus=2))
 
 
 def test_memory_on_demand_stands_on_the_file_for_reading(tmp_path, saved, memory):
