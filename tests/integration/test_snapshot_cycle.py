@@ -55,12 +55,13 @@ class Cycle:
         self.random = random.Random(seed)
         self.home = home
         self.ways: set[str] = set()
-        self._stack = stack
+        self._server = contextlib.ExitStack()
+        stack.callback(lambda: self._server.close())
         self._number = 0
         self._is_on_demand = False
         image = make_image(home / "disk", DISK_MIB * MIB)
         config = vm_config(disks=[{"path": str(image), "image_type": "Raw"}])
-        self.vm = stack.enter_context(booting(home / "vmm0", config))
+        self.vm = self._server.enter_context(booting(home / "vmm0", config))
         self.vm.run(f"cat >/tmp/work <<'END'\n{WORK}\nEND\n(sh /tmp/work >/dev/null 2>&1 </dev/null &)")
         self.await_rounds()
 
@@ -89,7 +90,8 @@ class Cycle:
     def _restore(self, folder: Path, mode: str) -> None:
         self.vm.vmm.put("vm.delete", expect=204)
         if self.random.random() < 0.3:
-            self.vm = self._stack.enter_context(serving(self.home / f"vmm{self._number}"))
+            self._server.close()
+            self.vm = self._server.enter_context(serving(self.home / f"vmm{self._number}"))
             self.ways.add("other process")
         request = {"source_url": f"file://{folder}", "memory_restore_mode": mode, "resume": True}
         self.vm.vmm.put("vm.restore", request, expect=204)
