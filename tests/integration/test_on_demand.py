@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
+from support.deadline import GUEST_S
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-GUEST_S = 90.0
 FILLED_MIB = 16
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from support.booted import MIB, booting, make_image, serving, vm_config
+from support.deadline import GUEST_S
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-GUEST_S = 90.0
 DISK_MIB = 8
 # A round writes noise to one of 8 places in memory and on the disk, and looks at what the others hold.
 WORK = """

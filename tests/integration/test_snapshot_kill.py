@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from support.attack import Call, bare_config, find_qemu, spend
+from support.deadline import GUEST_S
 from support.process import state_of
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
@@ -25,7 +26,6 @@ from support.wait import wait_until
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 LAST_MOMENT_S = 0.5
-SOON_S = 60.0
 VICTIMS = ("server", "QEMU", "both")
 DEEDS = ("snapshot", "snapshot of one on demand", "Copy", "OnDemand")
 
@@ -55,7 +55,7 @@ class Rounds:
         moment_s = self.random.uniform(0, LAST_MOMENT_S)
         spend(moment_s, unless=lambda: call.is_over and self.random.random() < 0.01)
         self._kill(victim)
-        reply = call.outcome(timeout_s=SOON_S)
+        reply = call.outcome(timeout_s=GUEST_S)
         status = None if reply is None else reply.status
         self.outcomes.add(f"{deed}: {status}")
         if victim != "QEMU":
@@ -116,7 +116,7 @@ class Rounds:
         qemu = find_qemu(self._server)
         if victim == "both":
             os.kill(self._server.pid, signal.SIGSTOP)
-            wait_until(lambda: state_of(self._server.pid) in ("T", "Z"), "it stands still", timeout_s=SOON_S)
+            wait_until(lambda: state_of(self._server.pid) in ("T", "Z"), "it stands still", timeout_s=GUEST_S)
         if qemu is not None:
             qemu.kill()
         if victim == "both":
@@ -125,10 +125,10 @@ class Rounds:
     def _expect_no_vm(self, *, was_there: bool) -> None:
         """A QEMU that was struck is gone, and what it ran with it; one that was not yet there was spared."""
         if was_there:
-            wait_until(self._is_plain, "the server has seen the end of QEMU", timeout_s=SOON_S)
+            wait_until(self._is_plain, "the server has seen the end of QEMU", timeout_s=GUEST_S)
         self._server.vmm.exchange("PUT", "vm.delete")
         self._server.vmm.get("vm.info", expect=404)
-        wait_until(lambda: find_qemu(self._server) is None, "no QEMU is left", timeout_s=SOON_S)
+        wait_until(lambda: find_qemu(self._server) is None, "no QEMU is left", timeout_s=GUEST_S)
 
     def _is_plain(self) -> bool:
         return find_qemu(self._server) is not None or self._state() != "Paused"
