@@ -13,7 +13,7 @@ from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
 from support.deadline import GUEST_S
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.qemu
 
 FILLED_MIB = 16
 

@@ -15,7 +15,7 @@ from cloudvmm.snapshot.folder import describe_file
 from cloudvmm.snapshot.state import FORMAT, decode_state, encode_state
 from support.booted import MIB, Booted, make_image, serving, vm_config
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.qemu
 
 Change = Callable[[Path], object]
 

@@ -17,7 +17,7 @@ import pytest
 from support.booted import MIB, booting, make_image, serving, vm_config
 from support.deadline import GUEST_S
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.qemu
 
 DISK_MIB = 8
 # A round writes noise to one of 8 places in memory and on the disk, and looks at what the others hold.

@@ -23,7 +23,7 @@ from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.qemu
 
 LAST_MOMENT_S = 0.5
 VICTIMS = ("server", "QEMU", "both")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 import msgspec
 
-from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
     EngineError,
     EngineInfo,
@@ -140,7 +139,7 @@ class QemuEngine:
         memory = spec.vm_config.memory
         check_means(spec.vm_config, facts)
         origin = spec.origin
-        saved = _check_saved(spec.vm_config, origin, facts) if isinstance(origin, SavedIn) else None
+        saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn) else None
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             resources = acquire(spec, owned, attempt=attempt)
@@ -199,11 +198,12 @@ def _go_on(machine: QemuMachine, origin: SavedIn | ReceivedFrom | None) -> None:
             pass
 
 
-def _check_saved(vm_config: VmConfig, origin: SavedIn, facts: QemuFacts) -> SavedMachine:
+def _check_saved(spec: MachineSpec, origin: SavedIn, facts: QemuFacts) -> SavedMachine:
     """Return what the machine in `origin` says of itself.
 
-    :raises StateError: a machine of `vm_config` cannot go on from it.
+    :raises StateError: that of `spec` cannot go on from it.
     """
+    vm_config = spec.vm_config
     saved, rams = read_machine(origin.folder), memory_of(vm_config).rams
     zones = {zone_id: zone.ram for zone_id, zone in zones_of(vm_config.memory).items()}
     check_machine(saved, origin, facts, vm_config.cpus, {**rams, **zones})

@@ -69,7 +69,8 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     """A piece of RAM: all of it, or a zone. Sizes are bytes.
 
     `file` is what it stands on in the place of a memfd, written to where it is `shared`; a folder gives a
-    nameless file in it. `host_node` is the host's NUMA node that the pages come from.
+    nameless file in it. `host_node` is the host's NUMA node that the pages come from. Where it `has_base` it
+    stands on a file that others stand on, too, and what the guest writes stays QEMU's own.
     """
 
     zone_id: str
@@ -83,6 +84,7 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     file: str | None = None
     shared: bool = False
     host_node: int | None = None
+    has_base: bool = False
 
     @property
     def is_private(self) -> bool:
@@ -92,7 +94,7 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_shared(self) -> bool:
         """Whether what the guest writes is seen by whoever else maps what it stands on."""
-        return not self.is_private and (self.file is None or self.shared)
+        return not self.is_private and not self.has_base and (self.file is None or self.shared)
 
     def resized(self, size: int) -> Ram:
         """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
@@ -153,19 +155,10 @@ def _check_hotplug(memory: MemoryConfig) -> None:
 
 
 class RamBacking(Backing, kw_only=True):
-    """The memfd or the file that a piece of RAM stands on; private RAM stands on nothing of ours.
-
-    Where `fd` `is_base`, it is a file that others stand on, too: what the guest writes stays QEMU's own.
-    """
+    """The memfd or the file that a piece of RAM stands on; private RAM stands on nothing of ours."""
 
     ram: Ram
     fd: int | None = None
-    is_base: bool = False
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether what the guest writes is seen by whoever else maps `fd`."""
-        return self.ram.is_shared and not self.is_base
 
     @property
     def fds(self) -> list[int]:
@@ -178,8 +171,9 @@ class RamBacking(Backing, kw_only=True):
     def stand_on(self, base_fd: int) -> None:
         """Begin with what the file of `base_fd` holds, which is open for reading and ours from now on."""
         self.close()
-        self.fd, self.is_base = base_fd, True
-        self.ram = msgspec.structs.replace(self.ram, prefault=False)  # it would take a copy of all
+        self.fd = base_fd
+        # To prefault it would be to take a copy of all.
+        self.ram = msgspec.structs.replace(self.ram, has_base=True, prefault=False)
 
     def close(self) -> None:
         if self.fd is not None:
@@ -263,7 +257,7 @@ def _count_of(folder: str, name: str) -> int:
 def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Parts:
     """Describe a piece of RAM as the object `name`."""
     ram = backing.ram
-    backend = ram_backend(ram, fd=backing.fd, is_base=backing.is_base) | {"id": name}
+    backend = ram_backend(ram, fd=backing.fd) | {"id": name}
     if ram.prefault:
         backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
     if ram.hugepages and not ram.reserve and not ram.prefault:
@@ -271,7 +265,7 @@ def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Part
     return Parts(objects=[backend])
 
 
-def ram_backend(ram: Ram, *, fd: int | None, is_base: bool = False) -> Properties:
+def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
     """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number.
 
     A base is mapped from a descriptor for reading. With one for writing QEMU would make holes in the file for
@@ -287,9 +281,9 @@ def ram_backend(ram: Ram, *, fd: int | None, is_base: bool = False) -> Propertie
         "qom-type": "memory-backend-file",
         **backend,
         "mem-path": path,
-        "share": ram.is_shared and not is_base,
+        "share": ram.is_shared,
         "merge": False,
-        **({"readonly": True, "rom": "off"} if is_base else {}),
+        **({"readonly": True, "rom": "off"} if ram.has_base else {}),
     }
 
 

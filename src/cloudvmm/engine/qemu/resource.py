@@ -71,7 +71,7 @@ class Resources(msgspec.Struct, kw_only=True):
     @property
     def has_base(self) -> bool:
         """Whether RAM stands on what others stand on, too."""
-        return any(ram.is_base for ram in self.rams.values())
+        return any(memory.ram.has_base for memory in self.memories.values())
 
     @property
     def maps_memory(self) -> bool:

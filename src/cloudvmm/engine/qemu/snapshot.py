@@ -138,7 +138,7 @@ class Saver:
                 written.callback(os.close, fds[name])
 
         version = self._facts.version
-        is_ram_apart = self._is_ram_apart()
+        is_ram_apart = self._can_be_apart()
         pieces = []
         for number, (name, memory) in enumerate(_shared(self._memories) if is_ram_apart else ()):
             with file(f"{RAM_FILE}{number}") as fd:
@@ -159,14 +159,14 @@ class Saver:
         written.pop_all()
         self._written = fds
 
-    def _is_ram_apart(self) -> bool:
+    def _can_be_apart(self) -> bool:
         """Say whether our files hold all of the RAM that is shared.
 
         Where the guest was restored on demand QEMU alone has what was written since: it is to give all.
         """
         memories = self._memories.values()
         has_zones = any(isinstance(memory, ZoneBacking) for memory in memories)
-        if self._has_ivshmem or any(memory.is_base for memory in memories):
+        if self._has_ivshmem or any(memory.ram.has_base for memory in memories):
             return False
         return not has_zones or self._facts.version >= _KEEPS_ZONES
 
@@ -316,7 +316,7 @@ def _check_blockers(control: QmpClient) -> None:
 def _shared(memories: dict[str, RamBacking]) -> Iterator[tuple[str, RamBacking]]:
     """Yield the memories that are not in the stream."""
     for name, memory in memories.items():
-        if memory.is_shared:
+        if memory.ram.is_shared:
             yield name, memory
 
 

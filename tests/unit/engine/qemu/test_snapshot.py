@@ -132,7 +132,7 @@ def test_memory_on_demand_stands_on_the_file_for_reading(tmp_path, saved, memory
     load(tmp_path, saved, memory, is_on_demand=True)
     assert os.readlink(f"/proc/self/fd/{memory.fd}") == str(tmp_path / "engine-ram-0")
     assert fcntl.fcntl(memory.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-    assert (memory.is_shared, memory.ram.prefault) == (False, False)
+    assert (memory.ram.is_shared, memory.ram.prefault) == (False, False)
     (backend,) = memory_parts(memory, vcpus=1).objects
     assert (backend["share"], backend["readonly"], backend["rom"]) == (False, True, "off")
 
