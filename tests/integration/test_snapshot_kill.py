@@ -68,6 +68,7 @@ class Rounds:
             self._judge_target(status)
 
     def close(self) -> None:
+        """The server ends, and what was restored from is what it was."""
         self._server.check_end()
         assert digests(self.base) == self._digests
 
@@ -156,8 +157,10 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("count", [6, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
 def test_blow_at_any_moment_leaves_whole_snapshots_and_nothing_running(tmp_path: Path, count: int) -> None:
     rounds = Rounds(tmp_path, choose_engine("qemu"), count)
-    for number in range(count):
-        deed = DEEDS[number % len(DEEDS)]
-        rounds.strike(deed, rounds.random.choice(VICTIMS))
-    rounds.close()
+    try:
+        for number in range(count):
+            deed = DEEDS[number % len(DEEDS)]
+            rounds.strike(deed, rounds.random.choice(VICTIMS))
+    finally:
+        rounds.close()
     assert rounds.outcomes & {"whole", "none"}
