@@ -1,7 +1,7 @@
 """The one door to every check: `nox`, or `nox -s lint types layers unit` before a change.
 
 The sessions run in the environment that nox itself is installed in (`./test.sh` makes it as .venv).
-CLOUDVMM_LONG=1 adds the tests of large counts.
+CLOUDVMM_LONG=1 adds the tests of large counts, and on the oldest QEMU all but the sample.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Each kind of device through its life: booted, rebooted, removed, added again, added while paused, restored.
 
-Every step is seen from inside a real guest, on the QEMU of the path, on the oldest that is supported and on
-the newest there is.
+Every step is seen from inside a real guest, on the QEMU of the path and on the newest there is. On the oldest
+that is supported each kind is booted, removed and added again; its whole life there is a long test.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
-ROWS = [(case, version) for case in CASES for version in VERSIONS]
+OLDEST = "7.2"
+ROWS = [
+    pytest.param(
+        (case, version),
+        marks=pytest.mark.long if version == OLDEST else (),
+        id=f"{case.name}-{version}",
+    )
+    for case in CASES
+    for version in VERSIONS
+]
 
 
 class Stage:
@@ -61,6 +70,23 @@ class Stage:
         assert device_id not in self.vm.info()["device_tree"]
         assert self.vm.run(f"test ! -e {pci_folder(bdf)} && echo gone") == "gone"
 
+    def remove_or_see_why_not(self) -> None:
+        if self.case.stays is None:
+            self.remove("one")
+            return
+        answer = self.vm.vmm.put("vm.remove-device", {"id": "one"}, expect=500)
+        assert self.case.stays in answer[-1]
+        assert self.configured() == ["one"]
+        self.check("one")
+
+    def add_again(self) -> None:
+        """Add the device under its old id; under another where the old one stays."""
+        device_id = "one" if self.case.stays is None else "two"
+        if device_id in self.configured():
+            self.remove(device_id)
+        self.add(device_id)
+        self.check(device_id)
+
     def removals(self, device_id: str) -> int:
         return sum(
             event["event"] == "device-removed" and event["properties"]["id"] == device_id
@@ -77,10 +103,9 @@ class Stage:
         self.vm.wait_ready()
 
 
-@shared("class", params=ROWS, ids=[f"{case.name}-{version}" for case, version in ROWS])
-def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    kind, version = request.param
-    folder: Path = tmp_path_factory.mktemp(kind.name)
+@contextlib.contextmanager
+def staged(kind: type[DeviceCase], version: str, folder: Path) -> Iterator[Stage]:
+    """Boot a guest with one device of `kind` on the QEMU of `version`."""
     qemu = find_qemu(version, folder)
     if kind.oldest > version_of(qemu):
         pytest.skip(f"{kind.name} needs QEMU {kind.oldest}: its refusal is tested elsewhere")
@@ -89,6 +114,13 @@ def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
         config = vm_config(**case.changes, **{case.member: device if case.is_single else [device]})
         with booting(folder / "run", config, "--qemu", qemu) as vm:
             yield Stage(vm, case)
+
+
+@shared("class", params=ROWS)
+def shared_stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    kind, version = request.param
+    with staged(kind, version, tmp_path_factory.mktemp(kind.name)) as stage:
+        yield stage
 
 
 @pytest.fixture
@@ -107,20 +139,10 @@ class TestLifeOfADevice:
         stage.check("one")
 
     def test_is_removed_or_the_refusal_says_why(self, stage: Stage) -> None:
-        if stage.case.stays is None:
-            stage.remove("one")
-        else:
-            answer = stage.vm.vmm.put("vm.remove-device", {"id": "one"}, expect=500)
-            assert stage.case.stays in answer[-1]
-            assert stage.configured() == ["one"]
-            stage.check("one")
+        stage.remove_or_see_why_not()
 
     def test_is_added_again_under_its_id(self, stage: Stage) -> None:
-        device_id = "one" if stage.case.stays is None else "two"
-        if device_id in stage.configured():
-            stage.remove(device_id)
-        stage.add(device_id)
-        stage.check(device_id)
+        stage.add_again()
 
     def test_is_added_while_the_guest_is_paused(self, stage: Stage) -> None:
         device_id = "one" if stage.case.stays is None else "three"
@@ -151,3 +173,12 @@ class TestLifeOfADevice:
         stage.vm.vmm.put("vm.resume")
         for device_id in stage.configured():
             stage.check(device_id)
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.name)
+def test_oldest_qemu_boots_removes_and_adds_it_again(kind: type[DeviceCase], tmp_path: Path) -> None:
+    """A sample of the life above."""
+    with staged(kind, OLDEST, tmp_path) as stage:
+        stage.check("one")
+        stage.remove_or_see_why_not()
+        stage.add_again()

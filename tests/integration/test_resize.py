@@ -1,4 +1,7 @@
-"""Sizes of a running VM that change, seen from inside the guest."""
+"""Sizes of a running VM that change, seen from inside the guest.
+
+On the oldest QEMU zones grow and shrink by default; virtio-mem without zones is a long test there.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +163,7 @@ def test_removal_of_a_vcpu_is_refused_by_an_old_qemu_that_would_crash(tmp_path: 
         assert vm.config()["cpus"]["boot_vcpus"] == 3
 
 
-@pytest.mark.parametrize("version", ["path", "7.2"])
+@pytest.mark.parametrize("version", ["path", pytest.param("7.2", marks=pytest.mark.long)])
 def test_virtio_mem_gives_and_takes_memory(tmp_path: Path, version: str) -> None:
     memory = {"size": 256 * MIB, "hotplug_method": "VirtioMem", "hotplug_size": 1024 * MIB}
     payload = direct_boot("memhp_default_state=online_movable")

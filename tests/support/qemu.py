@@ -16,6 +16,8 @@ from support.deadline import HOST_S
 from support.old_qemu import old_qemu_program
 
 VERSIONS: Final = ("path", "7.2", "newest")
+# For what differs little between versions: `./test.sh --long` runs it on the oldest, too.
+SAMPLED_VERSIONS: Final = ("path", pytest.param("7.2", marks=pytest.mark.long), "newest")
 NEW_QEMU: Final = "CLOUDVMM_TEST_NEW_QEMU"
 
 
