@@ -1,12 +1,12 @@
 """`cloudvmm` as a program that notes what goes over its connections, for `tap.py` to look at afterwards.
 
-Run as `python -m support.tapped FOLDER FLAG...`. Whatever client speaks to it, its traffic is seen here. A
-note that cannot be written is left out: the server must not suffer for it.
+Run as `python -m support.tapped FOLDER FLAG...`. Whatever client speaks to it, its traffic is seen here.
+Where a note cannot be written, the rest of its connection is left out: the server must not suffer for it, and
+behind a gap nobody can tell which answer is whose.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import socket
@@ -37,8 +37,12 @@ class TappedSocket(socket.socket):
         super().sendall(data, *arguments)
 
     def _note(self, direction: bytes, raw: bytes) -> None:
-        with contextlib.suppress(OSError):
+        if not self.path:
+            return
+        try:
             note(self.path, direction, raw)
+        except OSError:
+            self.path = ""
 
 
 class TappedConnection(Connection):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import socket
 import subprocess
 import sys
 
@@ -12,9 +14,11 @@ from support.peer import Peer, answering
 from support.rest import RestClient, request_bytes
 from support.server import Server
 from support.tap import RECEIVED, SENT, check_all, note
+from support.tapped import TappedSocket
 
 DONE = b"HTTP/1.1 204 \r\nServer: Cloud Hypervisor API\r\nConnection: keep-alive\r\n\r\n"
 NEVER = b"HTTP/1.1 405 \r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]"
+PING = b"HTTP/1.1 200 \r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 \r\nContent-Type: text/event-stream\r\n\r\n"
 REMOTE = "import sys; from cloudvmm.cli.remote.main import main; sys.exit(main())"
 
@@ -75,3 +79,22 @@ def test_every_kind_of_client_is_seen(tmp_path):
         assert check_all(server.traffic) == before + 2
     finally:
         server.check_end()
+
+
+def test_connection_whose_note_is_lost_is_left_out_from_there_on(tmp_path):
+    """Else the next answer would be taken for that to the last request."""
+    ours, theirs = socket.socketpair()
+    with theirs, TappedSocket(fileno=ours.detach()) as tapped:
+        tapped.path = str(tmp_path / "0")
+        theirs.sendall(request_bytes("PUT", "/api/v1/vm.boot"))
+        tapped.recvmsg(65536)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            tapped.sendall(DONE)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        theirs.sendall(request_bytes("GET", "/api/v1/vmm.ping"))
+        tapped.recvmsg(65536)
+        tapped.sendall(PING)
+    assert check_all(tmp_path) == 0
