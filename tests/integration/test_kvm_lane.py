@@ -1,6 +1,7 @@
 """Does everything hold on KVM? Asked inside an emulated outer machine, whose KVM works whatever this one has.
 
-What runs in there: the probe of the accelerator, a VM's life through the REST API, and the contract suite.
+What runs in there: the probe of the accelerator, a VM's life through the REST API, and of the contract suite
+the life of a machine; the whole suite is a long test.
 Each inner pytest's own summary is shown in ours. A failure ends with the last words of the inner consoles.
 """
 
@@ -17,7 +18,7 @@ from lane.image import build_image, project_archive
 from lane.machine import LaneMachine
 from lane.run import Lane, Tell, run_suite, teller
 
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
@@ -52,4 +53,10 @@ def test_kvm_is_found_and_a_vm_lives_its_whole_life_on_it(lane: Lane, tell: Tell
 
 
 def test_qemu_engine_keeps_the_contract_on_kvm(lane: Lane, tell: Tell) -> None:
+    """A sample of it: the life of a machine."""
+    run_suite(lane, tell, "tests/contract/test_lifecycle.py -m qemu")
+
+
+@pytest.mark.long
+def test_qemu_engine_keeps_the_whole_contract_on_kvm(lane: Lane, tell: Tell) -> None:
     run_suite(lane, tell, "tests/contract -m qemu")

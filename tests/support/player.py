@@ -24,6 +24,7 @@ from cloudvmm.guest import FAST_CMDLINE
 from support.accelerator import accelerator
 from support.deadline import BOOT_S
 from support.guest import find_guest, import_or_skip
+from support.process import what_children_do
 from support.wait import is_readable
 
 READ_BYTES = 65536
@@ -152,7 +153,8 @@ class QemuPlayer(Player):
 
     def wait_ready(self) -> None:
         """The shell service announces itself after the guest's own ready line: only then it listens."""
-        assert self.hears("@cvm ready", timeout_s=self.ready_timeout_s), f"No shell service: {self._heard!r}"
+        if not self.hears("@cvm ready", timeout_s=self.ready_timeout_s):
+            raise AssertionError(f"No shell service: {self._heard!r}\n{what_children_do()}")
 
     def _run(self, script: str) -> None:
         """Send `script` to the guest's shell service; what it says is not waited for."""
