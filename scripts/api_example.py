@@ -45,13 +45,23 @@ ORDER: dict[str, tuple[str, ...]] = {
         *("vm.create", "vm.boot", "vm.pause", "vm.resume", "vm.nmi", "vm.power-button", "vm.reboot"),
         *("vm.shutdown", "vm.delete"),
     ),
-    "state": ("vm.coredump", "vm.snapshot", "vm.restore", "vm.send-migration", "vm.receive-migration"),
+    "state": (
+        "vm.coredump",
+        "vm.snapshot",
+        "vm.restore",
+        "vm.send-migration",
+        "vm.receive-migration",
+        "vm.migration-progress",
+        "vm.cancel-migration",
+    ),
 }
 # Commands that an example needs right before its own.
 BEFORE: dict[str, tuple[str, ...]] = {"vm.restore": ("vm.delete",)}
 NOT_RUN: dict[str, str] = {
     "vm.resize-zone": "needs a VM with memory zones",
     "vm.receive-migration": "it waits for a VM; the first block has run it",
+    "vm.migration-progress": "the VMM that has sent its VM has ended",
+    "vm.cancel-migration": "there is no migration any more",
 }
 REMOTE: dict[str, str] = {
     "vmm.ping": "ping",

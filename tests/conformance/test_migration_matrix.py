@@ -130,6 +130,7 @@ def lent(sides, tmp_path) -> RestClient:
 def test_every_command_has_its_cell():
     tested = {command for command, *_ in REFUSED}
     answered = {"vmm.ping", "vm.info", "vm.send-migration", "vm.receive-migration"}
+    answered |= {"vm.migration-progress", "vm.cancel-migration"}
     assert tested | answered == {command.name for command in COMMANDS}
 
 
@@ -183,6 +184,19 @@ def test_receive_is_refused(lent):
             UNDER_WAY,
         ],
     )
+
+
+def test_progress_is_told(lent):
+    reply = lent.ask("GET", "vm.migration-progress")
+
+    assert reply.status == 200
+    assert b'"role":"Sender"' in reply.body
+
+
+def test_cancel_is_answered_at_once(lent):
+    reply = lent.ask("PUT", "vm.cancel-migration")
+
+    assert (reply.status, reply.body) == (204, b"")
 
 
 def test_vmm_shutdown_is_refused_and_the_vmm_ends_all_the_same(lent, source):

@@ -12,7 +12,14 @@ from typing import Any, ClassVar
 
 from cloudvmm.api import error
 from cloudvmm.api.channel import ReplyChannel
-from cloudvmm.api.data import ApiResponsePayload, Empty, VmActionPayload, VmInfo, VmmPingResponse
+from cloudvmm.api.data import (
+    ApiResponsePayload,
+    Empty,
+    VmActionPayload,
+    VmInfo,
+    VmMigrationProgress,
+    VmmPingResponse,
+)
 from cloudvmm.config import device, operation
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
@@ -313,6 +320,28 @@ class VmSendMigration(ApiRequest):
     error = error.VmSendMigrationError
 
 
+class VmMigrationProgressRequest(ApiRequest):
+    """Tell how far a migration is. Allowed always; an extension. Fails where there has been none."""
+
+    name = "vm.migration-progress"
+    answer = VmMigrationProgress
+    error = error.VmMigrationProgressError
+    effect = Effect.READS
+    is_on_dbus = False
+
+
+class VmCancelMigration(ApiRequest):
+    """End the migration under way, outgoing or incoming; the VM stays where it is. An extension.
+
+    It is answered at once, and events tell the outcome. It fails where there is none, or where the
+    destination has been told to let the VM run.
+    """
+
+    name = "vm.cancel-migration"
+    error = error.VmCancelMigrationError
+    is_on_dbus = False
+
+
 COMMANDS: tuple[type[ApiRequest], ...] = (
     VmmPing,
     VmmShutdown,
@@ -345,6 +374,8 @@ COMMANDS: tuple[type[ApiRequest], ...] = (
     VmCoredump,
     VmReceiveMigration,
     VmSendMigration,
+    VmMigrationProgressRequest,
+    VmCancelMigration,
 )
 
 
@@ -381,3 +412,5 @@ class VmAction(enum.Enum):
     COREDUMP = VmCoredump
     RECEIVE_MIGRATION = VmReceiveMigration
     SEND_MIGRATION = VmSendMigration
+    MIGRATION_PROGRESS = VmMigrationProgressRequest
+    CANCEL_MIGRATION = VmCancelMigration

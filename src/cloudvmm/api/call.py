@@ -11,7 +11,14 @@ from typing import Any, TypeVar
 
 from cloudvmm.api import action
 from cloudvmm.api.channel import ApiSender, ReplyChannel
-from cloudvmm.api.data import ApiResponsePayload, Empty, VmActionPayload, VmInfo, VmmPingResponse
+from cloudvmm.api.data import (
+    ApiResponsePayload,
+    Empty,
+    VmActionPayload,
+    VmInfo,
+    VmMigrationProgress,
+    VmmPingResponse,
+)
 from cloudvmm.api.error import EventFdWrite, ResponsePayloadType
 from cloudvmm.config import device, operation
 from cloudvmm.config.disk import DiskConfig
@@ -19,7 +26,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.host.eventfd import EventFd
 
-P = TypeVar("P", Empty, VmInfo, VmmPingResponse, VmActionPayload)
+P = TypeVar("P", Empty, VmInfo, VmmPingResponse, VmActionPayload, VmMigrationProgress)
 
 
 def send_request(
@@ -193,6 +200,14 @@ def vm_add_vdpa(api_evt: EventFd, api_sender: ApiSender, vdpa_config: device.Vdp
 def vm_add_vsock(api_evt: EventFd, api_sender: ApiSender, vsock_config: device.VsockConfig) -> bytes | None:
     """Return JSON of a `PciDeviceInfo` after a hot add, None after a cold one."""
     return _expect(VmActionPayload, api_evt, api_sender, action.VmAddVsock, vsock_config).body
+
+
+def vm_migration_progress(api_evt: EventFd, api_sender: ApiSender) -> VmMigrationProgress:
+    return _expect(VmMigrationProgress, api_evt, api_sender, action.VmMigrationProgressRequest)
+
+
+def vm_cancel_migration(api_evt: EventFd, api_sender: ApiSender) -> None:
+    _expect(Empty, api_evt, api_sender, action.VmCancelMigration)
 
 
 def vm_action(

@@ -80,4 +80,47 @@ class VmActionPayload(msgspec.Struct, frozen=True):
     body: bytes | None = None
 
 
-ApiResponsePayload = Empty | VmInfo | VmmPingResponse | VmActionPayload
+class MigrationRole(enum.Enum):
+    """Whether the VM leaves or comes."""
+
+    SENDER = "Sender"
+    RECEIVER = "Receiver"
+
+
+class MigrationPhase(enum.Enum):
+    """A sender is Connecting, Sending, Loading (the other side puts the VM together) and Completing.
+
+    A receiver is Listening, Preparing, Receiving, Loading and Completing.
+    """
+
+    LISTENING = "Listening"
+    CONNECTING = "Connecting"
+    PREPARING = "Preparing"
+    SENDING = "Sending"
+    RECEIVING = "Receiving"
+    LOADING = "Loading"
+    COMPLETING = "Completing"
+    FINISHED = "Finished"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class VmMigrationProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The migration under way, or the last one. What is not known is not there.
+
+    `iteration` counts the passes over the guest's memory from 0. `downtime_ms` is how long the guest stood
+    still, known where it has come to an end.
+    """
+
+    role: MigrationRole
+    phase: MigrationPhase
+    elapsed_ms: int
+    transferred_bytes: int
+    iteration: int | None = None
+    remaining_bytes: int | None = None
+    dirty_bytes_per_s: int | None = None
+    expected_downtime_ms: int | None = None
+    downtime_ms: float | None = None
+
+
+ApiResponsePayload = Empty | VmInfo | VmmPingResponse | VmActionPayload | VmMigrationProgress

@@ -160,6 +160,14 @@ class VmSendMigrationError(ApiError):
     """Error dispatching the migration worker"""
 
 
+class VmMigrationProgressError(ApiError):
+    """Error looking at the migration"""
+
+
+class VmCancelMigrationError(ApiError):
+    """Error cancelling the migration"""
+
+
 class VmPowerButtonError(ApiError):
     """Error triggering power button"""
 
@@ -405,6 +413,14 @@ class NotMigratable(MigratableError):
 
 class LocalNeedsSharedMemory(MigratableError):
     """Local migration requires shared memory or hugepages enabled"""
+
+
+class NoMigration(MigratableError):
+    """There is no migration"""
+
+
+class MigrationCompletes(MigratableError):
+    """The destination was told to let the VM run, so the migration cannot be cancelled any more"""
 
 
 class InvalidSendMigration(MigratableError):

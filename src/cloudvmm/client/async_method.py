@@ -12,7 +12,7 @@ from cloudvmm.client.failure import ServerFull
 from cloudvmm.client.follow import Patience, Removal, is_running, may_be_well_later
 
 if TYPE_CHECKING:
-    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmmPingResponse
+    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmMigrationProgress, VmmPingResponse
     from cloudvmm.client.async_stream import AsyncEventStream
     from cloudvmm.client.table import Command
     from cloudvmm.config.device import (
@@ -269,3 +269,11 @@ class AsyncMethods(abc.ABC):
     async def vm_send_migration(self, data: VmSendMigrationData) -> None:
         """Send the VM to another VMM."""
         await self.call(table.VM_SEND_MIGRATION, data)
+
+    async def vm_migration_progress(self) -> VmMigrationProgress:
+        """Tell how far the migration under way is, or how the last one ended."""
+        return await self.call(table.VM_MIGRATION_PROGRESS)
+
+    async def vm_cancel_migration(self) -> None:
+        """Call off the migration under way; events tell of its end."""
+        await self.call(table.VM_CANCEL_MIGRATION)

@@ -20,6 +20,7 @@ from cloudvmm.api.data import (
     PciDeviceInfo,
     VmCounters,
     VmInfo,
+    VmMigrationProgress,
     VmmPingResponse,
     VmState,
 )
@@ -177,6 +178,7 @@ _ping_decoder = msgspec.json.Decoder(_Ping)
 _info_decoder = msgspec.json.Decoder(_Info)
 _device_decoder = msgspec.json.Decoder(PciDeviceInfo)
 _counters_decoder = msgspec.json.Decoder(VmCounters)
+_progress_decoder = msgspec.json.Decoder(VmMigrationProgress)
 
 
 def _decode_ping(body: bytes) -> VmmPingResponse:
@@ -242,5 +244,6 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "ping": _decode_ping,
     "info": _decode_info,
     "counters": _counters_decoder.decode,
+    "progress": _progress_decoder.decode,
     "device": _decode_device,
 }

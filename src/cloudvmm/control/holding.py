@@ -21,6 +21,7 @@ from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Machine
 
 if TYPE_CHECKING:
+    from cloudvmm.control.migration import Migration
     from cloudvmm.migration.cut import Cut
 
 # What the guest asked for, by name, and the steps of it.
@@ -41,7 +42,7 @@ class Lent(msgspec.Struct):
 class Holding:
     """`on_machine` and `on_machine_gone` tell the loop which machine to watch.
 
-    `cut` ends the migration that is under way, whichever way it goes.
+    `cut` ends the migration that is under way, whichever way it goes; `migration` tells of the last one.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Holding:
         self.vm: Vm | None = None
         self.lent: Lent | None = None
         self.cut: Cut | None = None
+        self.migration: Migration | None = None
         self._info: VmInfo | None = None
         self._info_of: tuple[object, ...] = ()
         self._on_machine = on_machine

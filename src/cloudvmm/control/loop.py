@@ -16,7 +16,7 @@ from functools import partial
 from cloudvmm.api import action
 from cloudvmm.api.channel import ApiReceiver
 from cloudvmm.api.data import Empty, VmmPingResponse, VmState
-from cloudvmm.api.error import VmError, VmmShuttingDown
+from cloudvmm.api.error import NoMigration, VmError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.holding import GUEST_RESET, Holding
 from cloudvmm.control.journal import Journal
@@ -149,6 +149,8 @@ class ControlLoop:
             self._answer_info(request)
         elif isinstance(request, action.VmCountersRequest):
             self._reader.answer_counters(request)
+        elif isinstance(request, action.VmMigrationProgressRequest | action.VmCancelMigration):
+            self._answer_about_migration(request)
         elif isinstance(request, action.VmmShutdown):
             self._runner.add_shutdown(request)
         else:
@@ -167,6 +169,21 @@ class ControlLoop:
         else:
             # The engine does not tell when the guest moves a BAR: whoever looks causes the next look.
             self._reader.look_at_bars()
+
+    def _answer_about_migration(
+        self, request: action.VmMigrationProgressRequest | action.VmCancelMigration
+    ) -> None:
+        try:
+            migration = self._holding.migration
+            if migration is None:
+                raise NoMigration
+            if isinstance(request, action.VmCancelMigration):
+                migration.cancel()
+                request.reply.send(Empty())
+            else:
+                request.reply.send(migration.progress())
+        except VmmError as error:
+            request.reply.send(failed(request.error, error))
 
     def _on_outcome(self) -> None:
         self._hear_machine()

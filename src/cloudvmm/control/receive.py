@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, Final
 
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import Empty
+from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.operation import MigrationMemoryMode, VmReceiveMigrationData
@@ -23,6 +24,7 @@ from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
 from cloudvmm.control.blueprint import check_config, check_numbering
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of, forget
 from cloudvmm.control.holding import Holding
+from cloudvmm.control.migration import Migration
 from cloudvmm.control.numbering import device_ids
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import VmRecord, decode_record
@@ -83,19 +85,27 @@ class Receive:
             raise api_error.MigratableReceive from api_error.ReceiveOverVm()
         info: EngineInfo = yield partial(_check, self._engine, data)
         self._holding.cut = cut = Cut()
+        self._holding.migration = migration = Migration(MigrationRole.RECEIVER, cut)
         try:
-            listener: Listener = yield partial(_listen, data.receiver_url, cut)
+            listener: Listener = yield partial(_listen, data, cut)
             try:
-                yield from self._serve(data, listener, info)
+                downtime_ms = yield from self._serve(data, listener, migration, info)
             finally:
                 yield Cleanup(listener.close)
+        except Exception:
+            migration.end(is_done=False)
+            raise
         finally:
             self._holding.cut = None
             cut.close()
+        migration.end(is_done=True, downtime_ms=downtime_ms)
         self._events.emit("vm", "migration-receive-finished")
         return Empty()
 
-    def _serve(self, data: VmReceiveMigrationData, listener: Listener, info: EngineInfo) -> Steps:
+    def _serve(
+        self, data: VmReceiveMigrationData, listener: Listener, migration: Migration, info: EngineInfo
+    ) -> Generator[Job, Any, float | None]:
+        """Return for how many milliseconds a guest that ran stood still, if the other VMM tells."""
         if self._holding.vm_config is not None:
             self._log("warn", "The existing VM config will be overwritten")
         self._events.emit("vm", "migration-receive-ready")
@@ -105,7 +115,7 @@ class Receive:
             raise api_error.MigratableSocket from error
         self._events.emit("vm", "migration-receive-started")
         try:
-            yield from self._take_over(data, listener, control, info)
+            return (yield from self._take_over(data, listener, control, migration, info))
         except Exception as error:
             is_gone = yield from self._clear()
             self._events.emit("vm", "migration-receive-failed")
@@ -114,11 +124,16 @@ class Receive:
             raise _aborted(error)  # noqa: B904  its causes are set
         finally:
             yield Cleanup(control.close)
-        return Empty()
 
     def _take_over(
-        self, data: VmReceiveMigrationData, listener: Listener, control: Link, info: EngineInfo
-    ) -> Steps:
+        self,
+        data: VmReceiveMigrationData,
+        listener: Listener,
+        control: Link,
+        migration: Migration,
+        info: EngineInfo,
+    ) -> Generator[Job, Any, float | None]:
+        migration.enter(MigrationPhase.PREPARING)
         yield partial(greet, control)
         offer: Offer = yield partial(control.receive, Offer)
         vm_config: VmConfig
@@ -129,22 +144,32 @@ class Receive:
         yield from self._power.open_consoles()
         token = os.urandom(16).hex()
         yield partial(control.send, Accept(token=token))
-        state: Link = yield partial(listener.accept_state, token, control)
+        states: list[Link] = yield partial(listener.accept_states, token, control, offer.connections)
         try:
-            source = ReceivedFrom(state.lend())
+            migration.enter(MigrationPhase.RECEIVING)
+            link_fd, *more_fds = [state.lend() for state in states]
+            source = ReceivedFrom(
+                link_fd, tuple(more_fds), offer.is_local, on_transferred=migration.note_transferred
+            )
             yield from self._restore.go_on(record, source)
         finally:
-            yield Cleanup(state.close)
+            yield Cleanup(partial(_close_all, states))
+        migration.enter(MigrationPhase.LOADING)
         yield partial(control.send, Ready())
         complete: Complete = yield partial(control.receive, Complete, timeout_s=COMPLETE_S)
+        migration.enter(MigrationPhase.COMPLETING)
+        told_s = time.monotonic()
         if not complete.is_paused:
             yield from self._power.resume()
+        downtime_ms = None
+        if complete.stood_ms is not None and not complete.is_paused:
+            downtime_ms = complete.stood_ms + (time.monotonic() - told_s) * 1000
         try:
             yield Cleanup(partial(control.send, Done()))
         except MigrationError as error:
             # The VM is here and runs; the other VMM keeps its own paused, as it cannot know.
             self._log("warn", f"The sender was not told of the end: {': '.join(error_chain(error))}")
-        return Empty()
+        return downtime_ms
 
     def _clear(self) -> Generator[Job, Any, bool]:
         """Hold nothing. Return whether it is certain that nothing runs any more."""
@@ -172,8 +197,6 @@ def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
     except MigrationError as error:
         raise api_error.MigratableReceive from _caused(api_error.InvalidReceiveMigration(), error)
     try:
-        if data.tls_dir is not None:
-            raise NotSupportedYet("Migration over TLS comes with a later release; receive without tls_dir")
         if data.memory_mode is MigrationMemoryMode.POSTCOPY:
             raise NotSupportedYet("Postcopy comes with a later release; receive with memory_mode Precopy")
         return engine.info
@@ -181,11 +204,21 @@ def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
         raise api_error.MigratableReceive from error
 
 
-def _listen(receiver_url: str, cut: Cut) -> Listener:
-    address = parse_address(receiver_url)
+def _close_all(links: list[Link]) -> None:
+    for link in links:
+        link.close()
+
+
+def _listen(data: VmReceiveMigrationData, cut: Cut) -> Listener:
+    address = parse_address(data.receiver_url)
     assert address is not None
     try:
-        return Listener(address, cut)
+        tls = None
+        if data.tls_dir is not None:
+            from cloudvmm.migration.tls import Tls
+
+            tls = Tls(data.tls_dir, is_server=True)
+        return Listener(address, cut, tls=tls)
     except MigrationError as error:
         raise api_error.MigratableReceive from error
 

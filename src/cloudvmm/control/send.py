@@ -12,19 +12,21 @@ what comes of it is told by events and in the log. The VM runs on one side at mo
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import Empty, VmState
+from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole, VmState
 from cloudvmm.config import form
 from cloudvmm.config.operation import MigrationMemoryMode, TimeoutStrategy, VmSendMigrationData
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.holding import GUEST_RESET, Holding, Lent, Postponed
 from cloudvmm.control.lane import Lane, LaneEnd, LaneSteps
+from cloudvmm.control.migration import Migration
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import encode_record
 from cloudvmm.control.vm import Vm
@@ -38,6 +40,9 @@ from cloudvmm.migration.error import MigrationError, OutcomeUnknown, PeerRefused
 from cloudvmm.migration.link import Link, connect
 from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, refusal
 from cloudvmm.migration.rule import check_send
+
+if TYPE_CHECKING:
+    from cloudvmm.migration.tls import Tls
 
 # The other VMM opens consoles before it accepts, and lets the guest run before it is done.
 ANSWER_S: Final = 60.0
@@ -90,8 +95,9 @@ class Send:
         except EngineError as error:
             raise api_error.MigratableSend from error
         self._holding.lent = Lent(self._holding.info())
-        self._holding.cut = Cut()
-        self._lane.start(self._migrate(vm, data, offer, self._holding.cut))
+        self._holding.cut = cut = Cut()
+        self._holding.migration = migration = Migration(MigrationRole.SENDER, cut)
+        self._lane.start(self._migrate(vm, data, offer, migration, cut))
         return Empty()
 
     def _offer(self, record: msgspec.Raw, vm_config: VmConfig, data: VmSendMigrationData) -> Offer:
@@ -103,24 +109,30 @@ class Send:
             vm=record,
             engine=info.name,
             engine_version=info.version,
-            is_local=data.local,
+            # A source that is kept keeps its memory to itself.
+            is_local=data.local and not data.preserve_source,
+            connections=data.connections,
         )
 
-    def _migrate(self, vm: Vm, data: VmSendMigrationData, offer: Offer, cut: Cut) -> LaneSteps:
+    def _migrate(
+        self, vm: Vm, data: VmSendMigrationData, offer: Offer, migration: Migration, cut: Cut
+    ) -> LaneSteps:
         """What the lane carries out. With its VM elsewhere the VMM is to end."""
         was_running = vm.state is VmState.RUNNING
         lent = self._holding.lent
         assert lent is not None
         self._events.emit("vm", "migration-started")
         try:
-            yield from self._hand_over(vm, data, offer, cut)
+            stood_since_s = yield from self._hand_over(vm, data, offer, migration, cut)
         except Exception as error:
+            migration.end(is_done=False)
             self._events.emit("vm", "migration-failed")
             self._log("error", f"The migration failed: {': '.join(error_chain(error))}")
             if was_running and not isinstance(error, OutcomeUnknown):
                 yield from self._let_go_on(vm, lent)
             return LaneEnd(postponed=_allowed_after(error, lent.postponed), error=error)
         else:
+            migration.end(is_done=True, downtime_ms=_since_ms(stood_since_s) if was_running else None)
             self._events.emit("vm", "migration-finished")
             if data.preserve_source:
                 return LaneEnd(postponed=lent.postponed)
@@ -134,37 +146,62 @@ class Send:
             self._holding.cut = None
             cut.close()
 
-    def _hand_over(self, vm: Vm, data: VmSendMigrationData, offer: Offer, cut: Cut) -> Part:
+    def _hand_over(
+        self, vm: Vm, data: VmSendMigrationData, offer: Offer, migration: Migration, cut: Cut
+    ) -> Generator[Job, Any, float]:
+        """Return since when the guest stands still."""
         address = parse_address(data.destination_url)
         assert address is not None
         control: Link
-        control, token = yield partial(_propose, address, offer, cut)
+        tls: Tls | None
+        control, token, tls = yield partial(_propose, address, offer, cut, data.tls_dir)
         try:
             try:
                 was_running = vm.state is VmState.RUNNING
-                if data.local and was_running:
+                if data.preserve_source and was_running:
                     yield from self._power.pause_lent(vm)
-                yield from self._send_state(vm, data, address, control, token, cut)
+                states: list[Link] = yield partial(_connect_states, address, offer, cut, token, tls)
+                migration.enter(MigrationPhase.SENDING)
+                stood_since_s = yield from self._send_state(vm, data, offer, control, states, migration, cut)
+                migration.enter(MigrationPhase.LOADING)
                 yield partial(control.receive, Ready, timeout_s=ANSWER_S)
+                migration.enter(MigrationPhase.COMPLETING)
+                stood_ms = _since_ms(stood_since_s) if was_running else None
                 # Where this fails a part of it is not sent: the other VMM cannot have read it.
-                yield partial(control.send, Complete(is_paused=not was_running))
+                yield partial(control.send, Complete(is_paused=not was_running, stood_ms=stood_ms))
             except PeerRefused:
                 raise
             except Exception as error:
                 yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
                 raise
             yield from _wait_done(control)
+            return stood_since_s
         finally:
             yield Cleanup(control.close)
 
     def _send_state(
-        self, vm: Vm, data: VmSendMigrationData, address: Address, control: Link, token: str, cut: Cut
-    ) -> Part:
-        state: Link = yield partial(connect, address, "state", cut, token=token)
-        limit_s = data.timeout_s if data.timeout_strategy is TimeoutStrategy.CANCEL else None
+        self,
+        vm: Vm,
+        data: VmSendMigrationData,
+        offer: Offer,
+        control: Link,
+        states: list[Link],
+        migration: Migration,
+        cut: Cut,
+    ) -> Generator[Job, Any, float]:
+        must_cancel = data.timeout_strategy is TimeoutStrategy.CANCEL
         try:
-            target = SentTo(link_fd=state.lend(), downtime_ms=data.downtime_ms)
-            yield partial(_send_within, vm.machine, target, cut, limit_s)
+            link_fd, *more_fds = [state.lend() for state in states]
+            target = SentTo(
+                link_fd=link_fd,
+                more_fds=tuple(more_fds),
+                is_local=offer.is_local,
+                downtime_ms=data.downtime_ms,
+                insist_s=None if must_cancel else data.timeout_s,
+                on_transferred=migration.note_transferred,
+            )
+            limit_s = data.timeout_s if must_cancel else None
+            stood_since_s: float = yield partial(_send_within, vm.machine, target, cut, limit_s)
         except NotSupportedYet:
             raise
         except EngineError as error:
@@ -178,10 +215,11 @@ class Send:
             self._note_stopped(vm)
             raise
         finally:
-            yield Cleanup(state.close)
+            yield Cleanup(partial(_close_all, states))
         self._note_stopped(vm)
         self._events.emit("vm", "snapshotting")
         self._events.emit("vm", "snapshotted")
+        return stood_since_s
 
     def _note_stopped(self, vm: Vm) -> None:
         if vm.state is not VmState.RUNNING:
@@ -207,23 +245,43 @@ class Send:
         self._events.emit("vm", "resumed")
 
 
-def _propose(address: Address, offer: Offer, cut: Cut) -> tuple[Link, str]:
-    """Connect and offer the VM; return the link and the token of the one that takes it."""
-    control = connect(address, "control", cut)
+def _connect_states(address: Address, offer: Offer, cut: Cut, token: str, tls: Tls | None) -> list[Link]:
+    links: list[Link] = []
+    try:
+        for number in range(offer.connections):
+            links.append(connect(address, "state", cut, token=token, number=number, tls=tls))
+    except BaseException:
+        _close_all(links)
+        raise
+    return links
+
+
+def _close_all(links: list[Link]) -> None:
+    for link in links:
+        link.close()
+
+
+def _propose(address: Address, offer: Offer, cut: Cut, tls_dir: str | None) -> tuple[Link, str, Tls | None]:
+    """Connect and offer the VM; return the link, the token of who takes it, and what `tls_dir` gave."""
+    tls = None
+    if tls_dir is not None:
+        from cloudvmm.migration.tls import Tls
+
+        tls = Tls(tls_dir, is_server=False)
+    control = connect(address, "control", cut, tls=tls)
     try:
         control.receive(Welcome)
         control.send(offer)
-        return control, control.receive(Accept, timeout_s=ANSWER_S).token
+        return control, control.receive(Accept, timeout_s=ANSWER_S).token, tls
     except BaseException:
         control.close()
         raise
 
 
-def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None) -> None:
+def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None) -> float:
     """Have the engine send; cut everything if it is not done within `limit_s` seconds."""
     if limit_s is None:
-        machine.send(target)
-        return
+        return machine.send(target)
     is_late = threading.Event()
 
     def end() -> None:
@@ -234,13 +292,17 @@ def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None
     timer.daemon = True
     timer.start()
     try:
-        machine.send(target)
+        return machine.send(target)
     except EngineError as error:
         if is_late.is_set():
             raise TookTooLong(limit_s) from error
         raise
     finally:
         timer.cancel()
+
+
+def _since_ms(moment_s: float) -> float:
+    return (time.monotonic() - moment_s) * 1000
 
 
 def _wait_done(control: Link) -> Part:
@@ -260,12 +322,8 @@ def _allowed_after(error: Exception, postponed: Postponed) -> Postponed:
 
 
 def _check_means(data: VmSendMigrationData) -> None:
-    if data.tls_dir is not None:
-        raise NotSupportedYet("Migration over TLS comes with a later release; migrate without tls_dir")
     if data.memory_mode is MigrationMemoryMode.POSTCOPY:
         raise NotSupportedYet("Postcopy comes with a later release; migrate with memory_mode Precopy")
-    if data.connections > 1:
-        raise NotSupportedYet("Several connections come with a later release; migrate with connections 1")
 
 
 def _is_memory_shared(vm_config: VmConfig) -> bool:

@@ -33,6 +33,7 @@ Each blocking call has a deadline of its own and raises `EngineTimeout` when it 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -134,20 +135,58 @@ class SavedIn(msgspec.Struct, frozen=True):
     has_prefault: bool = False
 
 
+class Transferred(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a machine's state is on its way. None is what is not known, as all but `bytes` is who receives.
+
+    `bytes` are those that went over the link. `iteration` counts the passes over the guest's memory from 0;
+    `remaining_bytes` are left of the one under way. `expected_downtime_ms` is how long the guest would stand
+    still if it were stopped now.
+    """
+
+    bytes: int
+    iteration: int | None = None
+    remaining_bytes: int | None = None
+    dirty_bytes_per_s: int | None = None
+    expected_downtime_ms: int | None = None
+
+
+OnTransferred = Callable[[Transferred], None]
+
+
+def drop_transferred(_: Transferred) -> None:
+    """The `OnTransferred` of those who do not want to know."""
+
+
 class ReceivedFrom(msgspec.Struct, frozen=True):
-    """`link_fd` is a connected stream socket at whose other end `Machine.send` runs. Lent."""
+    """`link_fd` is a connected stream socket at whose other end `Machine.send` runs. Lent.
+
+    `more_fds` are further ones, as many and in the same order as at the other end. `on_transferred` is called
+    now and then by the thread that builds. `is_local` is as at the other end.
+    """
 
     link_fd: int
+    more_fds: tuple[int, ...] = ()
+    is_local: bool = False
+    on_transferred: OnTransferred = drop_transferred
 
 
 class SentTo(msgspec.Struct, frozen=True, kw_only=True):
     """`link_fd` is a connected stream socket at whose other end a machine is built from it. Lent.
 
-    An engine that sends memory while the guest runs stops it once `downtime_ms` should do for the rest.
+    An engine that sends memory while the guest runs stops it once `downtime_ms` should do for the rest, and
+    after `insist_s` seconds whatever that takes; None waits for ever. `on_transferred` is called now and then
+    by the thread that sends. `more_fds` are further sockets of the kind, over which the state may go, too.
+
+    With `is_local` the link is a UNIX socket, and memory is handed over, not copied, where it can be. The
+    guest runs until the other machine stands; then its memory is the other machine's, unless that fails.
     """
 
     link_fd: int
+    more_fds: tuple[int, ...] = ()
+    is_local: bool = False
     downtime_ms: int = 300
+    insist_s: int | None = None
+    on_transferred: OnTransferred = drop_transferred
 
 
 PCI_DEVICES: Final = 32
@@ -398,10 +437,10 @@ class Machine(Protocol):
         Every file is new and is synced; their names begin with `engine-`. On failure none is left.
         """
 
-    def send(self, target: SentTo) -> None:
+    def send(self, target: SentTo) -> float:
         """Blocking. Stop the guest and hand its whole state over.
 
-        The guest stands paused afterwards, whatever happened.
+        The guest stands paused afterwards, whatever happened. Return since when, on the monotonic clock.
 
         :raises LinkLost: the other side is gone; whether it has the whole state is not known.
         """

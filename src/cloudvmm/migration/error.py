@@ -9,6 +9,7 @@ MigrationError
 ├── ConnectFailed      nobody answers at the sender's destination
 ├── LinkDown           the other VMM is gone
 ├── LinkTimeout        the other VMM says nothing for too long
+├── TlsFailed          the other VMM is not who it must be, or the certificates are none (`tls.py`)
 ├── ProtocolError      the other side says what it must not
 ├── PeerRefused        the other VMM refused; its words are the text
 ├── Cancelled          it was told to end
@@ -39,6 +40,10 @@ class LinkDown(MigrationError):
 class LinkTimeout(MigrationError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"The other VMM did not answer within {timeout_s:g} s")
+
+
+class TlsFailed(MigrationError):
+    """Error setting up a TLS-encrypted connection"""
 
 
 class ProtocolError(MigrationError):

@@ -8,7 +8,7 @@ import os
 import select
 import socket
 import time
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from cloudvmm import __version__
 from cloudvmm.migration.address import Address, UnixAddress
@@ -34,6 +34,9 @@ from cloudvmm.migration.message import (
     encode_message,
     readable,
 )
+
+if TYPE_CHECKING:
+    from cloudvmm.migration.tls import Tls
 
 CONNECT_S: Final = 30.0
 MESSAGE_S: Final = 30.0
@@ -135,16 +138,21 @@ class Link:
         return bytes(read)
 
 
-def connect(address: Address, role: Role, cut: Cut, *, token: str = "") -> Link:
-    """Connect to a listening VMM and say hello.
+def connect(
+    address: Address, role: Role, cut: Cut, *, token: str = "", number: int = 0, tls: Tls | None = None
+) -> Link:
+    """Connect to a listening VMM, over `tls` if there is any, and say hello.
 
     :raises ConnectFailed: nobody listens there, or nobody answers.
+    :raises TlsFailed: who answers is not who it must be.
     :raises Cancelled: it is cut.
     """
     sock = _connect_unix(address, cut) if isinstance(address, UnixAddress) else _connect_tcp(address, cut)
+    if tls is not None and not isinstance(address, UnixAddress):
+        sock = tls.protect(sock, cut, peer=address.host)
     link = Link(sock, cut)
     try:
-        link.send(Hello(program=PROGRAM, versions=[VERSION], role=role, token=token))
+        link.send(Hello(program=PROGRAM, versions=[VERSION], role=role, token=token, number=number))
     except BaseException:
         link.close()
         raise

@@ -7,27 +7,39 @@ import os
 import select
 import socket
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from cloudvmm.migration.address import Address, TcpAddress, UnixAddress
 from cloudvmm.migration.cut import Cut
-from cloudvmm.migration.error import LinkDown, LinkTimeout, ListenFailed, PeerRefused, ProtocolError
+from cloudvmm.migration.error import (
+    LinkDown,
+    LinkTimeout,
+    ListenFailed,
+    PeerRefused,
+    ProtocolError,
+    TlsFailed,
+)
 from cloudvmm.migration.link import Link, set_tcp_options, words_alone
 from cloudvmm.migration.message import Hello, Refuse, Welcome, choose_version
 
+if TYPE_CHECKING:
+    from cloudvmm.migration.tls import Tls
+
+_BACKLOG: Final = 128
 HELLO_S: Final = 10.0
 STATE_S: Final = 30.0
 
 
 class Listener:
-    """Owns the listening socket, and removes the file of a UNIX socket."""
+    """Owns the listening socket, and removes the file of a UNIX socket. With `tls` it takes nothing else."""
 
-    def __init__(self, address: Address, cut: Cut) -> None:
+    def __init__(self, address: Address, cut: Cut, *, tls: Tls | None = None) -> None:
         """Bind and listen.
 
         :raises ListenFailed: the address cannot be had; a file that exists is left alone.
         """
         self._cut = cut
+        self._tls = tls
         self._path: str | None = None
         if isinstance(address, UnixAddress):
             self._socket = _listen_unix(address)
@@ -36,28 +48,36 @@ class Listener:
             self._socket = _listen_tcp(address)
 
     def accept_sender(self) -> Link:
-        """Wait for whoever comes first, for ever, and return the connection; nothing is said yet."""
+        """Wait for whoever comes first, for ever, and return the connection; nothing is said yet.
+
+        :raises TlsFailed: it is not who it must be.
+        """
         return self._accept(deadline_s=None)
 
-    def accept_state(self, token: str, control: Link) -> Link:
-        """Wait for the connection that says `token`; strangers are sent away.
+    def accept_states(self, token: str, control: Link, count: int) -> list[Link]:
+        """Wait for the `count` connections that say `token`, and return them by number.
 
-        :raises LinkTimeout: it did not come in time.
+        Strangers are sent away.
+
+        :raises LinkTimeout: they did not come in time.
         :raises MigrationError: `control` ended meanwhile.
         """
         deadline_s = time.monotonic() + STATE_S
-        while True:
-            link = self._accept(deadline_s=deadline_s, control=control)
-            try:
-                hello = link.receive(Hello, timeout_s=min(HELLO_S, max(0.0, deadline_s - time.monotonic())))
-                if hello.role == "state" and hello.token == token:
-                    return link
-            except (LinkDown, LinkTimeout, PeerRefused, ProtocolError):
-                pass
-            except BaseException:
-                link.close()
-                raise
-            link.close()
+        links: dict[int, Link] = {}
+        with contextlib.ExitStack() as undo:
+            while len(links) < count:
+                try:
+                    link = self._accept(deadline_s=deadline_s, control=control)
+                except TlsFailed:
+                    continue
+                callback = undo.callback(link.close)
+                number = _number_of(link, token, deadline_s)
+                if number is not None and number in range(count) and number not in links:
+                    links[number] = link
+                else:
+                    callback()
+            undo.pop_all()
+        return [links[number] for number in range(count)]
 
     def close(self) -> None:
         if self._socket.fileno() < 0:
@@ -90,7 +110,18 @@ class Listener:
             if sock.family != socket.AF_UNIX:
                 with contextlib.suppress(OSError):  # gone already: the first read says so
                     set_tcp_options(sock)
+            if self._tls is not None:
+                sock = self._tls.protect(sock, self._cut)
             return Link(sock, self._cut)
+
+
+def _number_of(link: Link, token: str, deadline_s: float) -> int | None:
+    """Return the number of a connection for the state, None where it is a stranger's."""
+    try:
+        hello = link.receive(Hello, timeout_s=min(HELLO_S, max(0.0, deadline_s - time.monotonic())))
+    except (LinkDown, LinkTimeout, PeerRefused, ProtocolError):
+        return None
+    return hello.number if hello.role == "state" and hello.token == token else None
 
 
 def greet(link: Link) -> None:
@@ -108,7 +139,7 @@ def _listen_unix(address: UnixAddress) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(os.fsencode(address.path))
-        sock.listen(4)
+        sock.listen(_BACKLOG)
         sock.setblocking(False)
     except (OSError, ValueError) as error:
         sock.close()
@@ -130,7 +161,7 @@ def _listen_tcp(address: TcpAddress) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(target)
-            sock.listen(4)
+            sock.listen(_BACKLOG)
             sock.setblocking(False)
         except OSError as error:
             sock.close()

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import struct
 import threading
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from cloudvmm.migration.error import ProtocolError
 
 VERSION: Final = 1
+MAX_CONNECTIONS: Final = 128
 MAGIC: Final = b"CVMg"
 HEAD: Final = struct.Struct(">4sHHI")
 # A config that came as 4 MiB of JSON is larger with all its defaults written out.
@@ -31,13 +32,15 @@ MAX_NAME_CHARACTERS: Final = 80
 class Hello(msgspec.Struct, frozen=True, kw_only=True):
     """The first message on every connection: who speaks, which versions it knows, what the connection is for.
 
-    `token` is what `Accept` gave; it shows that a connection for the state belongs to the migration.
+    `token` is what `Accept` gave; it shows that a connection for the state belongs to the migration, and
+    `number` counts these from 0.
     """
 
     program: str
     versions: list[int]
     role: str
     token: str = ""
+    number: int = 0
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +52,7 @@ class Welcome(msgspec.Struct, frozen=True, kw_only=True):
 class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """The VM to take over: its config, what else its VMM knows about it, and whose engine runs it.
 
-    `config` is the form of `vm.info`; `vm` is that of the control room.
+    `config` is the form of `vm.info`; `vm` is that of the control room. The state comes over `connections`.
     """
 
     config: msgspec.Raw
@@ -57,6 +60,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     engine_version: str
     is_local: bool = False
+    connections: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)] = 1
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,9 +74,10 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Complete(msgspec.Struct, frozen=True, kw_only=True):
-    """The VM is yours. It is let run, unless `is_paused`."""
+    """The VM is yours. It is let run, unless `is_paused`; it has stood still for `stood_ms`, if it ran."""
 
     is_paused: bool
+    stood_ms: float | None = None
 
 
 class Done(msgspec.Struct, frozen=True):

@@ -14,8 +14,8 @@ from cloudvmm.config.platform import IommufdFdRequiresIommufd
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.migration.address import AddressError, UnixAddress, parse_address
 from cloudvmm.migration.error import MigrationError
+from cloudvmm.migration.message import MAX_CONNECTIONS
 
-MAX_CONNECTIONS: Final = 128
 CLIENT_FILES: Final = ("ca-cert.pem", "client-cert.pem", "client-key.pem")
 SERVER_FILES: Final = ("ca-cert.pem", "server-cert.pem", "server-key.pem")
 

@@ -17,7 +17,7 @@ from cloudvmm.cli.remote.log import note
 from cloudvmm.cli.remote.request import Request
 
 INTERFACE = "org.cloudhypervisor.DBusApi1"
-ABSENT = frozenset({"events", "nmi", "resize-disk"})
+ABSENT = frozenset({"cancel-migration", "events", "migration-progress", "nmi", "resize-disk"})
 """Sub-commands that the interface has no method for."""
 
 _SYSTEM_BUS = "unix:path=/var/run/dbus/system_bus_socket"

@@ -84,6 +84,9 @@ SUBCOMMANDS = (
     Subcommand("add-vsock", "Add vsock device", "vm.add-vsock", argument=_device("vsock")),
     Subcommand("boot", "Boot a created VM", "vm.boot", doing="Booting the VM"),
     Subcommand(
+        "cancel-migration", "Call off a VM migration (extension)", "vm.cancel-migration", is_ours=True
+    ),
+    Subcommand(
         "coredump",
         "Create a coredump from VM",
         "vm.coredump",
@@ -109,6 +112,13 @@ SUBCOMMANDS = (
         is_ours=True,
     ),
     Subcommand("info", "Info on the VM", "vm.info", "GET"),
+    Subcommand(
+        "migration-progress",
+        "How far a VM migration is (extension)",
+        "vm.migration-progress",
+        "GET",
+        is_ours=True,
+    ),
     Subcommand("nmi", "Trigger NMI", "vm.nmi"),
     Subcommand("pause", "Pause the VM", "vm.pause"),
     Subcommand("ping", "Ping the VMM to check for API server availability", "vmm.ping", "GET"),

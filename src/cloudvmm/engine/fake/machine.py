@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Final
@@ -190,7 +191,7 @@ class FakeMachine:
         self._begin("save")
         save_state(self._state(), folder)
 
-    def send(self, target: SentTo) -> None:
+    def send(self, target: SentTo) -> float:
         self._check("send")
         try:
             self._begin("send")
@@ -198,8 +199,10 @@ class FakeMachine:
             with self._lock:
                 if self._phase is Phase.RUNNING:
                     self._stand_still(Phase.PAUSED)
+        stopped_s = time.monotonic()
         self._report(MemoryPassSent(number=0))
-        send_state(self._state(), target.link_fd, self._lifeline)
+        send_state(self._state(), target, self._lifeline)
+        return stopped_s
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")

@@ -26,7 +26,9 @@ from cloudvmm.engine.base import (
     MachineSpec,
     ReceivedFrom,
     SavedIn,
+    SentTo,
     StateError,
+    Transferred,
 )
 from cloudvmm.engine.fake.guest import RequestKind
 from cloudvmm.engine.fake.hardware import HardwareState
@@ -95,8 +97,9 @@ def find_state(spec: MachineSpec, lifeline: Lifeline) -> GuestState | None:
             return None
         case SavedIn(folder=folder):
             state = _load(folder)
-        case ReceivedFrom(link_fd=link_fd):
+        case ReceivedFrom(link_fd=link_fd, on_transferred=on_transferred):
             state = _receive(link_fd, lifeline)
+            on_transferred(Transferred(bytes=len(msgspec.json.encode(state))))
     if state.hardware.slots != spec.slots:
         raise StateError("The state is that of a machine with other devices")
     # What was taken away while it ran is in the config already, and may still be in the machine.
@@ -107,13 +110,13 @@ def find_state(spec: MachineSpec, lifeline: Lifeline) -> GuestState | None:
     return state
 
 
-def send_state(state: GuestState, link_fd: int, lifeline: Lifeline) -> None:
+def send_state(state: GuestState, target: SentTo, lifeline: Lifeline) -> None:
     """Blocking. Send `state` and wait until the other side has it.
 
     :raises LinkLost: it is gone; whether it has the state is not known.
     """
     raw = msgspec.json.encode(state)
-    with _link(link_fd) as link:
+    with _link(target.link_fd) as link:
         left = memoryview(_LENGTH.pack(len(raw)) + raw)
         while left:
             _wait(link, select.POLLOUT, lifeline)
@@ -121,6 +124,7 @@ def send_state(state: GuestState, link_fd: int, lifeline: Lifeline) -> None:
                 left = left[link.send(left, _FLAGS) :]
             except OSError as error:
                 raise LinkLost("The state could not be sent") from error
+        target.on_transferred(Transferred(bytes=len(raw), iteration=0, remaining_bytes=0))
         if _read(link, len(_RECEIVED), lifeline) != _RECEIVED:
             raise LinkLost("The other side did not say that it has the state")
 

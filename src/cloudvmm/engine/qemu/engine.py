@@ -22,6 +22,7 @@ from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
+from cloudvmm.engine.qemu.handover import take_memory
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import LaunchSpec, launch
@@ -142,7 +143,10 @@ class QemuEngine:
         saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn) else None
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
-            resources = acquire(spec, owned, attempt=attempt)
+            memory_fds = None
+            if isinstance(spec.origin, ReceivedFrom) and spec.origin.is_local:
+                memory_fds = take_memory(spec.origin.link_fd, undo, attempt.check)
+            resources = acquire(spec, owned, attempt=attempt, memory_fds=memory_fds)
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
             is_coming = isinstance(origin, ReceivedFrom)
@@ -192,8 +196,8 @@ def _go_on(machine: QemuMachine, origin: SavedIn | ReceivedFrom | None) -> None:
     match origin:
         case SavedIn(folder=folder):
             machine.restore(folder)
-        case ReceivedFrom(link_fd=link_fd):
-            machine.receive(link_fd)
+        case ReceivedFrom():
+            machine.receive(origin)
         case None:
             pass
 

@@ -7,6 +7,7 @@ so neither waits for the other. Starting QEMU is `launch.py`.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from cloudvmm.config.disk import DiskConfig, ImageType
@@ -24,6 +25,7 @@ from cloudvmm.engine.base import (
     NotSupportedYet,
     PciBar,
     PciChanged,
+    ReceivedFrom,
     SentTo,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
@@ -299,29 +301,39 @@ class QemuMachine:
             raise NotRestorable("QEMU could not go on from the state") from error
         self._was_restored = self._was_booted = True
 
-    def send(self, target: SentTo) -> None:
+    def send(self, target: SentTo) -> float:
         self._check_booted()
         self._check_savable()
         self._saver.check_unspent()
-        with self._end_explained(), contextlib.closing(self._carrier(target.link_fd)) as carrier:
+        memories = self._saver.memories_apart()
+        with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
             try:
-                if not self._facts.tells_every_write:
+                stopped_s = None
+                if not self._facts.tells_every_write and not (target.is_local and memories):
                     self._stand_still()
-                carrier.send(downtime_ms=target.downtime_ms, unlock=self._unlock_images)
+                    stopped_s = time.monotonic()
+                last_stopped_s = carrier.send(
+                    target,
+                    memories=memories,
+                    reader=self._monitors.reader,
+                    unlock=self._unlock_images,
+                )
+                return last_stopped_s if stopped_s is None else stopped_s
             except EngineError:
                 carrier.cancel()
                 raise
             finally:
                 self._stand_still()
 
-    def receive(self, link_fd: int) -> None:
+    def receive(self, source: ReceivedFrom) -> None:
         """Blocking. Take the state that `send` of another machine sends: to be done once, instead of `boot`.
 
         :raises StateError: it is not the state of such a machine. :raises LinkLost: the sender is gone.
         :raises ImageLocked: another process holds an image, the sender for one.
         """
-        with contextlib.closing(self._carrier(link_fd)) as carrier:
-            carrier.receive(lock=self._resources.lock_images)
+        with contextlib.closing(self._carrier(source)) as carrier:
+            is_ram_apart = any(memory.is_adopted for memory in self._resources.memories.values())
+            carrier.receive(source, is_ram_apart=is_ram_apart, lock=self._resources.lock_images)
         self._was_restored = self._was_booted = True
 
     def counters(self) -> dict[str, dict[str, int]]:
@@ -365,8 +377,8 @@ class QemuMachine:
         if not self._was_booted:
             raise EngineError("The machine does not run yet: its devices cannot change")
 
-    def _carrier(self, link_fd: int) -> Carrier:
-        return Carrier(self._monitors.control, self._process, link_fd)
+    def _carrier(self, way: SentTo | ReceivedFrom) -> Carrier:
+        return Carrier(self._monitors.control, self._process, (way.link_fd, *way.more_fds))
 
     def _unlock_images(self) -> None:
         """Let the machine that goes on with the guest have its images."""

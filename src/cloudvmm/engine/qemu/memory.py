@@ -159,6 +159,7 @@ class RamBacking(Backing, kw_only=True):
 
     ram: Ram
     fd: int | None = None
+    is_adopted: bool = False
 
     @property
     def fds(self) -> list[int]:
@@ -174,6 +175,12 @@ class RamBacking(Backing, kw_only=True):
         self.fd = base_fd
         # To prefault it would be to take a copy of all.
         self.ram = msgspec.structs.replace(self.ram, has_base=True, prefault=False)
+
+    def adopt(self, fd: int) -> None:
+        """Stand on what `fd`, which is lent, refers to: another machine's guest has its memory there."""
+        self.fd = os.dup(fd)
+        self.is_adopted = True
+        self.ram = msgspec.structs.replace(self.ram, prefault=False)
 
     def close(self) -> None:
         if self.fd is not None:

@@ -2,32 +2,47 @@
 
 QEMU writes to a socket of ours and reads from one; between the two it goes over a link that others use
 before and after. So that nobody reads what is not theirs, it is cut into frames: four bytes for the length,
-big-endian, and as many of the stream; a frame of nothing is its end. The receiver answers one byte once its
-machine has it all.
+big-endian, and as many of the stream; a frame of nothing is its end. Where there are several links each
+takes a frame in turn. The receiver answers one byte, over the first, once its machine has it all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
-from cloudvmm.engine.base import EngineError, EngineTimeout, LinkLost, MachineGone, StateError
+from cloudvmm.engine.base import (
+    EngineError,
+    EngineTimeout,
+    LinkLost,
+    MachineGone,
+    ReceivedFrom,
+    SentTo,
+    StateError,
+    Transferred,
+)
+from cloudvmm.engine.qemu.handover import MAPPED, offer_memory
+from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.migration_watch import MAX_DOWNTIME_MS, MigrationWatch, told
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 
 _FD_NAME: Final = "link"
 _LENGTH: Final = struct.Struct(">I")
 _FRAME_BYTES: Final = 1024 * 1024
+_SHARED_FRAME_BYTES: Final = 256 * 1024
 _RECEIVED: Final = b"R"
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SLICE_MS: Final = 100
 _SILENCE_S: Final = 60.0
+_REPORT_BYTES: Final = 16 * 1024 * 1024
 _BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
 
 
@@ -40,59 +55,101 @@ class NotReceived(StateError):
 
 
 class Carrier:
-    """Moves bytes between a link and a QEMU that `process` is; all is lent. Ends soon when QEMU does."""
+    """Moves bytes between links and a QEMU that `process` is; all is lent. Ends soon when QEMU does."""
 
-    def __init__(self, control: QmpClient, process: ChildProcess, link_fd: int) -> None:
-        """:raises LinkLost: the link is no socket."""
+    def __init__(self, control: QmpClient, process: ChildProcess, link_fds: Sequence[int]) -> None:
+        """:raises LinkLost: a link is no socket."""
         self._control = control
         self._process = process
+        self._links: list[socket.socket] = []
         try:
-            self._link = socket.socket(fileno=os.dup(link_fd))
+            for link_fd in link_fds:
+                self._links.append(socket.socket(fileno=os.dup(link_fd)))
         except OSError as error:
+            self.close()
             raise LinkLost("The link is no socket") from error
+        self._turns = itertools.cycle(self._links)
+        self._carried_bytes = 0
 
     def close(self) -> None:
-        self._link.close()
+        for link in self._links:
+            link.close()
 
-    def send(self, *, downtime_ms: int, unlock: Callable[[], None]) -> None:
+    def send(
+        self,
+        target: SentTo,
+        *,
+        memories: dict[str, RamBacking],
+        reader: QmpClient,
+        unlock: Callable[[], None],
+    ) -> float:
         """Blocking. Send all, from a guest that runs until little is left; `unlock` when it runs no more.
+
+        To a local target `memories` are handed over instead. Return since when, on the monotonic clock, the
+        guest stands still. `reader` is asked how far it is.
 
         :raises NotSent: QEMU refused, or failed. :raises LinkLost: the other side is gone.
         """
+        if target.is_local:
+            offer_memory(self._links[0], memories)
+            if self._read(self._links[0], 1) != MAPPED:
+                raise LinkLost("The other side did not say that it has the memory")
         near, far = socket.socketpair()
         with near:
             with far:
-                self._begin("migrate", far, downtime_ms=downtime_ms)
-            self._forward(near)
-        self._check_sent()
+                self._begin(
+                    "migrate",
+                    far,
+                    is_ram_apart=target.is_local and bool(memories),
+                    downtime_ms=min(target.downtime_ms, MAX_DOWNTIME_MS),
+                )
+            with MigrationWatch(reader, target, lambda: self._carried_bytes):
+                self._forward(near)
+        ended_s = time.monotonic()
+        info = self._check_sent()
+        target.on_transferred(told(info, self._carried_bytes))
         unlock()
-        self._write(self._link, _LENGTH.pack(0))
-        if self._read(1) != _RECEIVED:
+        self._write(next(self._turns), _LENGTH.pack(0))
+        if self._read(self._links[0], 1) != _RECEIVED:
             raise LinkLost("The other side did not say that it has the state")
+        downtime_ms: int = info.get("downtime", 0)
+        return ended_s - downtime_ms / 1000
 
     def cancel(self) -> None:
         """Blocking. Have a QEMU that still sends give up."""
         with contextlib.suppress(EngineError):
             self._control.execute("migrate_cancel")
 
-    def receive(self, *, lock: Callable[[], None]) -> None:
+    def receive(self, source: ReceivedFrom, *, is_ram_apart: bool, lock: Callable[[], None]) -> None:
         """Blocking. Have QEMU take all that comes; `lock` then, and say so.
+
+        With `is_ram_apart` it has the memory already.
 
         :raises StateError: it is no state of such a machine. :raises LinkLost: the other side is gone.
         """
         near, far = socket.socketpair()
         with near:
             with far:
-                self._begin("migrate-incoming", far)
-            while length := self._read_length():
-                self._feed(near, self._read(length))
+                self._begin("migrate-incoming", far, is_ram_apart=is_ram_apart)
+            if source.is_local:
+                self._write(self._links[0], MAPPED)
+            reported_bytes = 0
+            while data := self._read_frame():
+                self._feed(near, data)
+                self._carried_bytes += len(data)
+                if self._carried_bytes - reported_bytes >= _REPORT_BYTES:
+                    reported_bytes = self._carried_bytes
+                    source.on_transferred(Transferred(bytes=reported_bytes))
+            source.on_transferred(Transferred(bytes=self._carried_bytes))
         self._check_received()
         lock()
         with contextlib.suppress(LinkLost):  # who is gone is missed by whoever speaks with it next
-            self._write(self._link, _RECEIVED)
+            self._write(self._links[0], _RECEIVED)
 
-    def _begin(self, command: str, far: socket.socket, *, downtime_ms: int | None = None) -> None:
-        capabilities = {"events": True, "x-ignore-shared": False}
+    def _begin(
+        self, command: str, far: socket.socket, *, is_ram_apart: bool, downtime_ms: int | None = None
+    ) -> None:
+        capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
         try:
             self._control.execute(
                 "migrate-set-capabilities",
@@ -108,12 +165,15 @@ class Carrier:
 
     def _forward(self, near: socket.socket) -> None:
         """Send what QEMU writes until it closes its end."""
+        # What the system takes of a frame at once goes on its way while the next is written to the next link.
+        frame_bytes = _FRAME_BYTES if len(self._links) == 1 else _SHARED_FRAME_BYTES
         while True:
             self._wait(near, select.POLLIN)
-            data = near.recv(_FRAME_BYTES)
+            data = near.recv(frame_bytes)
             if not data:
                 return
-            self._write(self._link, _LENGTH.pack(len(data)) + data)
+            self._write(next(self._turns), _LENGTH.pack(len(data)) + data)
+            self._carried_bytes += len(data)
 
     def _feed(self, near: socket.socket, data: bytes) -> None:
         try:
@@ -121,10 +181,11 @@ class Carrier:
         except LinkLost as error:
             raise self._refusal() from error
 
-    def _check_sent(self) -> None:
+    def _check_sent(self) -> dict[str, Any]:
         info = self._await_end()
         if info.get("status") != "completed":
             raise NotSent(info.get("error-desc", "The migration failed"))
+        return info
 
     def _check_received(self) -> None:
         try:
@@ -134,10 +195,10 @@ class Carrier:
         if info.get("status") != "completed":
             raise NotReceived(info.get("error-desc", "The migration failed"))
 
-    def _await_end(self) -> dict[str, str]:
+    def _await_end(self) -> dict[str, Any]:
         deadline = time.monotonic() + _SILENCE_S
         while True:
-            info: dict[str, str] = self._control.execute("query-migrate")
+            info: dict[str, Any] = self._control.execute("query-migrate")
             if info.get("status") in ("completed", "failed", "cancelled"):
                 return info
             left_s = deadline - time.monotonic()
@@ -151,18 +212,19 @@ class Carrier:
             self._process.wait(timeout_s=5)
         return NotReceived(self._process.complaint() or "QEMU could not take the state")
 
-    def _read_length(self) -> int:
-        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
+    def _read_frame(self) -> bytes:
+        link = next(self._turns)
+        (length,) = _LENGTH.unpack(self._read(link, _LENGTH.size))
         if length > _FRAME_BYTES:
             raise StateError(f"The state comes in frames of {length} bytes, which is too much")
-        return int(length)
+        return self._read(link, length)
 
-    def _read(self, size: int) -> bytes:
+    def _read(self, link: socket.socket, size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            self._wait(self._link, select.POLLIN)
+            self._wait(link, select.POLLIN)
             try:
-                piece = self._link.recv(size - len(data), _FLAGS)
+                piece = link.recv(size - len(data), _FLAGS)
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -16,7 +16,7 @@ import msgspec
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, MachineSpec
+from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, MachineSpec, StateError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
@@ -126,13 +126,20 @@ class Resources(msgspec.Struct, kw_only=True):
         return [*self.rams.values(), *self.zones.values(), *self.backings.values()]
 
 
-def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = None) -> Resources:
+def acquire(
+    spec: MachineSpec,
+    undo: ExitStack,
+    *,
+    attempt: Attempt | None = None,
+    memory_fds: dict[str, int] | None = None,
+) -> Resources:
     """Open what `spec` names. `undo` closes it all; nothing stays open after a failure once `undo` has run.
-    `attempt` may be aborted meanwhile.
+    `attempt` may be aborted meanwhile. `memory_fds` are memory that is there already, by name; lent.
 
     :raises MachineGone: it was.
     :raises NotSupportedYet: the configuration asks for what this engine cannot give.
     :raises DeviceError: an image, an interface or a descriptor cannot be had; the cause tells why.
+    :raises StateError: `memory_fds` are those of another machine.
     :raises SlotError: the slots in `spec` do not fit this machine.
     :raises EngineError: the memory configuration is not valid, or there is no such memory.
     """
@@ -146,8 +153,7 @@ def acquire(spec: MachineSpec, undo: ExitStack, *, attempt: Attempt | None = Non
         name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in resources.memory.rams.items()
     }
     resources.zones = zones_of(vm_config.memory)
-    for memory in (*resources.rams.values(), *resources.zones.values()):
-        memory.open()
+    _open_memories(resources.memories, memory_fds or {})
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
@@ -172,6 +178,16 @@ def naming_system_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise EngineError("The host did not give what a machine needs") from error
+
+
+def _open_memories(memories: dict[str, RamBacking], given: dict[str, int]) -> None:
+    if not given.keys() <= memories.keys():
+        raise StateError("The memory that was handed over is that of another machine")
+    for name, memory in memories.items():
+        if name in given:
+            memory.adopt(given[name])
+        else:
+            memory.open()
 
 
 def _duplicate_stream(sink: ConsoleSink) -> int | None:

@@ -100,6 +100,10 @@ class Saver:
                 self._write_all(folder, undo, check)
             undo.pop_all()
 
+    def memories_apart(self) -> dict[str, RamBacking]:
+        """Return the memory that another machine can be given as it is, by its ids."""
+        return dict(_shared(self._memories)) if self._can_be_apart() else {}
+
     def check_unspent(self) -> None:
         """:raises StateSpent: QEMU gives its state only when the guest has run again."""
         if self._is_spent:
@@ -125,6 +129,10 @@ class Saver:
         self.note_change()
         self._is_spent = False
 
+    def _can_be_apart(self) -> bool:
+        has_zones = any(isinstance(memory, ZoneBacking) for memory in self._memories.values())
+        return not self._has_ivshmem and (not has_zones or self._facts.version >= _KEEPS_ZONES)
+
     def _write_all(self, folder: str, undo: contextlib.ExitStack, check: Callable[[], None]) -> None:
         _check_blockers(self._control)
         written = undo.enter_context(contextlib.ExitStack())
@@ -140,7 +148,7 @@ class Saver:
         version = self._facts.version
         is_ram_apart = self._can_be_apart()
         pieces = []
-        for number, (name, memory) in enumerate(_shared(self._memories) if is_ram_apart else ()):
+        for number, (name, memory) in enumerate(self.memories_apart().items()):
             with file(f"{RAM_FILE}{number}") as fd:
                 assert memory.fd is not None
                 (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)

@@ -1,0 +1,75 @@
+"""How far QEMU's outgoing migration is, and that it comes to its end in the time it is given.
+
+A thread of its own asks. Who carries QEMU's stream must not: QEMU answers nobody while it writes the last
+part of it, and that part has to be carried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+from cloudvmm.engine.base import EngineError, SentTo, Transferred
+from cloudvmm.engine.qemu.qmp import QmpClient
+
+MAX_DOWNTIME_MS: Final = 2_000_000  # QEMU takes no more
+_PACE_S: Final = 0.2
+_ANSWER_S: Final = 1.0
+_PAGE_BYTES: Final = 4096
+
+
+class MigrationWatch:
+    """Watches while it is entered. `client` is lent; `sent_bytes` tells what has been carried so far."""
+
+    def __init__(self, client: QmpClient, target: SentTo, sent_bytes: Callable[[], int]) -> None:
+        self._client = client
+        self._target = target
+        self._sent_bytes = sent_bytes
+        self._has_insisted = False
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="migration-watch", daemon=True)
+
+    def __enter__(self) -> MigrationWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        insist_s = self._target.insist_s
+        started_s = time.monotonic()
+        while not self._end.wait(_PACE_S):
+            with contextlib.suppress(EngineError):  # a QEMU that does not answer is about to be done
+                if insist_s is not None and time.monotonic() - started_s >= insist_s:
+                    self._insist()
+                info = self._client.execute("query-migrate", timeout_s=_ANSWER_S)
+                self._target.on_transferred(told(info, self._sent_bytes()))
+
+    def _insist(self) -> None:
+        """Have the guest stopped as soon as QEMU has gone over its memory once more."""
+        if not self._has_insisted:
+            limit = {"downtime-limit": MAX_DOWNTIME_MS}
+            self._client.execute("migrate-set-parameters", limit, timeout_s=_ANSWER_S)
+            self._has_insisted = True
+
+
+def told(info: dict[str, Any], sent_bytes: int) -> Transferred:
+    """Return what `query-migrate` says of an outgoing migration."""
+    ram = info.get("ram")
+    if ram is None:
+        return Transferred(bytes=sent_bytes)
+    return Transferred(
+        bytes=sent_bytes,
+        iteration=max(0, ram.get("dirty-sync-count", 1) - 1),
+        remaining_bytes=ram.get("remaining", 0),
+        dirty_bytes_per_s=ram.get("dirty-pages-rate", 0) * ram.get("page-size", _PAGE_BYTES),
+        expected_downtime_ms=info.get("expected-downtime"),
+    )

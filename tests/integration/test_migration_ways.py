@@ -1,0 +1,146 @@
+"""One guest under load goes every way that there is between two servers, and has all that it had."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.booted import MIB, Booted, make_image, vm_config
+from support.certificate import Authority
+from support.proxy import Proxy
+from support.traveller import MOVE_S, Traveller, receiving
+from support.wait import wait_until
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+HOST = "127.0.0.1"
+ROUNDS = 50
+SLOW = 40 * MIB
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ways")
+
+
+@pytest.fixture(scope="module")
+def disk(folder: Path) -> Path:
+    return make_image(folder / "disk", 4 * MIB)
+
+
+@pytest.fixture(scope="module")
+def traveller(folder: Path, disk: Path) -> Iterator[Traveller]:
+    config = vm_config(
+        memory={"size": 256 * MIB, "shared": True},
+        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}],
+    )
+    with contextlib.ExitStack() as undo:
+        traveller = Traveller(folder, config, undo)
+        traveller.load()
+        yield traveller
+        traveller.rest(disk)
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
+    return Authority(folder / "ca", HOST)
+
+
+def tcp_url() -> str:
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return f"tcp:{HOST}:{sock.getsockname()[1]}"
+
+
+def wait_for_passes(source: Booted) -> dict[str, Any]:
+    def progress() -> dict[str, Any] | None:
+        told: dict[str, Any] = source.vmm.get("vm.migration-progress")
+        is_far = told.get("iteration", 0) >= 2 and told.get("dirty_bytes_per_s", 0) > 0
+        return told if is_far else None
+
+    return wait_until(progress, "the third pass over the memory", timeout_s=MOVE_S)
+
+
+def test_memory_is_copied_over_a_unix_socket(traveller: Traveller, tmp_path: Path) -> None:
+    told = traveller.move(f"unix:{tmp_path}/way")
+
+    assert told["phase"] == "Finished"
+    assert told["transferred_bytes"] > 16 * MIB
+    assert 0 < told["downtime_ms"] < told["elapsed_ms"]
+    traveller.check()
+
+
+def test_memory_is_handed_over_and_not_copied(traveller: Traveller, tmp_path: Path) -> None:
+    told = traveller.move(f"unix:{tmp_path}/way", local=True)
+
+    assert told["transferred_bytes"] < 4 * MIB
+    traveller.check()
+
+
+def test_all_goes_over_tls_and_several_connections(traveller: Traveller, authority: Authority) -> None:
+    tls = {"tls_dir": authority.tls_dir}
+    told = traveller.move(tcp_url(), tls, **tls, connections=3)
+
+    assert told["transferred_bytes"] > 16 * MIB
+    traveller.check()
+
+
+def test_guest_that_writes_faster_than_the_link_carries(traveller: Traveller) -> None:
+    """It is called off, given up after its time, and in the end stopped after its time."""
+    url = tcp_url()
+    source, target = traveller.place, traveller.next_place()
+    traveller.flood()
+    with Proxy(HOST, int(url.rpartition(":")[2]), bytes_per_s=SLOW) as link:
+        arrive = receiving(target, url, {}, expect=500)
+        source.vmm.put("vm.send-migration", {"destination_url": link.url, "downtime_ms": 1}, expect=204)
+        told = wait_for_passes(source)
+        assert (told["role"], told["phase"]) == ("Sender", "Sending")
+        assert told["expected_downtime_ms"] > 1
+        received = target.vmm.get("vm.migration-progress")
+        assert (received["role"], received["phase"]) == ("Receiver", "Receiving")
+        assert received["transferred_bytes"] > 0
+        source.vmm.put("vm.cancel-migration", expect=204)
+        assert arrive()
+        source.events.wait("vm/migration-failed", timeout_s=MOVE_S)
+        assert source.vmm.get("vm.migration-progress")["phase"] == "Cancelled"
+        target.events.wait("vm/migration-receive-failed", timeout_s=MOVE_S)
+        target.vmm.get("vm.info", expect=404)
+
+        arrive = receiving(target, url, {}, expect=500)
+        limits = {"downtime_ms": 1, "timeout_s": 1}
+        source.vmm.put("vm.send-migration", {"destination_url": link.url, **limits}, expect=204)
+        assert arrive()
+        source.events.wait("vm/migration-failed", count=2, timeout_s=MOVE_S)
+        assert "The migration did not come to its end within 1 s" in source.server.stderr
+        assert source.info()["state"] == "Running"
+
+        told = traveller.move(
+            url, to=target, at=link.url, downtime_ms=1, timeout_s=2, timeout_strategy="Ignore"
+        )
+        assert told["elapsed_ms"] > 2000
+    traveller.calm()
+    traveller.check()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_to_and_fro_all_ways(traveller: Traveller, authority: Authority, tmp_path: Path) -> None:
+    tls = {"tls_dir": authority.tls_dir}
+    for number in range(ROUNDS):
+        match number % 5:
+            case 0:
+                traveller.move(f"unix:{tmp_path}/way")
+            case 1:
+                traveller.move(f"unix:{tmp_path}/way", local=True)
+            case 2:
+                traveller.move(tcp_url())
+            case 3:
+                traveller.move(tcp_url(), tls, **tls)
+            case _:
+                traveller.move(tcp_url(), connections=4)
+        traveller.check()
