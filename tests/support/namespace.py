@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from support.deadline import HOST_S
+from support.wait import wait_until
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -101,3 +102,43 @@ def _check(result: int) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+class Host:
+    """A network namespace beside this thread's own: processes started within `entered` live there."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Put this thread there for as long as it lasts."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        there = os.open(f"/proc/{self.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_LIBC.setns(there, CLONE_NEWNET))
+            try:
+                yield
+            finally:
+                _check(_LIBC.setns(before, CLONE_NEWNET))
+        finally:
+            os.close(there)
+            os.close(before)
+
+
+@contextlib.contextmanager
+def other_host() -> Iterator[Host]:
+    """Give another network namespace, with nothing in it but its loopback."""
+    holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+    try:
+        own = os.readlink("/proc/thread-self/ns/net")
+        namespace = f"/proc/{holder.pid}/ns/net"
+        wait_until(lambda: os.readlink(namespace) != own, "another network namespace", timeout_s=HOST_S)
+        host = Host(holder.pid)
+        with host.entered():
+            ip("link set lo up")
+            _silence_ipv6()
+        yield host
+    finally:
+        holder.kill()
+        holder.wait()

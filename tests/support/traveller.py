@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from support.booted import Booted, Config, booting, serving
+from support.deadline import GUEST_S
 
-MOVE_S = 120.0
 DISK_BYTES = 64 * 1024
 
 # Two loads, each of which checks itself: what is in memory against its sums, and what is on the disk.
@@ -55,26 +55,26 @@ class Traveller:
 
     def load(self) -> None:
         """Have the guest write to its memory and its disk from now on."""
-        self.place.run(_LOAD, timeout_s=MOVE_S)
+        self.place.run(_LOAD, timeout_s=GUEST_S)
 
     def flood(self) -> None:
         """Have the guest write to its memory as fast as it can, until `calm`."""
-        self.place.run(_FLOOD, timeout_s=MOVE_S)
+        self.place.run(_FLOOD, timeout_s=GUEST_S)
 
     def calm(self) -> None:
-        self.place.run("touch /tmp/load/calm", timeout_s=MOVE_S)
+        self.place.run("touch /tmp/load/calm", timeout_s=GUEST_S)
 
     def check(self) -> None:
         """Fail unless the load goes on, and all in the guest is as it was written."""
         assert self.place.info()["state"] == "Running"
-        self.place.run(_TWO_TURNS, timeout_s=MOVE_S)
+        self.place.run(_TWO_TURNS, timeout_s=GUEST_S)
 
     def rest(self, disk: Path) -> None:
         """Stop the load and compare what the guest wrote last with what `disk` holds."""
         self.place.run(
-            "touch /tmp/load/stop; until [ -e /tmp/load/still ]; do usleep 50000; done", timeout_s=MOVE_S
+            "touch /tmp/load/stop; until [ -e /tmp/load/still ]; do usleep 50000; done", timeout_s=GUEST_S
         )
-        wrote = self.place.run("md5sum </tmp/load/written", timeout_s=MOVE_S).split()[0]
+        wrote = self.place.run("md5sum </tmp/load/written", timeout_s=GUEST_S).split()[0]
         with disk.open("rb") as file:
             assert hashlib.md5(file.read(DISK_BYTES)).hexdigest() == wrote
 
@@ -99,7 +99,7 @@ class Traveller:
         arrive = receiving(target, url, receive or {})
         source.vmm.put("vm.send-migration", {"destination_url": at or url, **send}, expect=204)
         arrive()
-        source.server.wait_end(timeout_s=MOVE_S)
+        source.server.wait_end(timeout_s=GUEST_S)
         self.place = target
         target.open_shell()
         target.wait_ready()
@@ -122,10 +122,10 @@ def receiving(target: Booted, url: str, data: dict[str, Any], *, expect: int = 2
     before = target.events.names().count("vm/migration-receive-ready")
     thread = threading.Thread(target=receive)
     thread.start()
-    target.events.wait("vm/migration-receive-ready", count=before + 1, timeout_s=MOVE_S)
+    target.events.wait("vm/migration-receive-ready", count=before + 1, timeout_s=GUEST_S)
 
     def finish() -> Any:
-        thread.join(MOVE_S)
+        thread.join(GUEST_S)
         assert outcome, "vm.receive-migration was never answered"
         if isinstance(outcome[0], BaseException):
             raise outcome[0]
