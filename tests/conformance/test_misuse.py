@@ -2,7 +2,15 @@
 
 import pytest
 
-from cloudvmm.api import COMMANDS, Effect, Empty, VmActionPayload, VmInfo, VmmPingResponse
+from cloudvmm.api import (
+    COMMANDS,
+    Effect,
+    Empty,
+    VmActionPayload,
+    VmInfo,
+    VmMigrationProgress,
+    VmmPingResponse,
+)
 from support.rest import plain_answer
 
 BAD_REQUEST = b'["Bad Request"]'
@@ -42,6 +50,7 @@ BODILESS = [
     "vm.resume",
     "vm.power-button",
     "vm.nmi",
+    "vm.cancel-migration",
 ]
 
 
@@ -201,4 +210,5 @@ def test_ping_and_info_are_written_as_json(client):
 
 
 def test_answers_are_the_kinds_the_table_says():
-    assert {command.answer for command in COMMANDS} == {Empty, VmActionPayload, VmInfo, VmmPingResponse}
+    kinds = {Empty, VmActionPayload, VmInfo, VmMigrationProgress, VmmPingResponse}
+    assert {command.answer for command in COMMANDS} == kinds

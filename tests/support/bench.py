@@ -177,6 +177,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
             "vm.resume",
             "vm.power-button",
             "vm.nmi",
+            "vm.cancel-migration",
         )
     },
     "vm.create": ("PUT", "vm.create", Bench.config),

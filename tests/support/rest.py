@@ -20,8 +20,11 @@ from cloudvmm.api import (
     ApiSender,
     Empty,
     EventFd,
+    MigrationPhase,
+    MigrationRole,
     VmActionPayload,
     VmInfo,
+    VmMigrationProgress,
     VmmPingResponse,
     VmState,
     api_channel,
@@ -31,6 +34,9 @@ from support.traffic import Traffic
 
 TIMEOUT_S = 10.0
 PONG = VmmPingResponse(build_version="v54.0.0", version="54.0.0", pid=7, features=["io_uring", "kvm"])
+UNDER_WAY = VmMigrationProgress(
+    role=MigrationRole.SENDER, phase=MigrationPhase.SENDING, elapsed_ms=5, transferred_bytes=1 << 20
+)
 PING = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 Answer = ApiResponsePayload | ApiError
@@ -42,6 +48,8 @@ def plain_answer(command: type[ApiRequest]) -> Answer:
         return PONG
     if command.answer is VmInfo:
         return VmInfo(config=VmConfig(), state=VmState.CREATED, memory_actual_size=512 << 20)
+    if command.answer is VmMigrationProgress:
+        return UNDER_WAY
     if command.name == "vm.counters":
         return VmActionPayload(b'{"_disk0":{"read_bytes":512}}')
     if command.answer is VmActionPayload:

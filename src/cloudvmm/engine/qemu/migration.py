@@ -246,11 +246,18 @@ class Carrier:
                 raise LinkLost("The state could not be sent") from error
 
     def _wait(self, sock: socket.socket, events: int) -> None:
-        """:raises MachineGone: QEMU ended. :raises EngineTimeout: nothing moves."""
+        """:raises MachineGone: QEMU ended. :raises EngineTimeout: nothing moves.
+
+        :raises LinkLost: who is to read has hung up, though there may be nobody to say so to who writes.
+        """
         poll = select.poll()
-        poll.register(sock, events)
+        poll.register(sock, events | (select.POLLRDHUP if events == select.POLLOUT else 0))
         deadline = time.monotonic() + _SILENCE_S
-        while not poll.poll(_SLICE_MS):
+        while True:
+            for _, flags in poll.poll(_SLICE_MS):
+                if flags & select.POLLRDHUP:
+                    raise LinkLost("The other side is gone")
+                return
             if self._process.has_ended():
                 raise MachineGone("QEMU ended while its state was on the way")
             if time.monotonic() > deadline:
