@@ -129,10 +129,6 @@ class Saver:
         self.note_change()
         self._is_spent = False
 
-    def _can_be_apart(self) -> bool:
-        has_zones = any(isinstance(memory, ZoneBacking) for memory in self._memories.values())
-        return not self._has_ivshmem and (not has_zones or self._facts.version >= _KEEPS_ZONES)
-
     def _write_all(self, folder: str, undo: contextlib.ExitStack, check: Callable[[], None]) -> None:
         _check_blockers(self._control)
         written = undo.enter_context(contextlib.ExitStack())
