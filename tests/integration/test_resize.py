@@ -127,6 +127,35 @@ def wait_memory(vm: Booted, kib: int) -> None:
     wait_until(lambda: memory_kib(vm) == kib, f"the guest has {kib} KiB", timeout_s=GUEST_S)
 
 
+@pytest.mark.parametrize("version", ["path", "7.2"])
+def test_guest_with_modules_is_saved_and_goes_on_elsewhere(tmp_path: Path, version: str) -> None:
+    """Also where its RAM was made smaller since, which is for the next boot alone."""
+    flags = ("--qemu", str(old_qemu_program(tmp_path))) if version == "7.2" else ()
+    config = resizable() | {"payload": direct_boot("memhp_default_state=online_movable")}
+    folder = tmp_path / "snapshot"
+    folder.mkdir()
+    with booting(tmp_path / "first", config, *flags) as vm:
+        before = memory_kib(vm)
+        for size in (384, 640, 128):
+            vm.vmm.put("vm.resize", {"desired_ram": size * MIB}, expect=204)
+        wait_memory(vm, before + 384 * 1024)
+        vm.run("mkdir -p /tmp/m && mount -t tmpfs -o size=400m none /tmp/m")
+        vm.run("head -c 1m /dev/urandom >/tmp/piece")
+        vm.run("for i in $(seq 330); do cat /tmp/piece; echo $i; done >/tmp/m/filled")
+        vm.run("md5sum </tmp/m/filled >/tmp/sum")
+        vm.vmm.put("vm.pause")
+        vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=204)
+    with serving(tmp_path / "second", *flags) as vm:
+        vm.vmm.put("vm.restore", {"source_url": f"file://{folder}"}, expect=204)
+        vm.open_shell()
+        vm.vmm.put("vm.resume")
+        assert vm.run("md5sum </tmp/m/filled") == vm.run("cat /tmp/sum")
+        assert memory_kib(vm) == before + 384 * 1024
+        vm.vmm.put("vm.resize", {"desired_ram": 768 * MIB}, expect=204)
+        wait_memory(vm, before + 512 * 1024)
+        assert vm.config()["memory"]["size"] == 768 * MIB
+
+
 def test_vcpus_are_bound_to_host_cpus(tmp_path: Path) -> None:
     cpus = {
         "boot_vcpus": 1,

@@ -7,6 +7,7 @@ import os
 from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from cloudvmm.api.error import (
     ConfigValidation,
@@ -20,6 +21,7 @@ from cloudvmm.api.error import (
 )
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.error import ValidationError
+from cloudvmm.config.memory import HotplugMethod
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
@@ -38,6 +40,7 @@ from cloudvmm.control.error import (
     VcpusRefused,
 )
 from cloudvmm.control.numbering import Numbering, device_ids, number_devices
+from cloudvmm.control.ram import Ram
 from cloudvmm.engine.base import (
     Engine,
     EngineError,
@@ -68,10 +71,11 @@ class Built(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """A machine's state to go on from, and how its devices were numbered."""
+    """A machine's state to go on from, how its devices were numbered, and what RAM it has."""
 
     numbering: Numbering
     source: SavedIn | ReceivedFrom
+    ram: Ram
 
 
 def build_vm(
@@ -112,8 +116,7 @@ def build_vm(
             numbering = origin.numbering
             check_numbering(numbering, device_ids(vm_config, used_ids), info)
         check_devices(vm_config)
-        source = origin.source if origin is not None else None
-        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir, source=source)
+        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir, origin=origin)
     except (StateError, LinkLost, UnknownDevices, BadSlots) as error:
         raise VmRestoreFailed from _chained(MigratableRestore(), error)
     except ImageLocked as error:
@@ -179,20 +182,34 @@ def _build_machine(
     consoles: Consoles,
     state_dir: str | None,
     *,
-    source: SavedIn | ReceivedFrom | None,
+    origin: Origin | None,
 ) -> Machine:
     serial, console, debug_console = consoles.sinks()
     return engine.build(
         MachineSpec(
-            vm_config=vm_config,
+            vm_config=vm_config if origin is None else _as_booted(vm_config, origin.ram),
             slots=numbering.slots,
             serial=serial,
             console=console,
             debug_console=debug_console,
             state_dir=state_dir,
-            origin=source,
+            origin=None if origin is None else origin.source,
+            modules=() if origin is None else tuple(origin.ram.modules),
         )
     )
+
+
+def _as_booted(vm_config: VmConfig, ram: Ram) -> VmConfig:
+    """Return `vm_config` with the RAM that the guest found when it booted: what ACPI adds is in modules.
+
+    :raises StateError: it says that the guest has more than there is. Less is what the next boot gives it.
+    """
+    memory = vm_config.memory
+    if not memory.size or memory.hotplug_method is not HotplugMethod.ACPI:
+        return vm_config
+    if memory.size > ram.current_bytes:
+        raise StateError("The state is that of a machine with less RAM")
+    return replace(vm_config, memory=replace(memory, size=ram.boot_bytes))
 
 
 def write_image_type(disk: DiskConfig, machine: Machine) -> None:

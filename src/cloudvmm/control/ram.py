@@ -12,7 +12,7 @@ import msgspec
 
 from cloudvmm.api.error import VcpuRemovalPending
 from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig
-from cloudvmm.config.number import MIB, U8, ByteCount
+from cloudvmm.config.number import MIB, ByteCount
 from cloudvmm.control.error import (
     DesiredVcpuCountExceedsMax,
     DesiredVcpuCountIsZero,
@@ -40,14 +40,20 @@ class Zone(msgspec.Struct, frozen=True):
 
 
 class Ram(msgspec.Struct, frozen=True, kw_only=True):
-    """`current_bytes` is what booted and the modules plugged since; what virtio-mem gives is beside it."""
+    """What booted and the sizes of the modules plugged since; what virtio-mem gives is beside it."""
 
     boot_bytes: ByteCount
-    current_bytes: ByteCount
-    modules: U8
+    modules: Annotated[list[ByteCount], msgspec.Meta(max_length=MODULES)] = msgspec.field(
+        default_factory=list
+    )
     room_bytes: ByteCount
     has_user_zones: bool
     zones: dict[str, Zone]
+
+    @property
+    def current_bytes(self) -> int:
+        """What booted and all modules."""
+        return self.boot_bytes + sum(self.modules)
 
     def check_resizable(self) -> None:
         """:raises InvalidResizeWithMemoryZones: each zone has a size of its own."""
@@ -62,7 +68,7 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
         if desired_bytes <= self.current_bytes:
             return 0
         added_bytes = desired_bytes - self.current_bytes
-        if self.modules >= MODULES:
+        if len(self.modules) >= MODULES:
             raise NoSlotAvailable
         if added_bytes % MODULE_BYTES:
             raise InvalidSize
@@ -71,9 +77,7 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
         return added_bytes
 
     def with_module(self, added_bytes: int) -> Ram:
-        return msgspec.structs.replace(
-            self, current_bytes=self.current_bytes + added_bytes, modules=self.modules + 1
-        )
+        return msgspec.structs.replace(self, modules=[*self.modules, added_bytes])
 
     def check_zone(self, zone_id: str, requested_bytes: int) -> None:
         """Raise what keeps the virtio-mem device from being asked for `requested_bytes`.
@@ -100,8 +104,6 @@ def ram_of(memory: MemoryConfig) -> Ram:
     boot_bytes = memory.size or sum(zone.size for zone in memory.zones or ())
     return Ram(
         boot_bytes=boot_bytes,
-        current_bytes=boot_bytes,
-        modules=0,
         room_bytes=memory.hotplug_size or 0,
         has_user_zones=memory.size == 0,
         zones=dict(_virtio_mem_zones(memory)),

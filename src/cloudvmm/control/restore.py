@@ -141,7 +141,7 @@ def _build(
     except OtherVcpus as error:
         raise api_error.VmRestoreFailed from _caused(api_error.MigratableRestore(), error)
     try:
-        origin = Origin(record.numbering(engine.info), source)
+        origin = Origin(record.numbering(engine.info), source, record.ram)
     except EngineError as error:
         raise api_error.DeviceManager from error
     return build_vm(engine, stored, consoles, state_dir, origin=origin, warn=warn)

@@ -218,7 +218,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     keeps no reference to it. `slots` gives the PCI slot per device id, see `slot_of`. File
     descriptors inside (`net[].fds`) are lent, not given. `state_dir` is a folder for the machine's own
     files, or None: then the machine leaves no file behind, however its manager ends. `origin` is where the
-    guest's state comes from; without it the guest starts from its payload.
+    guest's state comes from; without it the guest starts from its payload. `modules` are the sizes in bytes
+    of the memory modules that such a guest has beside the RAM of `vm_config`, in the order of their addition.
     """
 
     vm_config: VmConfig
@@ -228,6 +229,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     debug_console: ConsoleSink
     state_dir: str | None = None
     origin: SavedIn | ReceivedFrom | None = None
+    modules: tuple[int, ...] = ()
 
 
 class PciBar(msgspec.Struct, frozen=True, kw_only=True):

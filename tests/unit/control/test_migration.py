@@ -100,8 +100,7 @@ def record(**changes) -> msgspec.Raw:
         "vcpus": {"present": 1},
         "ram": {
             "boot_bytes": 512 << 20,
-            "current_bytes": 512 << 20,
-            "modules": 0,
+            "modules": [],
             "room_bytes": 0,
             "has_user_zones": False,
             "zones": {},

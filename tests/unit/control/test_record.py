@@ -25,8 +25,7 @@ GOLDEN = {
     "vcpus": {"present": 3, "is_removing": True},
     "ram": {
         "boot_bytes": 536870912,
-        "current_bytes": 536870912,
-        "modules": 0,
+        "modules": [134217728],
         "room_bytes": 1073741824,
         "has_user_zones": False,
         "zones": {"mem0": {"hotplug_bytes": 1073741824, "requested_bytes": 0}},
@@ -43,6 +42,7 @@ def vm() -> Vm:
     numbering = number_devices(vm_config, {"mine"}, 1, 31)
     vm = Vm(None, numbering, vm_config)  # nobody asks its machine for anything
     vm.vcpus = Vcpus(3, is_removing=True)
+    vm.ram = vm.ram.with_module(128 << 20)
     vm.guest_ram = GuestRam(7, {"mem0": 2 << 20})
     return vm
 
@@ -72,7 +72,8 @@ def test_record_that_lacks_a_member_is_refused(missing):
         {"counter": 10**30},
         {"vcpus": {"present": 0}},
         {"vcpus": {"present": -1}},
-        {"ram": GOLDEN["ram"] | {"current_bytes": -1}},
+        {"ram": GOLDEN["ram"] | {"modules": [-1]}},
+        {"ram": GOLDEN["ram"] | {"modules": [1] * 9}},
         {"ram": GOLDEN["ram"] | {"zones": {"mem0": {"hotplug_bytes": -1, "requested_bytes": 0}}}},
         {"guest_ram": {"plugged": {"mem0": 10**30}}},
         {"guest_ram": {"balloon_bytes": -1}},

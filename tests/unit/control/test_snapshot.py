@@ -403,6 +403,27 @@ def test_state_of_another_machine_is_refused(saved, other):
     ]
 
 
+def test_ram_that_was_resized_goes_on_as_it_was(caller, vm_config, folder, other, monkeypatch):
+    """Modules stay, and the last size is for the next boot."""
+    vm_config.memory.hotplug_size = 1 << 30
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+    for size in (640 << 20, 896 << 20, 256 << 20):
+        caller(api.vm_resize, api.VmResizeData(desired_ram=size))
+    caller(api.vm_pause)
+    caller(api.vm_snapshot, to(folder))
+
+    specs, build = [], other.engine.build
+    monkeypatch.setattr(other.engine, "build", lambda spec: specs.append(spec) or build(spec))
+    other(api.vm_restore, saved_in(folder))
+    assert (specs[0].vm_config.memory.size, specs[0].modules) == (512 << 20, (128 << 20, 256 << 20))
+    assert other(api.vm_info).config.memory.size == 256 << 20
+    other(api.vm_resize, api.VmResizeData(desired_ram=1 << 30))
+    other(api.vm_resume)
+    other(api.vm_reboot)
+    assert (specs[1].vm_config.memory.size, specs[1].modules) == (1 << 30, ())
+
+
 @pytest.mark.parametrize(
     ("operation", "fault", "text"),
     [

@@ -209,8 +209,10 @@ def _check_saved(spec: MachineSpec, origin: SavedIn, facts: QemuFacts) -> SavedM
     """
     vm_config = spec.vm_config
     saved, rams = read_machine(origin.folder), memory_of(vm_config).rams
+    first = next(iter(rams.values()))
+    modules = {module_id(number): first.module(size) for number, size in enumerate(spec.modules)}
     zones = {zone_id: zone.ram for zone_id, zone in zones_of(vm_config.memory).items()}
-    check_machine(saved, origin, facts, vm_config.cpus, {**rams, **zones})
+    check_machine(saved, origin, facts, vm_config.cpus, {**rams, **modules, **zones})
     if origin.is_on_demand:
         check_on_demand(saved, facts, rams.items())
     return saved

@@ -81,7 +81,6 @@ class Hotplug:
         self._facts = facts
         self._attempt = Attempt("The addition of the device")
         self._resources = resources
-        self._modules = 0
         self._vm_config = spec.vm_config
         self._slots = dict(spec.slots)
         self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
@@ -144,11 +143,6 @@ class Hotplug:
         """End the waiting of an addition for somebody else's program, and of all later ones. Any thread."""
         self._attempt.abort()
 
-    @property
-    def has_modules(self) -> bool:
-        """Whether memory modules were plugged."""
-        return self._modules > 0
-
     def find_owed(self) -> list[str]:
         """Blocking, briefly. Return the devices that QEMU has until the guest lets go of them."""
         self._settle()
@@ -159,10 +153,20 @@ class Hotplug:
         """Blocking. Plug a memory module of `size` bytes, as the first of the RAM, wholly or not at all.
 
         :raises DeviceError: QEMU refused in its own words.
+        :raises RamError: the host has no such memory.
         """
-        ram = next(iter(self._resources.memory.rams.values()))
-        self._make(module_parts(ram, self._modules, size))
-        self._modules += 1
+        modules = self._resources.modules
+        module = self._resources.module(len(modules), size)
+        module.open()
+        try:
+            self._make(module_parts(module, len(modules), vcpus=self._vm_config.cpus.boot_vcpus))
+        except DeviceError:
+            module.close()
+            raise
+        except EngineTimeout:
+            modules.append(module)  # QEMU may have it
+            raise
+        modules.append(module)
 
     def sweep(self) -> None:
         """Blocking, briefly. Have QEMU close what failed additions left: 7.2 does so while its guest runs.

@@ -22,7 +22,6 @@ from cloudvmm.engine.base import (
     Exited,
     MachineGone,
     MachineSpec,
-    NotSupportedYet,
     PciBar,
     PciChanged,
     ReceivedFrom,
@@ -89,7 +88,7 @@ class QemuMachine:
         self._resources = resources
         self._undo = undo
         self._refusal = refusal
-        self._ram_bytes = resources.memory.size
+        self._ram_bytes = resources.memory.size + sum(spec.modules)
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.memory.size)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
         # Device id to interface and what it had counted before.
@@ -102,7 +101,7 @@ class QemuMachine:
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
         self._saver = Saver(
             monitors.control,
-            resources.memories,
+            resources,
             facts,
             cpu=cpu_model(spec.vm_config.cpus, facts),
             has_ivshmem=spec.vm_config.ivshmem is not None,
@@ -401,10 +400,6 @@ class QemuMachine:
             raise MachineGone("QEMU ended")
 
     def _check_savable(self) -> None:
-        if self._hotplug.has_modules:
-            raise NotSupportedYet(
-                "A VM with memory modules that were plugged cannot be saved yet: reboot it before"
-            )
         for backing in self._resources.backings.values():
             if backing.unsaved is not None:
                 raise DeviceNotSaved(backing.device_id, reason=backing.unsaved)

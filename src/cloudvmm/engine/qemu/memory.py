@@ -21,7 +21,7 @@ RAM_ID: Final = "ram0"
 HOTPLUG_SLOTS: Final = 8
 ROOM_BYTES: Final = 64 << 30  # it costs addresses, no memory
 
-_MODULE: Final = "module"
+_MODULE: Final = "module"  # no id of a device of ours begins so
 _RAM_ABOVE_4_GIB: Final = 0xE000_0000  # from this size on the machine type puts a part of it there
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
 _MAX_PREALLOC_THREADS: Final = 16
@@ -99,6 +99,10 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     def resized(self, size: int) -> Ram:
         """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
         return msgspec.structs.replace(self, size=size, prefault=False, reserve=False, file=None)
+
+    def module(self, size: int) -> Ram:
+        """Return memory of the same kind with `size` bytes, which is made as this one is."""
+        return msgspec.structs.replace(self, size=size, hotplug_size=0, file=None)
 
 
 def rams_of(memory: MemoryConfig) -> list[Ram]:
@@ -263,17 +267,20 @@ def _count_of(folder: str, name: str) -> int:
 
 def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Parts:
     """Describe a piece of RAM as the object `name`."""
-    ram = backing.ram
-    backend = ram_backend(ram, fd=backing.fd) | {"id": name}
+    return Parts(objects=[_made(backing.ram, ram_backend(backing.ram, fd=backing.fd), name, vcpus)])
+
+
+def _made(ram: Ram, backend: Properties, name: str, vcpus: int) -> Properties:
+    backend = backend | {"id": name}
     if ram.prefault:
         backend |= {"prealloc": True, "prealloc-threads": max(1, min(vcpus, _MAX_PREALLOC_THREADS))}
     if ram.hugepages and not ram.reserve and not ram.prefault:
         backend["reserve"] = False
-    return Parts(objects=[backend])
+    return backend
 
 
-def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
-    """Describe the back end of `ram`; `fd` is the memfd that the QEMU process has under the same number.
+def ram_backend(ram: Ram, *, fd: int | None, owner: str = "self") -> Properties:
+    """Describe the back end of `ram`; `fd` is what it stands on, as the process `owner` has it.
 
     A base is mapped from a descriptor for reading. With one for writing QEMU would make holes in the file for
     what a guest gives back, although the mapping is private.
@@ -283,7 +290,7 @@ def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
         backend |= {"host-nodes": [ram.host_node], "policy": "bind"}
     if fd is None:
         return {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
-    path = f"/proc/self/fd/{fd}"
+    path = f"/proc/{owner}/fd/{fd}"
     return {
         "qom-type": "memory-backend-file",
         **backend,
@@ -294,24 +301,20 @@ def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
     }
 
 
-def module_parts(ram: Ram, number: int, size: int) -> Parts:
-    """Describe the memory module `number` of `size` bytes, of the same kind of pages as the RAM.
+def module_id(number: int) -> str:
+    """Return the id that the memory of a module has among the pieces of RAM."""
+    return f"{_MODULE}.{number}"
+
+
+def module_parts(backing: RamBacking, number: int, *, vcpus: int) -> Parts:
+    """Describe the memory module `number`. QEMU opens its memory by way of our descriptor, also at its start.
 
     Huge pages are reserved when it is made: where the host has too few, that fails.
     """
-    backend: Properties = {"id": f"{_MODULE}.{number}", "size": size}
-    if ram.is_private:
-        backend |= {"qom-type": "memory-backend-ram", "share": False, "merge": True}
-    else:
-        backend |= {"qom-type": "memory-backend-memfd", "share": True, "merge": False}
-    if ram.hugepages:
-        backend["hugetlb"] = True
-        if ram.hugepage_size:
-            backend["hugetlbsize"] = ram.hugepage_size
-    if ram.prefault:
-        backend["prealloc"] = True
-    device = {"driver": "pc-dimm", "id": f"{_MODULE}{number}", "memdev": backend["id"]}
-    return Parts(objects=[backend], devices=[device])
+    backend = ram_backend(backing.ram, fd=backing.fd, owner=str(os.getpid()))
+    memory = _made(backing.ram, backend, module_id(number), vcpus)
+    device = {"driver": "pc-dimm", "id": f"{_MODULE}{number}", "memdev": memory["id"]}
+    return Parts(objects=[memory], devices=[device])
 
 
 def memory_arguments(size: int, *, hotplug_size: int, pmem_bytes: int, phys_bits: int) -> list[str]:

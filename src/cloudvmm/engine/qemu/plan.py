@@ -25,7 +25,7 @@ from cloudvmm.engine.qemu.iommu import behind_iommu, iommu_parts
 from cloudvmm.engine.qemu.ivshmem import ivshmem_parts
 from cloudvmm.engine.qemu.kind import describe, devices_of
 from cloudvmm.engine.qemu.mapped import MappedBacking
-from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts
+from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts, module_parts
 from cloudvmm.engine.qemu.numa import numa_arguments
 from cloudvmm.engine.qemu.parts import Parts, has_nul, render
 from cloudvmm.engine.qemu.payload import payload_arguments
@@ -88,6 +88,7 @@ def machine_parts(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> 
     vcpus = spec.vm_config.cpus.boot_vcpus
     return [
         *(memory_parts(ram, name=name, vcpus=vcpus) for name, ram in resources.rams.items()),
+        *(module_parts(module, number, vcpus=vcpus) for number, module in enumerate(resources.modules)),
         *_zones(spec, resources, facts),
         serial_parts(spec, fd=resources.serial_fd),
         _seated(spec.vm_config.console, console_parts(spec, fd=resources.console_fd)),

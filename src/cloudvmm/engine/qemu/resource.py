@@ -22,7 +22,7 @@ from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.ivshmem import open_ivshmem
 from cloudvmm.engine.qemu.kind import devices_of, open_backing
-from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.memory import RamBacking, module_id
 from cloudvmm.engine.qemu.numa import Memory, memory_of
 from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
@@ -44,6 +44,7 @@ class Resources(msgspec.Struct, kw_only=True):
 
     memory: Memory
     rams: dict[str, RamBacking] = msgspec.field(default_factory=dict)
+    modules: list[RamBacking] = msgspec.field(default_factory=list)
     zones: dict[str, ZoneBacking] = msgspec.field(default_factory=dict)
     backings: dict[str, Backing] = msgspec.field(default_factory=dict)
     serial_fd: int | None = None
@@ -63,10 +64,16 @@ class Resources(msgspec.Struct, kw_only=True):
             *(fd for backing in self._all() for fd in backing.fds),
         ]
 
+    def module(self, number: int, size: int) -> RamBacking:
+        """Return the memory of module `number`, of the same kind as the first piece of RAM; to be opened."""
+        first = next(iter(self.memory.rams.values()))
+        return RamBacking(device_id=module_id(number), ram=first.module(size))
+
     @property
     def memories(self) -> dict[str, RamBacking]:
-        """The pieces of RAM and what virtio-mem gives, by their ids."""
-        return {**self.rams, **self.zones}
+        """The pieces of RAM, the modules and what virtio-mem gives, by their ids."""
+        modules = {module_id(number): module for number, module in enumerate(self.modules)}
+        return {**self.rams, **modules, **self.zones}
 
     @property
     def has_base(self) -> bool:
@@ -123,7 +130,7 @@ class Resources(msgspec.Struct, kw_only=True):
                 os.close(fd)
 
     def _all(self) -> list[Backing]:
-        return [*self.rams.values(), *self.zones.values(), *self.backings.values()]
+        return [*self.rams.values(), *self.modules, *self.zones.values(), *self.backings.values()]
 
 
 def acquire(
@@ -153,6 +160,7 @@ def acquire(
         name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in resources.memory.rams.items()
     }
     resources.zones = zones_of(vm_config.memory)
+    resources.modules = [resources.module(number, size) for number, size in enumerate(spec.modules)]
     _open_memories(resources.memories, memory_fds or {})
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.iommufd_fd = open_iommufd(vm_config.platform)

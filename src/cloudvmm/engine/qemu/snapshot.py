@@ -19,6 +19,7 @@ from cloudvmm.engine.qemu.extent import copy_file, copy_from_huge_pages, copy_to
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.saved import MACHINE_FILE, SavedMachine, SavedPiece, path_of, read_machine
 from cloudvmm.engine.qemu.zone import ZoneBacking
 
@@ -55,7 +56,7 @@ class NotRestorable(StateError):
 
 
 class Saver:
-    """Saves one machine, as often as is asked. `control` and `memories` are lent. For one thread.
+    """Saves one machine, as often as is asked. `control` and `resources` are lent. For one thread.
 
     `cpu` is the model that the guest knows. `has_ivshmem` says that all RAM must be in the stream: QEMU would
     look for the memory of ivshmem where it lay in the guest before it has put it there.
@@ -67,14 +68,14 @@ class Saver:
     def __init__(
         self,
         control: QmpClient,
-        memories: dict[str, RamBacking],
+        resources: Resources,
         facts: QemuFacts,
         *,
         cpu: str,
         has_ivshmem: bool,
     ) -> None:
         self._control = control
-        self._memories = memories
+        self._resources = resources
         self._facts = facts
         self._cpu = cpu
         self._has_ivshmem = has_ivshmem
@@ -102,7 +103,7 @@ class Saver:
 
     def memories_apart(self) -> dict[str, RamBacking]:
         """Return the memory that another machine can be given as it is, by its ids."""
-        return dict(_shared(self._memories)) if self._can_be_apart() else {}
+        return dict(_shared(self._resources.memories)) if self._can_be_apart() else {}
 
     def check_unspent(self) -> None:
         """:raises StateSpent: QEMU gives its state only when the guest has run again."""
@@ -168,14 +169,14 @@ class Saver:
 
         Where the guest was restored on demand QEMU alone has what was written since: it is to give all.
         """
-        memories = self._memories.values()
+        memories = self._resources.memories.values()
         has_zones = any(isinstance(memory, ZoneBacking) for memory in memories)
         if self._has_ivshmem or any(memory.ram.has_base for memory in memories):
             return False
         return not has_zones or self._facts.version >= _KEEPS_ZONES
 
     def _migrate(self, fd: int, *, is_ram_apart: bool) -> None:
-        ram_bytes = sum(memory.ram.size for memory in self._memories.values())
+        ram_bytes = sum(memory.ram.size for memory in self._resources.memories.values())
         try:
             with _reopened(fd, os.O_WRONLY) as stream:
                 _migrate(
