@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 from typing import Any, Final
 
-from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.config.cpu import CoreScheduling, CpusConfig
 from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusRemoved
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.host.core_scheduling import CoreSchedulingError, has_smt, isolate, share
 
 QUERY: Final = "query-hotpluggable-cpus"
 
@@ -43,6 +44,10 @@ class AffinityError(EngineError):
         super().__init__(f"vCPU {vcpu} could not be bound to its host CPUs")
 
 
+class CoreSchedulingFailed(EngineError):
+    """Core scheduling could not be set up for the vCPUs"""
+
+
 class Vcpus:
     """`control` is the worker's monitor, lent. `resize` and `bind` are the worker's, the rest is the loop's.
 
@@ -53,6 +58,8 @@ class Vcpus:
         self._control = control
         self._facts = facts
         self._affinity = {each.vcpu: set(each.host_cpus) for each in cpus.affinity or ()}
+        self._scheduling = cpus.core_scheduling if has_smt() else CoreScheduling.OFF
+        self._has_cookie = False
         self._target: int | None = None
         # QEMU ends itself when emulation is to run more vCPUs in its life than the machine has places.
         self._limit = cpus.max_vcpus
@@ -84,20 +91,30 @@ class Vcpus:
         return self._target is not None
 
     def bind(self) -> None:
-        """Blocking. Have each vCPU run on the host CPUs that the configuration binds it to.
+        """Blocking. Have each vCPU run on the host CPUs, and beside whom, as the configuration says.
 
         :raises AffinityError: the host does not have them, or does not let us.
+        :raises CoreSchedulingFailed: the kernel has core scheduling, and refuses it.
         """
-        if not self._affinity:
+        if not self._affinity and self._scheduling is CoreScheduling.OFF:
             return
-        for vcpu in self._control.execute("query-cpus-fast"):
-            host_cpus = self._affinity.get(vcpu["cpu-index"])
-            if host_cpus is None:
+        threads = self.threads()
+        for vcpu, host_cpus in self._affinity.items():
+            if vcpu not in threads:
                 continue
             try:
-                os.sched_setaffinity(vcpu["thread-id"], host_cpus)
+                os.sched_setaffinity(threads[vcpu], host_cpus)
             except (OSError, ValueError, OverflowError) as error:
-                raise AffinityError(vcpu["cpu-index"]) from error
+                raise AffinityError(vcpu) from error
+        try:
+            self._schedule(threads)
+        except CoreSchedulingError as error:
+            raise CoreSchedulingFailed from error
+
+    def threads(self) -> dict[int, int]:
+        """Blocking. Return the host's id of the thread of each vCPU, by the number of the vCPU."""
+        found = {each["cpu-index"]: each["thread-id"] for each in self._control.execute("query-cpus-fast")}
+        return dict(sorted(found.items()))
 
     def is_told_by(self, event: Event) -> bool:
         """Say whether `event` may mean that the guest has let go of a vCPU that it owes."""
@@ -110,6 +127,20 @@ class Vcpus:
             return []
         self._target = None
         return [VcpusRemoved(count)]
+
+    def _schedule(self, threads: dict[int, int]) -> None:
+        """Done again for all when some come: who has a cookie keeps it, or gets another as good."""
+        leader, *others = threads.values()
+        match self._scheduling:
+            case CoreScheduling.VCPU:
+                isolate(threads.values())
+            case CoreScheduling.VM:
+                if not self._has_cookie:
+                    isolate([leader])
+                    self._has_cookie = True
+                share(leader, others)
+            case CoreScheduling.OFF:
+                pass
 
     def _places(self) -> list[dict[str, Any]]:
         return sorted(self._control.execute(QUERY), key=_order)

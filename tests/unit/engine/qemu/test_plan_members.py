@@ -33,7 +33,10 @@ REFUSED_BY_A_RULE: Final = "a rule of the configuration refuses it, so that no e
 EXCEPTIONS: Final[dict[type[msgspec.Struct], dict[str, str]]] = {
     VmConfig: dict.fromkeys(("landlock_enable", "landlock_rules"), "control refuses it"),
     LandlockConfig: dict.fromkeys(("path", "access"), REFUSED_AS_A_WHOLE),
-    CpusConfig: {"core_scheduling": "QEMU has no such setting", "profile": "QEMU has no such setting"},
+    CpusConfig: {
+        "core_scheduling": "set for the threads: test_vcpu.py",
+        "profile": "QEMU has no such setting",
+    },
     MemoryConfig: {"thp": "set for the process, not by an argument: test_process.py"},
     ConsoleConfig: {"socket": REFUSED_BY_A_RULE},
     FsConfig: {"iommu": REFUSED_BY_A_RULE},

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.config.cpu import CoreScheduling, CpusConfig
 from cloudvmm.engine.base import NotSupportedYet, RemovalPending, VcpusRemoved
+from cloudvmm.engine.qemu import vcpu
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.qmp import QmpError
-from cloudvmm.engine.qemu.vcpu import NoVcpuThread, VcpuRefused, Vcpus
+from cloudvmm.engine.qemu.vcpu import CoreSchedulingFailed, NoVcpuThread, VcpuRefused, Vcpus
 from cloudvmm.errors import error_chain
+from cloudvmm.host.core_scheduling import CoreSchedulingError
 
 EJECTED = Event("ACPI_DEVICE_OST", {"info": {"slot-type": "CPU", "status": 0}})
 
@@ -39,7 +41,8 @@ class PlayedQemu:
         if command == "query-hotpluggable-cpus":
             return list(reversed(self.places))
         if command == "query-cpus-fast":
-            return [{"cpu-index": 0, "thread-id": 0}]
+            taken = [number for number, place in enumerate(self.places) if "qom-path" in place]
+            return [{"cpu-index": number, "thread-id": 100 + number} for number in reversed(taken)]
         name = arguments["id"]
         self.asked.append((command, name))
         if name in self.refuses:
@@ -156,3 +159,52 @@ def test_old_qemu_removes_under_kvm():
     qemu = PlayedQemu(taken=2)
     vcpus_of(qemu, version=(7, 2, 22)).resize(1)
     assert qemu.asked == [("device_del", "/machine/unattached/device[1]")]
+
+
+class PlayedHost:
+    """Which threads were given a cookie of their own, and which that of another."""
+
+    def __init__(self, monkeypatch, *, has_smt=True):
+        self.alone, self.shared = [], []
+        monkeypatch.setattr(vcpu, "has_smt", lambda: has_smt)
+        monkeypatch.setattr(vcpu, "isolate", lambda threads: self.alone.extend(threads))
+        monkeypatch.setattr(vcpu, "share", lambda leader, followers: self.shared.append((leader, *followers)))
+
+
+def scheduled(qemu, core_scheduling):
+    facts = QemuFacts(binary="/qemu", version=(10, 0, 2), accelerator="kvm")
+    cpus = CpusConfig(boot_vcpus=2, max_vcpus=4, core_scheduling=core_scheduling)
+    return Vcpus(qemu, cpus, facts)
+
+
+def test_vcpus_of_a_vm_share_one_cookie_also_those_that_come_later(monkeypatch):
+    host, qemu = PlayedHost(monkeypatch), PlayedQemu(taken=2)
+    vcpus = scheduled(qemu, CoreScheduling.VM)
+    vcpus.bind()
+    vcpus.resize(3)
+    assert (host.alone, host.shared) == ([100], [(100, 101), (100, 101, 102)])
+
+
+def test_vcpus_that_share_with_nobody_each_have_a_cookie(monkeypatch):
+    host, qemu = PlayedHost(monkeypatch), PlayedQemu(taken=2)
+    scheduled(qemu, CoreScheduling.VCPU).bind()
+    assert (host.alone, host.shared) == ([100, 101], [])
+
+
+@pytest.mark.parametrize(
+    ("core_scheduling", "has_smt"), [(CoreScheduling.OFF, True), (CoreScheduling.VM, False)]
+)
+def test_nobody_is_asked_where_cores_are_not_scheduled(monkeypatch, core_scheduling, has_smt):
+    host, qemu = PlayedHost(monkeypatch, has_smt=has_smt), PlayedQemu(taken=2)
+    scheduled(qemu, core_scheduling).bind()
+    assert (host.alone, host.shared) == ([], [])
+
+
+def test_kernel_that_refuses_is_told(monkeypatch):
+    def refuse(_threads):
+        raise CoreSchedulingError
+
+    PlayedHost(monkeypatch)
+    monkeypatch.setattr(vcpu, "isolate", refuse)
+    with pytest.raises(CoreSchedulingFailed):
+        scheduled(PlayedQemu(taken=2), CoreScheduling.VCPU).bind()
