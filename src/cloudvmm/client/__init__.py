@@ -19,6 +19,7 @@ from cloudvmm.client.error import (
     EventsLost,
     NoAnswer,
     RemovalRefused,
+    ResizeRefused,
 )
 from cloudvmm.client.failure import (
     BadRequest,
@@ -69,6 +70,7 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "RemovalRefused",
+    "ResizeRefused",
     "ServerError",
     "ServerFull",
     "TooManyRequests",

@@ -7,6 +7,7 @@ ClientError                 root; `may_have_run` says whether the command can ha
 ├── AnswerNotUnderstood     the command has run, its answer is of a form that this release does not know
 ├── EventsLost              an event stream cannot go on without a gap
 ├── RemovalRefused          the guest was asked for a device, and keeps it
+├── ResizeRefused           the guest was asked for another size, and keeps the one it has
 └── ServerError             the server answers with an error: `failure.py`
 """
 
@@ -69,3 +70,12 @@ class RemovalRefused(ClientError):
     def __init__(self, device_id: str) -> None:
         super().__init__(f"The guest refuses to let go of the device {device_id}")
         self.device_id = device_id
+
+
+class ResizeRefused(ClientError):
+    """The guest was asked for `asked` of `what` and said that it does not; it has `actual`."""
+
+    def __init__(self, what: str, *, asked: int, actual: int) -> None:
+        super().__init__(f"The guest refuses a resize: it has {actual} {what}, and was asked for {asked}")
+        self.asked = asked
+        self.actual = actual

@@ -9,13 +9,14 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from cloudvmm.client.error import ClientError, NoAnswer, RemovalRefused
+from cloudvmm.client.error import ClientError, NoAnswer, RemovalRefused, ResizeRefused
 from cloudvmm.client.failure import NotFound, ServerFull
 from cloudvmm.client.sse import Frame, FrameParser
 from cloudvmm.client.table import EVENTS
 
 if TYPE_CHECKING:
     from cloudvmm.api.data import VmInfo
+    from cloudvmm.config.operation import VmResizeData, VmResizeZoneData
     from cloudvmm.events.hub import Event
 
 _FIRST_PAUSE_S: Final = 0.002
@@ -103,6 +104,85 @@ class Removal:
     def complaint(self) -> TimeoutError:
         text = f"The guest has not let go of the device {self._device_id} after {self._wait_s:g} s"
         return TimeoutError(f"{text}; the VM is paused" if self._is_paused else text)
+
+
+class Resizing:
+    """Sizes that the guest was asked for: what tells that it has them, and what to say where it has not.
+
+    `asked` is by part, as the events name it: its name, and of a zone its id.
+    """
+
+    def __init__(self, asked: dict[tuple[str, str | None], int | None], wait_s: float) -> None:
+        self._left = {part: size for part, size in asked.items() if size is not None}
+        self._actual: dict[tuple[str, str | None], int] = {}
+        self._stepped_at_s: float | None = None
+        self._wait_s = wait_s
+        self._is_paused = False
+
+    @classmethod
+    def of(cls, data: VmResizeData, wait_s: float) -> Resizing:
+        asked = {"vcpus": data.desired_vcpus, "ram": data.desired_ram, "balloon": data.desired_balloon}
+        return cls({(part, None): size for part, size in asked.items()}, wait_s)
+
+    @classmethod
+    def of_zone(cls, data: VmResizeZoneData, wait_s: float) -> Resizing:
+        return cls({("zone", data.id): data.desired_ram}, wait_s)
+
+    def needs_no_guest(self, info: VmInfo) -> bool:
+        """Whether, after the request, there is nobody to wait for: no part was asked, or the VM is off."""
+        self._is_paused = info.state.value == "Paused"
+        return not self._left or info.state.value == "Created"
+
+    def is_end(self, event: Event) -> bool:
+        """Whether `event` tells that the guest has all sizes, or its VM ends: a new one is made with them.
+
+        :raises ResizeRefused: it tells that the guest does not follow.
+        """
+        if event.source != "vm":
+            return False
+        if event.event in ("shutdown", "deleted", "rebooted"):
+            return True
+        if event.event in ("resize-progress", "resize-refused"):
+            self._take(event.event, event.properties or {})
+        return not self._left
+
+    def complaint(self) -> TimeoutError:
+        """Return what to raise when the time is up: what was asked, what is, and since when."""
+        found = [
+            f"it has {self._actual.get(part, 'an unknown number of')} {_what(part)}, and was asked for {size}"
+            for part, size in self._left.items()
+        ]
+        text = f"The guest has not followed the resize after {self._wait_s:g} s: {', '.join(found)}"
+        if self._is_paused:
+            return TimeoutError(f"{text}; the VM is paused")
+        if self._stepped_at_s is None:
+            return TimeoutError(f"{text}; it has done nothing")
+        return TimeoutError(f"{text}; its last step was {time.monotonic() - self._stepped_at_s:.1f} s ago")
+
+    def _take(self, name: str, told: dict[str, str]) -> None:
+        part = (told["part"], told.get("id"))
+        asked, actual = int(told["asked"]), int(told["actual"])
+        if self._left.get(part) != asked:
+            return  # somebody else's, or done
+        if name == "resize-refused":
+            raise ResizeRefused(_what(part), asked=asked, actual=actual)
+        if asked == actual or "waits_for" in told:
+            del self._left[part]
+        elif self._actual.get(part, actual) != actual:
+            self._stepped_at_s = time.monotonic()
+        self._actual[part] = actual
+
+
+def _what(part: tuple[str, str | None]) -> str:
+    match part:
+        case "vcpus", _:
+            return "vCPUs"
+        case "ram", _:
+            return "bytes of RAM"
+        case "balloon", _:
+            return "bytes in its balloon"
+        case _, zone_id:
+            return f"bytes in the zone {zone_id}"
 
 
 class Follower:

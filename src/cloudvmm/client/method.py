@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cloudvmm.client import table
 from cloudvmm.client.error import ClientError, ConnectionFailed, NoAnswer
-from cloudvmm.client.failure import ServerFull
-from cloudvmm.client.follow import Patience, Removal, is_running, may_be_well_later
+from cloudvmm.client.failure import NotFound, ServerFull
+from cloudvmm.client.follow import Patience, Removal, Resizing, is_running, may_be_well_later
 
 if TYPE_CHECKING:
     from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmMigrationProgress, VmmPingResponse
@@ -141,6 +141,39 @@ class Methods(abc.ABC):
             except TimeoutError as error:
                 if not removal.is_gone(self.call(table.VM_INFO)):
                     raise removal.complaint() from error
+
+    def resize(self, data: VmResizeData, wait_s: float) -> None:
+        """Change vCPUs, RAM and balloon; return once the guest has followed, or the VM is gone or made anew.
+
+        `vm_resize` alone returns before the guest has. Sizes of a VM that is not booted are set at once. Less
+        RAM than it has is for the next boot where modules are the method, and not waited for. A guest that is
+        too slow or does not follow may still do so, and the sizes are in the config all the same.
+
+        :raises TimeoutError: the guest has not in `wait_s`, counted from the answer; the text says what it
+            has, what was asked for, and when it made its last step.
+        :raises ResizeRefused: it said that it does not.
+        :raises NotSupported: the server has no event stream; nothing was asked.
+        :raises ServerError: a size cannot be; those before it were asked for.
+        :raises ClientError: as for `call`, or events were lost.
+        """
+        self._resize(table.VM_RESIZE, data, Resizing.of(data, wait_s), wait_s)
+
+    def resize_zone(self, data: VmResizeZoneData, wait_s: float) -> None:
+        """Change the size of a memory zone, and return once the guest has followed: as `resize`."""
+        self._resize(table.VM_RESIZE_ZONE, data, Resizing.of_zone(data, wait_s), wait_s)
+
+    def _resize(self, command: Command[None], data: object, resizing: Resizing, wait_s: float) -> None:
+        with self.events() as stream:
+            self.call(command, data)
+            try:
+                if resizing.needs_no_guest(self.call(table.VM_INFO)):
+                    return
+            except NotFound:
+                return  # the VM was quicker gone
+            try:
+                stream.wait_until(resizing.is_end, wait_s)
+            except TimeoutError as error:
+                raise resizing.complaint() from error
 
     def vmm_ping(self) -> VmmPingResponse:
         """Say who answers: version, process id, features."""

@@ -21,6 +21,7 @@ from cloudvmm.control.command import Commands
 from cloudvmm.control.holding import GUEST_RESET, Holding
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.lane import Lane
+from cloudvmm.control.progress import BALLOON, RAM, VCPUS, Properties
 from cloudvmm.control.ram import Vcpus
 from cloudvmm.control.reader import Reader
 from cloudvmm.control.runner import Log, Runner, failed
@@ -226,6 +227,7 @@ class ControlLoop:
                 self._events.emit("guest", "panic", {"event": kind})
             case base.BalloonChanged(actual_bytes=actual_bytes):
                 vm.note_balloon(actual_bytes)
+                self._tell_progress(vm.progress.follow(BALLOON, vm.guest_ram.balloon_bytes))
             case base.PciChanged():
                 self._reader.look_at_bars()
             case base.MemoryPassSent(number=number):
@@ -238,10 +240,21 @@ class ControlLoop:
                 self._runner.leave()
             case base.ZoneChanged(zone_id=zone_id, plugged_bytes=plugged_bytes):
                 vm.note_zone(zone_id, plugged_bytes)
+                self._tell_progress(vm.progress.follow(*vm.sized_by_zone(zone_id)))
+            case base.ModuleTaken(number=number):
+                vm.note_module(number)
+                self._tell_progress(vm.progress.follow(RAM, vm.guest_ram_bytes))
+            case base.VcpusChanged(vcpus=vcpus):
+                vm.guest_vcpus = vcpus
+                self._tell_progress(vm.progress.follow(VCPUS, vcpus))
             case base.VcpusRemoved(vcpus=vcpus):
                 vm.vcpus = Vcpus(vcpus)
             case base.DeviceRemoved(device_id=device_id):
                 self._on_device_removed(vm, device_id)
+            case base.ResizeRefused(kind=kind):
+                self._on_resize_refused(vm.progress.refuse(VCPUS if kind == "vcpus" else RAM))
+            case base.VcpuStarted():
+                self._tell_thread(event)
             case base.RemovalRefused(device_id=device_id):
                 self._on_removal_refused(vm, device_id)
             case base.HelperEnded(device_id=device_id, reason=reason):
@@ -264,6 +277,19 @@ class ControlLoop:
         slot = vm.numbering.slots.get(device_id)
         if slot is not None:
             self._events.emit("vm", "device-removal-refused", {"id": device_id, "bdf": bdf_of(slot)})
+
+    def _tell_progress(self, properties: Properties | None) -> None:
+        if properties is not None:
+            self._events.emit("vm", "resize-progress", properties, is_ours=True)
+
+    def _on_resize_refused(self, properties: Properties | None) -> None:
+        if properties is not None:
+            self._log("warn", f"The guest does not follow the resize of its {properties['part']}")
+            self._events.emit("vm", "resize-refused", properties, is_ours=True)
+
+    def _tell_thread(self, event: base.VcpuStarted) -> None:
+        place = {"thread_id": str(event.thread_id), "process_id": str(event.process_id)}
+        self._events.emit("vm", "vcpu-thread", {"id": str(event.vcpu), **place}, is_ours=True)
 
     def _report_drivers(self) -> None:
         """Tell what drivers did while their VM booted, behind the event that says that it has."""

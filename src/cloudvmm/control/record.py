@@ -56,6 +56,9 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     def give_sizes(self, vm: Vm) -> None:
         """Have `vm` know what its machine was told before."""
         vm.vcpus, vm.ram, vm.guest_ram = self.vcpus, self.ram, self.guest_ram
+        vm.guest_vcpus = self.vcpus.present
+        for number in range(len(self.ram.modules)):
+            vm.note_module(number)
 
 
 def encode_record(vm: Vm) -> msgspec.Raw:

@@ -26,6 +26,7 @@ from cloudvmm.control.error import (
     VirtioMemResizeFail,
 )
 from cloudvmm.control.holding import Holding
+from cloudvmm.control.progress import BALLOON, RAM, VCPUS, Properties
 from cloudvmm.control.ram import Vcpus, check_above_boot
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Steps
@@ -72,6 +73,8 @@ class Resize:
         except RamRefused as error:
             raise api_error.MemoryManager from error
         self._holding.vm_config = edit.with_zone_plugged(vm_config, zone.id, plugged_bytes)
+        part, actual_bytes = vm.sized_by_zone(zone.id)
+        self._tell(vm.progress.ask(part, wanted.desired_ram, actual_bytes))
         return Empty()
 
     def resize_disk(self, wanted: VmResizeDiskData) -> Steps:
@@ -109,6 +112,7 @@ class Resize:
         except (VcpusRefused, api_error.VcpuRemovalPending) as error:
             raise api_error.CpuManager from error
         self._holding.vm_config = edit.with_vcpus(vm_config, desired)
+        self._tell(vm.progress.ask(VCPUS, desired, vm.guest_vcpus))
         return Empty()
 
     def _resize_ram(self, vm: Vm, desired_bytes: int) -> Steps:
@@ -123,6 +127,8 @@ class Resize:
         except (RamRefused, EngineError) as error:
             raise api_error.MemoryManager from error
         self._holding.vm_config = edit.with_ram(vm_config, desired_bytes)
+        is_for_reboot = desired_bytes < vm.ram.current_bytes
+        self._tell(vm.progress.ask(RAM, desired_bytes, vm.guest_ram_bytes, is_for_reboot=is_for_reboot))
         return Empty()
 
     def _plug_module(self, vm: Vm, desired_bytes: int) -> Steps:
@@ -150,7 +156,11 @@ class Resize:
         except EngineError as error:
             raise api_error.DeviceManager from _caused(VirtioBalloonResize(), error)
         self._holding.vm_config = edit.with_balloon(vm_config, vm_config.balloon, balloon_bytes)
+        self._tell(vm.progress.ask(BALLOON, balloon_bytes, vm.guest_ram.balloon_bytes))
         return Empty()
+
+    def _tell(self, properties: Properties) -> None:
+        self._events.emit("vm", "resize-progress", properties, is_ours=True)
 
 
 def _caused(error: DeviceRefused | api_error.VmError, cause: Exception) -> api_error.VmError:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from cloudvmm.api.data import DeviceTree, VmState
+from cloudvmm.config.memory import DEFAULT_ZONE_ID
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.lifecycle import check_transition
 from cloudvmm.control.numbering import Numbering
+from cloudvmm.control.progress import RAM, Part, Progress
 from cloudvmm.control.ram import GuestRam, Vcpus, ram_of
 from cloudvmm.control.tree import bdf_of, device_tree
 from cloudvmm.engine.base import DriverChanged, Machine, PciBar
@@ -14,7 +16,8 @@ from cloudvmm.engine.base import DriverChanged, Machine, PciBar
 class Vm:
     """A machine and what the loop knows about it. `tree` and `guest_ram` are replaced, never changed.
 
-    `vcpus` and `ram` are what the machine was last told, `guest_ram` is what its guest made of it.
+    `vcpus` and `ram` are what the machine was last told, `guest_vcpus` and `guest_ram` what its guest made of
+    it.
     `unreported` is what its drivers did before it was told that the VM has booted.
     """
 
@@ -27,6 +30,10 @@ class Vm:
         self.vcpus = Vcpus(vm_config.cpus.boot_vcpus)
         self.ram = ram_of(vm_config.memory)
         self.guest_ram = GuestRam()
+        self.guest_vcpus = vm_config.cpus.boot_vcpus
+        self.progress = Progress()
+        self._taken_modules: set[int] = set()
+        self._zones = {zone.id: zone.size for zone in vm_config.memory.zones or ()}
         self._legacy_config = vm_config  # its serial port and debug console stay as they are
         self._bars: dict[str, list[PciBar]] = {}
         self.tree: DeviceTree = {}
@@ -61,6 +68,23 @@ class Vm:
 
     def note_zone(self, zone_id: str, plugged_bytes: int) -> None:
         self.guest_ram = self.guest_ram.with_zone(zone_id, plugged_bytes)
+
+    def note_module(self, number: int) -> None:
+        """The guest has taken up a memory module."""
+        self._taken_modules.add(number)
+
+    @property
+    def guest_ram_bytes(self) -> int:
+        """RAM of the boot, and what the guest has taken up since, of modules or by virtio-mem."""
+        modules = enumerate(self.ram.modules)
+        taken_bytes = sum(size for number, size in modules if number in self._taken_modules)
+        return self.ram.boot_bytes + taken_bytes + self.guest_ram.plugged.get(DEFAULT_ZONE_ID, 0)
+
+    def sized_by_zone(self, zone_id: str) -> tuple[Part, int]:
+        """Return what the virtio-mem device of a zone makes larger, and the size that the guest has of it."""
+        if zone_id not in self._zones:
+            return RAM, self.guest_ram_bytes
+        return Part("zone", zone_id), self._zones[zone_id] + self.guest_ram.plugged.get(zone_id, 0)
 
 
 def configured_ram_bytes(vm_config: VmConfig) -> int:

@@ -256,7 +256,7 @@ class DbusServer:
             self._log("warn", f"The message bus was too slow; {lost} events are lost to it")
         if events:
             self._next_event = events[-1].number + 1
-        return [self._signal(event) for event in events]
+        return [self._signal(event) for event in events if not event.is_ours]
 
     def _signal(self, event: Event) -> Message:
         # As the monitor has it, but for the empty line between two.

@@ -316,6 +316,32 @@ class VcpusRemoved(msgspec.Struct, frozen=True):
     vcpus: int
 
 
+class VcpusChanged(msgspec.Struct, frozen=True):
+    """The guest has taken up or let go of vCPUs since `resize_vcpus`: it has `vcpus`, as it says itself."""
+
+    vcpus: int
+
+
+class ModuleTaken(msgspec.Struct, frozen=True):
+    """The guest says that it has taken up the memory module of `add_memory`; `number` counts them from 0."""
+
+    number: int
+
+
+class ResizeRefused(msgspec.Struct, frozen=True):
+    """The guest says that it does not take up, or let go of, what it was asked to."""
+
+    kind: Literal["vcpus", "modules"]
+
+
+class VcpuStarted(msgspec.Struct, frozen=True):
+    """The vCPU of this number has a thread on the host: `thread_id` of the process `process_id`."""
+
+    vcpu: int
+    thread_id: int
+    process_id: int
+
+
 class MemoryPassSent(msgspec.Struct, frozen=True):
     """`send` has gone over the guest's memory once more; `number` counts the passes from 0."""
 
@@ -341,6 +367,10 @@ EngineEvent = (
     | HelperEnded
     | DriverChanged
     | VcpusRemoved
+    | VcpusChanged
+    | ModuleTaken
+    | ResizeRefused
+    | VcpuStarted
     | ZoneChanged
     | MemoryPassSent
 )
@@ -415,11 +445,13 @@ class Machine(Protocol):
     def resize_vcpus(self, vcpus: int) -> None:
         """Blocking. Plug vCPUs, or ask the guest to let go of some; `VcpusRemoved` comes when it has.
 
+        `VcpusChanged` comes with every step that it takes.
+
         :raises RemovalPending: the guest still has to let go of some that were asked for before.
         """
 
     def add_memory(self, size_bytes: int) -> None:
-        """Blocking. Plug a memory module of `size_bytes` by ACPI."""
+        """Blocking. Plug a memory module of `size_bytes` by ACPI; `ModuleTaken` comes when the guest has."""
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
         """Blocking. Ask the guest to have `plugged_bytes` of the zone's virtio-mem device.

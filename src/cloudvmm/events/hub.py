@@ -20,13 +20,17 @@ KEPT_EVENTS: Final = 4096
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened (reference: lifecycle.md section 11)."""
+    """One thing that happened (reference: lifecycle.md section 11).
+
+    What `is_ours` is unknown to the reference, and told to readers of our stream alone, and to the log.
+    """
 
     number: int
     monotonic_ns: int
     source: str
     event: str
     properties: dict[str, str] | None = None
+    is_ours: bool = False
 
 
 Listener = Callable[[Event], None]
@@ -70,7 +74,14 @@ class EventHub:
             self._listeners.append(listener)
         return lambda: self._remove(listener)
 
-    def emit(self, source: str, event: str, properties: dict[str, str] | None = None) -> None:
+    def emit(
+        self,
+        source: str,
+        event: str,
+        properties: dict[str, str] | None = None,
+        *,
+        is_ours: bool = False,
+    ) -> None:
         with self._lock:
             happened = Event(
                 number=self._next_number,
@@ -78,6 +89,7 @@ class EventHub:
                 source=source,
                 event=event,
                 properties=properties,
+                is_ours=is_ours,
             )
             self._next_number += 1
             self._log.append(happened)

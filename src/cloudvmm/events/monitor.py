@@ -58,6 +58,8 @@ class EventMonitor:
         return cls(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
 
     def __call__(self, event: Event) -> None:
+        if event.is_ours:
+            return
         if self._left:
             self._left = self._write(self._left)
         if not self._left:

@@ -60,11 +60,11 @@ class Caller:
         return wait_until(info, "the BARs in vm.info", timeout_s=DEADLINE_S)
 
     def names(self) -> list[str]:
-        """Return "source/event" of what happened, apart from what the guest's drivers did."""
+        """Return "source/event" of what the reference would tell, apart from what the guest's drivers did."""
         return [name for name in self.all_names() if not name.startswith(("virtio-device/", "vdpa/"))]
 
     def all_names(self) -> list[str]:
-        return [f"{event.source}/{event.event}" for event in self.events]
+        return [f"{event.source}/{event.event}" for event in self.events if not event.is_ours]
 
     def wait_for_event(self, name: str, *, count: int = 1) -> None:
         """Wait until "source/event" `name` has come `count` times."""

@@ -100,6 +100,18 @@ def test_numbers_count_up_from_zero_whoever_listens():
     assert seen[0].number == 1
 
 
+def test_what_the_reference_does_not_know_is_not_written(tmp_path):
+    hub = EventHub()
+    monitor = EventMonitor.at_path(str(tmp_path / "events"))
+    hub.subscribe(monitor)
+    hub.emit("vm", "resize-progress", {"part": "ram"}, is_ours=True)
+    hub.emit("vm", "resized")
+    monitor.close()
+    text = (tmp_path / "events").read_text()
+    assert "resized" in text and "resize-progress" not in text
+    assert [event.is_ours for event in hub.since(0, limit=9)] == [True, False]
+
+
 def test_full_pipe_loses_whole_events_and_never_a_part_of_one():
     read_end, write_end = os.pipe()
     hub = EventHub()

@@ -56,6 +56,7 @@ GLOBAL_OPTIONS = (
 )
 
 _SIZE = "supports K/M/G suffix"
+_WAIT_SIZE = Option("wait", "Wait so long for the guest to follow (extension)", "seconds", is_ours=True)
 
 
 def _device(what: str) -> Argument:
@@ -152,6 +153,7 @@ SUBCOMMANDS = (
             Option("balloon", f"New balloon size in bytes ({_SIZE})", "balloon"),
             Option("cpus", "New vCPUs count", "cpus"),
             Option("memory", f"New memory size in bytes ({_SIZE})", "memory"),
+            _WAIT_SIZE,
         ),
         doing="Resizing the VM",
     ),
@@ -172,6 +174,7 @@ SUBCOMMANDS = (
         options=(
             Option("id", "Memory zone identifier", "id", is_required=True),
             Option("size", f"New memory zone size in bytes ({_SIZE})", "size", is_required=True),
+            _WAIT_SIZE,
         ),
         doing="Resizing the memory zone",
     ),

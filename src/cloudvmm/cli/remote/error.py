@@ -96,6 +96,10 @@ class DeviceStays(RemoteError):
     """The guest was asked for a device and has it still: it refused, or did nothing in time."""
 
 
+class GuestLags(RemoteError):
+    """The guest was asked for another size and does not have it: it refused, or was too slow."""
+
+
 class ConfigSyntax(RemoteError):
     """`what` is what the option string describes."""
 

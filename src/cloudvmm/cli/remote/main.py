@@ -95,12 +95,17 @@ def _do(args: argparse.Namespace, api: RestApi | BusApi) -> None:
         print_events(api, first=vars(args)["from"])
         return
     if args.command == "remove-device" and args.wait is not None:
-        from cloudvmm.cli.remote.removal import remove_device
+        from cloudvmm.cli.remote.wait import remove_device
 
         remove_device(api, args.id, wait_s=args.wait)
         return
     api.connect()  # before any input is read
     request = make_request(args)
+    if vars(args).get("wait") is not None:
+        from cloudvmm.cli.remote.wait import resize
+
+        resize(api, request, wait_s=args.wait)
+        return
     doing = BY_NAME[args.command].doing
     if doing is None:
         print_body(api.call(request))

@@ -33,7 +33,7 @@ def program_help(program: str, about_help: str) -> str:
 def subcommand_usage(subcommand: Subcommand, prog: str) -> str:
     """One line; `prog` is the program and the sub-command."""
     words = [prog]
-    if any(not option.is_required for option in subcommand.options):
+    if any(not (option.is_required or option.is_ours) for option in subcommand.options):
         words.append("[OPTIONS]")
     words += [f"--{option.name} <{option.metavar}>" for option in subcommand.options if option.is_required]
     if subcommand.argument is not None:

@@ -39,6 +39,7 @@ class Hardware:
         self.image_types = image_types
         self.vcpus = vm_config.cpus.boot_vcpus
         self.leaving_to: int | None = None
+        self.modules = len(spec.modules)
         self.balloon_bytes = 0
         self.plugged = dict.fromkeys(_zone_ids(spec), 0)
         self._info = info

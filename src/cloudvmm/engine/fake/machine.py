@@ -21,11 +21,13 @@ from cloudvmm.engine.base import (
     MachineGone,
     MachineSpec,
     MemoryPassSent,
+    ModuleTaken,
     PciBar,
     PciChanged,
     PoweredOff,
     ResetRequested,
     SentTo,
+    VcpusChanged,
     VcpusRemoved,
     ZoneChanged,
 )
@@ -168,10 +170,14 @@ class FakeMachine:
             self._hardware.want_vcpus(vcpus)
             if self._hardware.leaving_to is not None:
                 self._ask_vcpus(vcpus)
+            else:
+                self._report(VcpusChanged(vcpus))
 
     def add_memory(self, size_bytes: int) -> None:
         with self._changing("add_memory"):
             self._hardware.ram_bytes += size_bytes
+            self._report(ModuleTaken(self._hardware.modules))
+            self._hardware.modules += 1
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
         with self._changing("request_zone_size"):
@@ -259,6 +265,7 @@ class FakeMachine:
 
     def _drop_vcpus(self, vcpus: int) -> None:
         self._hardware.drop_vcpus(vcpus)
+        self._report(VcpusChanged(vcpus))
         self._report(VcpusRemoved(vcpus))
 
     def _ask_removal(self, device_id: str) -> None:

@@ -20,16 +20,19 @@ from cloudvmm.engine.base import (
     HelperEnded,
     MachineGone,
     MemoryPassSent,
+    ModuleTaken,
     PciChanged,
     PoweredOff,
     RemovalRefused,
     ResetRequested,
+    ResizeRefused,
     ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event, Refusal, Reply
+from cloudvmm.engine.qemu.memory import module_number
 from cloudvmm.engine.qemu.name import device_id
 from cloudvmm.engine.qemu.parts import Command
-from cloudvmm.engine.qemu.vcpu import QUERY, Vcpus
+from cloudvmm.engine.qemu.vcpu import QUERY, Vcpus, is_refusal
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.companion import Companion
@@ -61,10 +64,19 @@ def translate(event: Event) -> EngineEvent | None:
         case "DEVICE_UNPLUG_GUEST_ERROR":
             name = _device_of(event)
             return None if name is None else RemovalRefused(name)
+        case "ACPI_DEVICE_OST" if event.data["info"]["slot-type"] == "DIMM":
+            return _translate_module(event)
         case "RESET" | "DEVICE_DELETED":
             return PciChanged()
         case _:
             return None
+
+
+def _translate_module(event: Event) -> EngineEvent | None:
+    if is_refusal(event):
+        return ResizeRefused("modules")
+    number = module_number(event.data["info"].get("device", ""))
+    return None if number is None else ModuleTaken(number)
 
 
 def _device_of(event: Event) -> str | None:
@@ -174,9 +186,10 @@ class EventStream:
                 number = self._client.post(QUERY)
                 if number is not None:
                     self._counting.add(number)
+            refused = [ResizeRefused("vcpus") for event in told if self._vcpus.is_refused_by(event)]
             gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
             gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
-            return [*(event for event in map(translate, told) if event is not None), *gone]
+            return [*(event for event in map(translate, told) if event is not None), *refused, *gone]
         except EngineError as error:
             self._reading = False
             self._epoll.unregister(self._client)

@@ -26,6 +26,7 @@ from cloudvmm.engine.base import (
     PciChanged,
     ReceivedFrom,
     SentTo,
+    VcpuStarted,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing
@@ -151,6 +152,8 @@ class QemuMachine:
             if isinstance(event, Exited):
                 self._drivers.end()  # nothing comes behind it
             events.append(event)
+        pid = self._process.pid
+        events += [VcpuStarted(vcpu, thread_id, pid) for vcpu, thread_id in self._vcpus.take_started()]
         for client in (self._monitors.control, self._monitors.reader):
             # QEMU sends its events there too and would keep what is not fetched.
             with contextlib.suppress(EngineError):

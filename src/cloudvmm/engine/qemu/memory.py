@@ -306,6 +306,12 @@ def module_id(number: int) -> str:
     return f"{_MODULE}.{number}"
 
 
+def module_number(qemu_id: str) -> int | None:
+    """Return the number of the memory module whose device QEMU calls `qemu_id`, None where it is none."""
+    prefix, number = qemu_id[: len(_MODULE)], qemu_id[len(_MODULE) :]
+    return int(number) if prefix == _MODULE and number.isdecimal() else None
+
+
 def module_parts(backing: RamBacking, number: int, *, vcpus: int) -> Parts:
     """Describe the memory module `number`. QEMU opens its memory by way of our descriptor, also at its start.
 

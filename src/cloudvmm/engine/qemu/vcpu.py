@@ -9,10 +9,11 @@ vCPU: after each of them the places are counted anew.
 from __future__ import annotations
 
 import os
+from collections import deque
 from typing import Any, Final
 
 from cloudvmm.config.cpu import CoreScheduling, CpusConfig
-from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusRemoved
+from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusChanged, VcpusRemoved
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
@@ -23,6 +24,10 @@ QUERY: Final = "query-hotpluggable-cpus"
 _ID_PREFIX: Final = "cpu-"  # no id of a device of ours begins so
 _PLACE_ORDER: Final = ("socket-id", "die-id", "core-id", "thread-id")
 _TELLING: Final = ("ACPI_DEVICE_OST", "DEVICE_DELETED")
+# What a guest's ACPI tells: the event that it speaks of, and what came of it.
+_INSERTION: Final = 1
+_DONE: Final = 0
+_UNDER_WAY: Final = 132
 # An older QEMU can crash when an emulated vCPU is added behind a removal. 10.0 is known to be sound.
 _SOUND_UNDER_EMULATION: Final = (10, 0, 0)
 
@@ -64,6 +69,10 @@ class Vcpus:
         # QEMU ends itself when emulation is to run more vCPUs in its life than the machine has places.
         self._limit = cpus.max_vcpus
         self._had = cpus.boot_vcpus
+        self._untaken: set[str] = set()  # those added that the guest has not taken up
+        self._told = cpus.boot_vcpus
+        self._threads: dict[int, int] = {}
+        self._started: deque[tuple[int, int]] = deque()
 
     def resize(self, vcpus: int) -> None:
         """Blocking. As `Machine.resize_vcpus`; if one of several cannot be added, the others are taken back.
@@ -96,9 +105,7 @@ class Vcpus:
         :raises AffinityError: the host does not have them, or does not let us.
         :raises CoreSchedulingFailed: the kernel has core scheduling, and refuses it.
         """
-        if not self._affinity and self._scheduling is CoreScheduling.OFF:
-            return
-        threads = self.threads()
+        threads = self._find_threads()
         for vcpu, host_cpus in self._affinity.items():
             if vcpu not in threads:
                 continue
@@ -111,22 +118,44 @@ class Vcpus:
         except CoreSchedulingError as error:
             raise CoreSchedulingFailed from error
 
-    def threads(self) -> dict[int, int]:
-        """Blocking. Return the host's id of the thread of each vCPU, by the number of the vCPU."""
+    def take_started(self) -> list[tuple[int, int]]:
+        """Return the number of each vCPU whose thread was found since the last call, and that thread."""
+        return [self._started.popleft() for _ in range(len(self._started))]
+
+    def _find_threads(self) -> dict[int, int]:
         found = {each["cpu-index"]: each["thread-id"] for each in self._control.execute("query-cpus-fast")}
-        return dict(sorted(found.items()))
+        threads = dict(sorted(found.items()))
+        self._started += [each for each in threads.items() if each not in self._threads.items()]
+        self._threads = threads
+        return threads
 
     def is_told_by(self, event: Event) -> bool:
-        """Say whether `event` may mean that the guest has let go of a vCPU that it owes."""
+        """Say whether `event` may mean that the guest has taken up a vCPU, or let go of one it owes."""
+        info = event.data.get("info", {})
+        if info.get("source") == _INSERTION and info.get("status") == _DONE:
+            has_taken = info.get("device") in self._untaken
+            self._untaken.discard(info.get("device", ""))
+            return has_taken
         return self._target is not None and event.name in _TELLING
 
-    def judge(self, places: list[dict[str, Any]]) -> list[VcpusRemoved]:
-        """Take an answer to `QUERY`; return what it means: the guest has let go of all that it owed."""
-        count = sum(map(is_taken, places))
-        if self._target is None or count > self._target:
-            return []
-        self._target = None
-        return [VcpusRemoved(count)]
+    def is_refused_by(self, event: Event) -> bool:
+        """Say whether `event` means that the guest does not take up, or let go of, a vCPU."""
+        info = event.data.get("info", {})
+        is_about_vcpu = info.get("slot-type") == "CPU"
+        return is_about_vcpu and is_refusal(event) and (self._target is not None or bool(self._untaken))
+
+    def judge(self, places: list[dict[str, Any]]) -> list[VcpusChanged | VcpusRemoved]:
+        """Take an answer to `QUERY`; return what it means: how many the guest has, that it owes none."""
+        events: list[VcpusChanged | VcpusRemoved] = []
+        taken = [place for place in places if is_taken(place)]
+        held = sum(vcpu_id(place["props"]) not in self._untaken for place in taken)
+        if held != self._told:
+            self._told = held
+            events.append(VcpusChanged(held))
+        if self._target is not None and len(taken) <= self._target:
+            self._target = None
+            events.append(VcpusRemoved(len(taken)))
+        return events
 
     def _schedule(self, threads: dict[int, int]) -> None:
         """Done again for all when some come: who has a cookie keeps it, or gets another as good."""
@@ -167,9 +196,11 @@ class Vcpus:
         added: list[str] = []
         for place in places:
             name = vcpu_id(place["props"])
+            self._untaken.add(name)
             try:
                 self._control.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
             except QmpError as error:
+                self._untaken.discard(name)
                 for each in reversed(added):
                     self._remove(each)
                 raise VcpuRefused(error.description) from None
@@ -182,6 +213,12 @@ class Vcpus:
             self._control.execute("device_del", {"id": name})
         except QmpError as error:
             raise VcpuRefused(error.description) from None  # the same words
+
+
+def is_refusal(event: Event) -> bool:
+    """Say whether in `event` a guest's ACPI says no to what it was asked to plug in or let go of."""
+    info = event.data.get("info", {})
+    return event.name == "ACPI_DEVICE_OST" and info.get("status") not in (_DONE, _UNDER_WAY)
 
 
 def is_taken(place: dict[str, Any]) -> bool:

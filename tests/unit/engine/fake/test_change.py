@@ -16,9 +16,11 @@ from cloudvmm.engine.base import (
     DeviceRemoved,
     DriverChanged,
     EngineError,
+    ModuleTaken,
     PciChanged,
     RemovalPending,
     SlotError,
+    VcpusChanged,
     VcpusRemoved,
     ZoneChanged,
 )
@@ -134,9 +136,9 @@ def test_unknown_device_is_not_removed(running):
 
 def test_vcpus_come_at_once_and_go_when_the_guest_lets_them(running):
     running.resize_vcpus(4)
-    assert running.take_events() == []
+    assert running.take_events() == [VcpusChanged(4)]
     running.resize_vcpus(1)
-    assert running.take_events() == [VcpusRemoved(1)]
+    assert running.take_events() == [VcpusChanged(1), VcpusRemoved(1)]
 
 
 def test_second_change_of_vcpus_waits_for_the_guest(running):
@@ -145,7 +147,7 @@ def test_second_change_of_vcpus_waits_for_the_guest(running):
     with pytest.raises(RemovalPending):
         running.resize_vcpus(3)
     running.guest.obey("vcpus")
-    assert running.take_events() == [VcpusRemoved(1)]
+    assert running.take_events() == [VcpusChanged(1), VcpusRemoved(1)]
     running.resize_vcpus(3)
 
 
@@ -176,7 +178,7 @@ def test_balloon_takes_from_what_booted_and_what_was_plugged(running):
     assert running.take_events() == [BalloonChanged(RAM_BYTES - 16 * MIB)]
     running.add_memory(128 * MIB)
     running.resize_balloon(16 * MIB)
-    assert running.take_events() == [BalloonChanged(RAM_BYTES + 112 * MIB)]
+    assert running.take_events() == [ModuleTaken(0), BalloonChanged(RAM_BYTES + 112 * MIB)]
 
 
 def test_machine_without_a_balloon_refuses(engine, spec):

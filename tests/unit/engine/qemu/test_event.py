@@ -18,10 +18,12 @@ from cloudvmm.engine.base import (
     GuestPanicked,
     HelperEnded,
     MemoryPassSent,
+    ModuleTaken,
     PciChanged,
     PoweredOff,
     RemovalRefused,
     ResetRequested,
+    ResizeRefused,
     ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event
@@ -39,6 +41,11 @@ REMAINS = {
     "net": [Command("netdev_del", {"id": "net.dnet"})],
     "rng": [],
 }
+
+
+def ost(slot_type, *, device, status=0, source=1):
+    info = {"device": device, "slot": "0", "slot-type": slot_type, "source": source, "status": status}
+    return {"info": info}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,10 @@ REMAINS = {
             RemovalRefused("0"),
         ),
         ("DEVICE_UNPLUG_GUEST_ERROR", {"path": "/machine/unattached/device[1]"}, None),
+        ("ACPI_DEVICE_OST", ost("DIMM", device="module3"), ModuleTaken(3)),
+        ("ACPI_DEVICE_OST", ost("DIMM", device="module3", status=1), ResizeRefused("modules")),
+        ("ACPI_DEVICE_OST", ost("DIMM", device="other"), None),
+        ("ACPI_DEVICE_OST", ost("CPU", device="cpu-0-1-0"), None),
         ("STOP", {}, None),
         ("SOMETHING_NEW", {"x": 1}, None),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cloudvmm.config.cpu import CoreScheduling, CpusConfig
-from cloudvmm.engine.base import NotSupportedYet, RemovalPending, VcpusRemoved
+from cloudvmm.engine.base import NotSupportedYet, RemovalPending, VcpusChanged, VcpusRemoved
 from cloudvmm.engine.qemu import vcpu
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -68,6 +68,43 @@ def test_places_are_filled_from_the_first_one_on():
     assert qemu.asked == [("device_add", "cpu-1-0-0"), ("device_add", "cpu-1-1-0")]
 
 
+def ost(device, *, source, status):
+    info = {"device": device, "slot-type": "CPU", "source": source, "status": status}
+    return Event("ACPI_DEVICE_OST", {"info": info})
+
+
+def test_vcpus_that_were_added_are_told_when_the_guest_takes_them_up():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu)
+    vcpus.resize(4)
+    assert not vcpus.is_told_by(ost("cpu-9-9-9", source=1, status=0))
+    assert vcpus.is_told_by(ost("cpu-1-0-0", source=1, status=0))
+    assert vcpus.judge(qemu.places) == [VcpusChanged(3)]
+    assert vcpus.is_told_by(ost("cpu-1-1-0", source=1, status=0))
+    assert vcpus.judge(qemu.places) == [VcpusChanged(4)]
+    assert not vcpus.is_told_by(ost("cpu-1-1-0", source=1, status=0))
+
+
+def test_guest_that_says_no_refuses_what_it_was_asked():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu)
+    no, under_way = ost("cpu-1-0-0", source=1, status=1), ost("cpu-1-0-0", source=3, status=132)
+    assert not vcpus.is_refused_by(no)
+    vcpus.resize(3)
+    assert vcpus.is_refused_by(no)
+    assert not vcpus.is_refused_by(under_way)
+
+
+def test_thread_of_each_vcpu_is_told_once():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu)
+    vcpus.bind()
+    assert vcpus.take_started() == [(0, 100), (1, 101)]
+    vcpus.resize(3)
+    assert vcpus.take_started() == [(2, 102)]
+    assert vcpus.take_started() == []
+
+
 def test_places_are_emptied_from_the_last_one():
     qemu = PlayedQemu(taken=4)
     vcpus_of(qemu, boot=4).resize(2)
@@ -85,9 +122,9 @@ def test_removal_is_told_once_when_the_guest_has_let_go_of_all():
     assert vcpus.is_told_by(EJECTED)
     assert not vcpus.is_told_by(Event("RESUME", {}))
     qemu.eject(3)
-    assert vcpus.judge(qemu.places) == []
+    assert vcpus.judge(qemu.places) == [VcpusChanged(3)]
     qemu.eject(2)
-    assert vcpus.judge(qemu.places) == [VcpusRemoved(2)]
+    assert vcpus.judge(qemu.places) == [VcpusChanged(2), VcpusRemoved(2)]
     assert vcpus.judge(qemu.places) == []
     assert not vcpus.is_told_by(EJECTED)
 
@@ -129,7 +166,7 @@ def test_removal_that_is_refused_midway_is_waited_for_as_far_as_it_went():
     with pytest.raises(VcpuRefused):
         vcpus.resize(1)
     qemu.eject(3)
-    assert vcpus.judge(qemu.places) == [VcpusRemoved(3)]
+    assert vcpus.judge(qemu.places) == [VcpusChanged(3), VcpusRemoved(3)]
 
 
 def test_emulation_has_vcpus_for_its_limit_only():
