@@ -67,8 +67,17 @@ def test_vcpus_come_and_go_and_keep_their_topology(vm: Booted) -> None:
         assert found[vcpus:] == [str(index % 3) for index in range(vcpus)]
 
 
+def test_emulated_guest_that_has_lost_a_vcpu_is_not_saved(vm: Booted, tmp_path: Path) -> None:
+    """Goes on where the test before it ended."""
+    vm.vmm.put("vm.pause")
+    (*_, last) = vm.vmm.put("vm.snapshot", {"destination_url": f"file://{tmp_path}"}, expect=500)
+    assert last.startswith("An emulated guest that has let go of a vCPU cannot be saved")
+    assert list(tmp_path.iterdir()) == []
+    vm.vmm.put("vm.resume")
+
+
 def test_emulation_says_when_it_can_have_no_other_vcpu(vm: Booted) -> None:
-    """Goes on where the test before it ended: QEMU would abort."""
+    """Goes on where those before it ended: QEMU would abort."""
     (*_, last) = vm.vmm.put("vm.resize", {"desired_vcpus": 2}, expect=500)
     assert last.startswith("The emulation has had 6 vCPUs since the boot")
     assert vm.config()["cpus"]["boot_vcpus"] == 1

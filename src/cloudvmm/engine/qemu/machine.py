@@ -408,6 +408,7 @@ class QemuMachine:
                 raise DeviceNotSaved(backing.device_id, reason=backing.unsaved)
         if self._vcpus.are_owed:
             raise EngineError("The guest still has to let go of vCPUs that were to be removed")
+        self._vcpus.check_savable()
         if owed := self._hotplug.find_owed():
             raise EngineError(f"The guest still has to let go of what was removed: {', '.join(owed)}")
 

@@ -44,6 +44,10 @@ class NoVcpuThread(EngineError):
         )
 
 
+class VcpuGone(EngineError):
+    """An emulated guest that has let go of a vCPU cannot be saved: reboot the VM before, or use KVM"""
+
+
 class AffinityError(EngineError):
     def __init__(self, vcpu: int) -> None:
         super().__init__(f"vCPU {vcpu} could not be bound to its host CPUs")
@@ -128,6 +132,14 @@ class Vcpus:
         self._started += [each for each in threads.items() if each not in self._threads.items()]
         self._threads = threads
         return threads
+
+    def check_savable(self) -> None:
+        """Blocking. Raise what keeps QEMU from giving the guest's state.
+
+        :raises VcpuGone: with emulation QEMU would wait for a vCPU that is gone, for ever.
+        """
+        if self._facts.accelerator == "tcg" and sum(map(is_taken, self._places())) < self._had:
+            raise VcpuGone
 
     def is_told_by(self, event: Event) -> bool:
         """Say whether `event` may mean that the guest has taken up a vCPU, or let go of one it owes."""

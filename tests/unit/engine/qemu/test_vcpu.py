@@ -10,7 +10,7 @@ from cloudvmm.engine.qemu import vcpu
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.qmp import QmpError
-from cloudvmm.engine.qemu.vcpu import CoreSchedulingFailed, NoVcpuThread, VcpuRefused, Vcpus
+from cloudvmm.engine.qemu.vcpu import CoreSchedulingFailed, NoVcpuThread, VcpuGone, VcpuRefused, Vcpus
 from cloudvmm.errors import error_chain
 from cloudvmm.host.core_scheduling import CoreSchedulingError
 
@@ -147,6 +147,21 @@ def test_those_added_are_taken_back_when_another_cannot_be_added():
     with pytest.raises(VcpuRefused, match="no such core"):
         vcpus_of(qemu).resize(4)
     assert qemu.asked[-1] == ("device_del", "cpu-1-0-0")
+
+
+def test_emulated_guest_that_has_lost_a_vcpu_is_not_saved():
+    for accelerator in ("kvm", "tcg"):
+        qemu = PlayedQemu(taken=2)
+        vcpus = vcpus_of(qemu, accelerator=accelerator)
+        vcpus.resize(4)
+        vcpus.check_savable()
+        vcpus.resize(3)
+        qemu.eject(3)
+        if accelerator == "kvm":
+            vcpus.check_savable()
+            continue
+        with pytest.raises(VcpuGone):
+            vcpus.check_savable()
 
 
 def test_removal_that_is_refused_is_not_waited_for():

@@ -1,0 +1,144 @@
+"""Memory that grows and shrinks under a guest that uses it, and guests that do not follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cloudvmm.client import Client
+from cloudvmm.config.operation import VmResizeData
+from support.booted import MIB, Booted, booting, direct_boot, vm_config
+from support.wait import wait_until
+
+pytestmark = pytest.mark.qemu
+
+GUEST_S = 90.0
+SHORT_S = 3.0
+ROUNDS = "/run/rounds"
+# Writes files that differ, reads them back and compares; says "bad" where one is not what was written.
+WORKLOAD = """
+mkdir -p /run/work && mount -t tmpfs -o size=4g none /run/work
+head -c 1m /dev/urandom >/run/work/seed
+cat >/run/check <<'END'
+while [ ! -e /run/stop ]; do
+    for n in $(seq {files}); do (echo $n; cat /run/work/seed) >/run/work/$n; done
+    for n in $(seq {files}); do
+        (echo $n; cat /run/work/seed) | cmp -s - /run/work/$n || echo bad $n
+    done
+    echo round
+done >{rounds}
+END
+rm -f /run/stop
+sh /run/check </dev/null >/dev/null 2>&1 &
+"""
+FILL = "for n in $(seq {mib}); do cat /run/work/seed; done >/run/work/full"
+COMPARE = "for n in $(seq {mib}); do cat /run/work/seed; done | cmp - /run/work/full"
+
+
+def virtio_mem(boot_mib: int, room_mib: int) -> dict[str, object]:
+    memory = {"size": boot_mib * MIB, "hotplug_method": "VirtioMem", "hotplug_size": room_mib * MIB}
+    payload = direct_boot("memhp_default_state=online_movable")
+    cpus = {"boot_vcpus": 1, "max_vcpus": 2}
+    return vm_config(memory=memory, payload=payload, cpus=cpus, balloon={"size": 0})
+
+
+@pytest.fixture(scope="module")
+def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+    with booting(tmp_path_factory.mktemp("memory"), virtio_mem(256, 1024)) as booted:
+        yield booted
+
+
+@pytest.fixture
+def client(vm: Booted) -> Iterator[Client]:
+    with Client(vm.server.socket_path) as client:
+        yield client
+
+
+def actual_mib(vm: Booted) -> int:
+    return int(vm.info()["memory_actual_size"]) // MIB
+
+
+def rounds(vm: Booted) -> int:
+    text = vm.run(f"cat {ROUNDS}")
+    assert "bad" not in text
+    return text.count("round")
+
+
+def wait_round(vm: Booted) -> None:
+    """Return when the guest has written and compared everything once more."""
+    begun = rounds(vm) + 1
+    wait_until(lambda: rounds(vm) > begun, "the guest compared all", timeout_s=GUEST_S)
+
+
+def grow_and_shrink(vm: Booted, *, boot_mib: int, grown_mib: int, files: int) -> None:
+    """Grow and shrink while the guest checks its memory; it has most of it in use when it is large."""
+    vm.run(WORKLOAD.format(files=files, rounds=ROUNDS))
+    with Client(vm.server.socket_path) as client:
+        client.resize(VmResizeData(desired_ram=grown_mib * MIB), GUEST_S)
+        wait_round(vm)
+        fill_mib = (grown_mib - boot_mib) * 3 // 4
+        for script in (FILL, COMPARE):
+            assert vm.run(script.format(mib=fill_mib), timeout_s=GUEST_S * 4) == ""
+        vm.run("rm /run/work/full")
+        client.resize(VmResizeData(desired_ram=boot_mib * MIB), GUEST_S * 2)
+    wait_round(vm)
+    vm.run("touch /run/stop; until umount /run/work; do usleep 100000; done 2>/dev/null")
+    assert actual_mib(vm) == boot_mib
+
+
+@pytest.mark.timeout(300)
+def test_memory_grows_and_shrinks_under_a_guest_that_checks_it(vm: Booted) -> None:
+    grow_and_shrink(vm, boot_mib=256, grown_mib=512, files=10)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_memory_grows_to_4_gib_and_back_under_a_guest_that_checks_it(tmp_path: Path) -> None:
+    with booting(tmp_path / "run", virtio_mem(512, 3584)) as booted:
+        grow_and_shrink(booted, boot_mib=512, grown_mib=4096, files=60)
+
+
+@pytest.mark.timeout(300)
+def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Booted, client: Client) -> None:
+    client.resize(VmResizeData(desired_ram=480 * MIB), GUEST_S)
+    vm.run("mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held")
+    vm.run("head -c 330m /dev/zero >/run/held/full; md5sum </run/held/full >/run/sum")
+    with pytest.raises(TimeoutError, match=r"bytes of RAM, and was asked for 285212672; "):
+        client.resize(VmResizeData(desired_ram=272 * MIB), SHORT_S)
+    assert vm.config()["memory"]["hotplugged_size"] == 16 * MIB
+    assert actual_mib(vm) > 300
+    assert vm.run("md5sum </run/held/full") == vm.run("cat /run/sum")
+
+    vm.run("umount /run/held")
+    client.resize(VmResizeData(desired_ram=256 * MIB), GUEST_S)
+    assert actual_mib(vm) == 256
+
+
+@pytest.mark.timeout(300)
+def test_guest_without_the_drivers_keeps_what_it_has_until_it_gets_them(vm: Booted, client: Client) -> None:
+    vm.run("rmmod virtio_mem && rmmod virtio_balloon")
+    sizes = VmResizeData(desired_ram=384 * MIB, desired_balloon=32 * MIB)
+    with pytest.raises(TimeoutError) as caught:
+        client.resize(sizes, SHORT_S)
+    ram = "it has 268435456 bytes of RAM, and was asked for 402653184"
+    balloon = "it has 0 bytes in its balloon, and was asked for 33554432"
+    assert str(caught.value).endswith(f"after 3 s: {ram}, {balloon}; it has done nothing")
+    config = vm.config()
+    assert (config["memory"]["hotplugged_size"], config["balloon"]["size"]) == (128 * MIB, 32 * MIB)
+    assert actual_mib(vm) == 256
+
+    vm.run("modprobe virtio_mem && modprobe virtio_balloon")
+    wait_until(lambda: actual_mib(vm) == 352, "the guest to follow", timeout_s=GUEST_S)
+    client.resize(VmResizeData(desired_ram=256 * MIB, desired_balloon=0), GUEST_S)
+
+
+@pytest.mark.timeout(300)
+def test_paused_guest_is_told_and_follows_when_it_is_resumed(vm: Booted, client: Client) -> None:
+    client.vm_pause()
+    with pytest.raises(TimeoutError, match="2 vCPUs; the VM is paused$|asked for 2; the VM is paused$"):
+        client.resize(VmResizeData(desired_vcpus=2), 0.5)
+    client.vm_resume()
+    client.resize(VmResizeData(desired_vcpus=2), GUEST_S)
+    wait_until(lambda: vm.run("cat /sys/devices/system/cpu/present") == "0-1", "a vCPU", timeout_s=GUEST_S)
