@@ -116,6 +116,14 @@ def passthrough(session: nox.Session) -> None:
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure, print and keep: benches/README.md. `nox -s bench -- api_latency` runs one of them."""
-    names = session.posargs or ["api_latency", "import_time", "footprint", "boot", "hotplug", "restore"]
+    names = session.posargs or [
+        "api_latency",
+        "import_time",
+        "footprint",
+        "boot",
+        "hotplug",
+        "resize",
+        "restore",
+    ]
     for name in names:
         session.run(str(BIN / "python"), f"benches/{name}.py", "--json", f"bench-{name}.json", external=True)

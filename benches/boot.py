@@ -54,7 +54,7 @@ def boot_by_server(vmm: Vmm, server_pid: int, folder: str, turns: Turns) -> None
     vmm.put("vm.boot")
     _wait_ready(log)
     turns.ready.add(time.monotonic() - started)
-    turns.work.add(processor_s(_qemu_of(server_pid)) + processor_s(server_pid) - worked_s)
+    turns.work.add(processor_s(qemu_of(server_pid)) + processor_s(server_pid) - worked_s)
     turns.create.add((created - started) * 1000)
 
 
@@ -80,7 +80,7 @@ def measure(runs: int) -> tuple[Turns, by_hand.HandCommand]:
         boot_by_server(vmm, server.pid, folder, Turns())
         serial = os.path.join(folder, "serial")
         command = by_hand.command_of(
-            _qemu_of(server.pid), folder, renamed={serial: os.path.join(folder, "serial-by-hand")}
+            qemu_of(server.pid), folder, renamed={serial: os.path.join(folder, "serial-by-hand")}
         )
         vmm.put("vm.delete")
         for number in range(runs):
@@ -110,7 +110,7 @@ def start_in_turns(
     vmm.put("vm.delete")
 
 
-def _qemu_of(server_pid: int) -> int:
+def qemu_of(server_pid: int) -> int:
     found = [child.pid for child in descendants_of(server_pid) if "qemu-system" in child.command]
     if len(found) != 1:
         raise SystemExit(f"The server runs {len(found)} QEMUs instead of one")

@@ -127,6 +127,25 @@ def restored(command: HandCommand, state_path: str) -> Iterator[subprocess.Popen
         end(process)
 
 
+class Monitor:
+    """A raw QMP connection to a QEMU started by hand: one command after the other, events passed over."""
+
+    def __init__(self, command: HandCommand, process: subprocess.Popen[Any]) -> None:
+        self._socket = _connect(command.monitor_path, process)
+        _await(self._socket, b'"QMP"')
+        self.execute("qmp_capabilities")
+
+    def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
+        self._socket.sendall(msgspec.json.encode({"execute": name, "arguments": arguments or {}}) + b"\n")
+        for line in _await(self._socket, b'"return"').splitlines():
+            if "return" in (answer := msgspec.json.decode(line)):
+                return answer["return"]
+        raise SystemExit(f"QEMU by hand does not answer {name}")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
 def _connect(path: str, process: subprocess.Popen[Any]) -> socket.socket:
     deadline = time.monotonic() + _TIMEOUT_S
     while True:
@@ -143,14 +162,17 @@ def _connect(path: str, process: subprocess.Popen[Any]) -> socket.socket:
             return monitor
 
 
-def _await(monitor: socket.socket, words: bytes) -> None:
-    """Read up to the end of the line that has `words`."""
+def _await(monitor: socket.socket, words: bytes) -> bytes:
+    """Read up to the end of the line that has `words`; return all that was read."""
     heard = b""
     while not (words in heard and heard.endswith(b"\n")):
         piece = monitor.recv(READ_BYTES)
         if not piece:
             raise SystemExit(f"QEMU by hand closed its monitor after {heard!r}")
         heard += piece
+        if b'"error"' in heard:
+            raise SystemExit(f"QEMU by hand refuses: {heard!r}")
+    return heard
 
 
 def _options(words: Sequence[str]) -> list[tuple[str, str | None]]:

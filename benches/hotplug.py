@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from bed import POLL_EVERY_S, processor_s, running_server
 from cloudvmm.guest.shell import GuestShell
@@ -57,8 +58,9 @@ class Waiter(threading.Thread):
 
 
 @contextlib.contextmanager
-def booted_guest(vmm: Vmm, folder: str) -> Iterator[GuestShell]:
-    config = bench_config("qemu", folder) | {"serial": {"mode": "Null"}, "console": {"mode": "Pty"}}
+def booted_guest(vmm: Vmm, folder: str, config: dict[str, Any]) -> Iterator[GuestShell]:
+    """Boot a VM of `config`, whose console is the shell's."""
+    config = config | {"serial": {"mode": "Null"}, "console": {"mode": "Pty"}}
     vmm.put("vm.create", config)
     path = vmm.get("vm.info")["config"]["console"]["file"]
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -105,7 +107,7 @@ def measure(runs: int) -> Turns:
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(folder, engine_flags("qemu")) as (server, vmm),
-        booted_guest(vmm, folder) as shell,
+        booted_guest(vmm, folder, bench_config("qemu", folder)) as shell,
     ):
         image = Path(folder, "image")
         with image.open("wb") as file:
