@@ -8,9 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cloudvmm.client import Client
 from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
 from support.deadline import GUEST_S
 from support.old_qemu import old_qemu_program
@@ -24,11 +26,20 @@ ONLINE = "for cpu in /sys/devices/system/cpu/cpu[1-9]*; do echo 1 >$cpu/online; 
 
 @shared()
 def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    with booting(tmp_path_factory.mktemp("resize"), resizable()) as booted:
+    """Its sizes were set before it was booted."""
+    config = resizable()
+    config |= {"cpus": config["cpus"] | {"boot_vcpus": 1}, "memory": config["memory"] | {"size": 128 * MIB}}
+    with serving(tmp_path_factory.mktemp("resize")) as booted:
+        booted.vmm.put("vm.create", config)
+        sizes = {"desired_vcpus": 2, "desired_ram": 256 * MIB, "desired_balloon": 16 * MIB}
+        booted.vmm.put("vm.resize", sizes, expect=204)
+        booted.open_shell()
+        booted.vmm.put("vm.boot")
+        booted.wait_ready()
         yield booted
 
 
-def resizable() -> dict[str, object]:
+def resizable() -> dict[str, Any]:
     cpus = {
         "boot_vcpus": 2,
         "max_vcpus": 6,
@@ -54,6 +65,14 @@ def wait_settled(vm: Booted, vcpus: int) -> None:
     wait_until(
         lambda: vm.vmm.exchange("PUT", "vm.resize", same).status == 204, "nothing is owed", timeout_s=GUEST_S
     )
+
+
+def test_sizes_that_were_set_before_the_boot_are_those_of_the_guest(vm: Booted) -> None:
+    wait_vcpus(vm, 2)
+    wait_until(lambda: vm.info()["memory_actual_size"] == 240 * MIB, "the balloon", timeout_s=GUEST_S)
+    assert (vm.config()["cpus"]["boot_vcpus"], vm.config()["memory"]["size"]) == (2, 256 * MIB)
+    vm.vmm.put("vm.resize", {"desired_balloon": 0}, expect=204)
+    wait_until(lambda: vm.info()["memory_actual_size"] == 256 * MIB, "the balloon", timeout_s=GUEST_S)
 
 
 def test_vcpus_come_and_go_and_keep_their_topology(vm: Booted) -> None:
@@ -175,6 +194,19 @@ def test_vcpus_are_bound_to_host_cpus(tmp_path: Path) -> None:
         resize(vm, 2)
         wait_vcpus(vm, 2)
         assert vcpu_affinities(vm.qemu_pid()) == [{1}, {0}]
+        assert [os.sched_getaffinity(thread) for thread in told_threads(vm)] == [{1}, {0}]
+
+
+def told_threads(vm: Booted) -> list[int]:
+    """Return the threads of the vCPUs that the event stream tells of."""
+    found: dict[str, int] = {}
+    with Client(vm.server.socket_path) as client, client.events(0) as events:
+        while len(found) < 2:
+            told = events.wait_for("vm", "vcpu-thread", GUEST_S).properties or {}
+            assert told["process_id"] == str(vm.qemu_pid())
+            found[told["id"]] = int(told["thread_id"])
+    assert "vm/vcpu-thread" not in vm.events.names()
+    return [found["0"], found["1"]]
 
 
 def vcpu_affinities(pid: int) -> list[set[int]]:
