@@ -41,7 +41,8 @@ def virtio_mem(boot_mib: int, room_mib: int) -> dict[str, object]:
     memory = {"size": boot_mib * MIB, "hotplug_method": "VirtioMem", "hotplug_size": room_mib * MIB}
     payload = direct_boot("memhp_default_state=online_movable")
     cpus = {"boot_vcpus": 1, "max_vcpus": 2}
-    return vm_config(memory=memory, payload=payload, cpus=cpus, balloon={"size": 0})
+    balloon = {"size": 0, "deflate_on_oom": True}
+    return vm_config(memory=memory, payload=payload, cpus=cpus, balloon=balloon)
 
 
 @pytest.fixture(scope="module")
@@ -88,32 +89,11 @@ def grow_and_shrink(vm: Booted, *, boot_mib: int, grown_mib: int, files: int) ->
     assert actual_mib(vm) == boot_mib
 
 
-@pytest.mark.timeout(300)
-def test_memory_grows_and_shrinks_under_a_guest_that_checks_it(vm: Booted) -> None:
-    grow_and_shrink(vm, boot_mib=256, grown_mib=512, files=10)
-
-
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_memory_grows_to_4_gib_and_back_under_a_guest_that_checks_it(tmp_path: Path) -> None:
     with booting(tmp_path / "run", virtio_mem(512, 3584)) as booted:
         grow_and_shrink(booted, boot_mib=512, grown_mib=4096, files=60)
-
-
-@pytest.mark.timeout(300)
-def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Booted, client: Client) -> None:
-    client.resize(VmResizeData(desired_ram=480 * MIB), GUEST_S)
-    vm.run("mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held")
-    vm.run("head -c 330m /dev/zero >/run/held/full; md5sum </run/held/full >/run/sum")
-    with pytest.raises(TimeoutError, match=r"bytes of RAM, and was asked for 285212672; "):
-        client.resize(VmResizeData(desired_ram=272 * MIB), SHORT_S)
-    assert vm.config()["memory"]["hotplugged_size"] == 16 * MIB
-    assert actual_mib(vm) > 300
-    assert vm.run("md5sum </run/held/full") == vm.run("cat /run/sum")
-
-    vm.run("umount /run/held")
-    client.resize(VmResizeData(desired_ram=256 * MIB), GUEST_S)
-    assert actual_mib(vm) == 256
 
 
 @pytest.mark.timeout(300)
@@ -142,3 +122,38 @@ def test_paused_guest_is_told_and_follows_when_it_is_resumed(vm: Booted, client:
     client.vm_resume()
     client.resize(VmResizeData(desired_vcpus=2), GUEST_S)
     wait_until(lambda: vm.run("cat /sys/devices/system/cpu/present") == "0-1", "a vCPU", timeout_s=GUEST_S)
+
+
+@pytest.mark.timeout(300)
+def test_balloon_gives_back_what_the_guest_needs(vm: Booted, client: Client) -> None:
+    client.resize(VmResizeData(desired_balloon=96 * MIB), GUEST_S)
+    assert actual_mib(vm) == 160
+    vm.run("mkdir -p /run/need && mount -t tmpfs -o size=200m none /run/need")
+    vm.run("head -c 100m /dev/zero >/run/need/full")
+    assert actual_mib(vm) > 160
+    assert vm.config()["balloon"]["size"] == 96 * MIB
+    vm.run("umount /run/need")
+    client.resize(VmResizeData(desired_balloon=0), GUEST_S)
+    assert actual_mib(vm) == 256
+
+
+@pytest.mark.timeout(300)
+def test_memory_grows_and_shrinks_under_a_guest_that_checks_it(vm: Booted) -> None:
+    grow_and_shrink(vm, boot_mib=256, grown_mib=512, files=10)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Booted, client: Client) -> None:
+    client.resize(VmResizeData(desired_ram=480 * MIB), GUEST_S)
+    vm.run("mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held")
+    vm.run("head -c 260m /dev/zero >/run/held/full; md5sum </run/held/full >/run/sum")
+    with pytest.raises(TimeoutError, match=r"bytes of RAM, and was asked for 285212672; "):
+        client.resize(VmResizeData(desired_ram=272 * MIB), SHORT_S)
+    assert vm.config()["memory"]["hotplugged_size"] == 16 * MIB
+    assert actual_mib(vm) > 272
+    assert vm.run("md5sum </run/held/full") == vm.run("cat /run/sum")
+
+    vm.run("umount /run/held")
+    client.resize(VmResizeData(desired_ram=256 * MIB), GUEST_S)
+    assert actual_mib(vm) == 256
