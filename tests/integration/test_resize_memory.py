@@ -10,11 +10,12 @@ import pytest
 from cloudvmm.client import Client
 from cloudvmm.config.operation import VmResizeData
 from support.booted import MIB, Booted, booting, direct_boot, vm_config
+from support.deadline import GUEST_S
+from support.shared import shared
 from support.wait import wait_until
 
 pytestmark = pytest.mark.qemu
 
-GUEST_S = 90.0
 SHORT_S = 3.0
 ROUNDS = "/run/rounds"
 # Writes files that differ, reads them back and compares; says "bad" where one is not what was written.
@@ -45,8 +46,8 @@ def virtio_mem(boot_mib: int, room_mib: int) -> dict[str, object]:
     return vm_config(memory=memory, payload=payload, cpus=cpus, balloon=balloon)
 
 
-@pytest.fixture(scope="module")
-def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
+@shared()
+def shared_vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     with booting(tmp_path_factory.mktemp("memory"), virtio_mem(256, 1024)) as booted:
         yield booted
 
@@ -81,7 +82,7 @@ def grow_and_shrink(vm: Booted, *, boot_mib: int, grown_mib: int, files: int) ->
         wait_round(vm)
         fill_mib = (grown_mib - boot_mib) * 3 // 4
         for script in (FILL, COMPARE):
-            assert vm.run(script.format(mib=fill_mib), timeout_s=GUEST_S * 4) == ""
+            assert vm.run(script.format(mib=fill_mib), timeout_s=GUEST_S * 3) == ""
         vm.run("rm /run/work/full")
         client.resize(VmResizeData(desired_ram=boot_mib * MIB), GUEST_S * 2)
     wait_round(vm)
@@ -96,7 +97,6 @@ def test_memory_grows_to_4_gib_and_back_under_a_guest_that_checks_it(tmp_path: P
         grow_and_shrink(booted, boot_mib=512, grown_mib=4096, files=60)
 
 
-@pytest.mark.timeout(300)
 def test_guest_without_the_drivers_keeps_what_it_has_until_it_gets_them(vm: Booted, client: Client) -> None:
     vm.run("rmmod virtio_mem && rmmod virtio_balloon")
     sizes = VmResizeData(desired_ram=384 * MIB, desired_balloon=32 * MIB)
@@ -114,7 +114,6 @@ def test_guest_without_the_drivers_keeps_what_it_has_until_it_gets_them(vm: Boot
     client.resize(VmResizeData(desired_ram=256 * MIB, desired_balloon=0), GUEST_S)
 
 
-@pytest.mark.timeout(300)
 def test_paused_guest_is_told_and_follows_when_it_is_resumed(vm: Booted, client: Client) -> None:
     client.vm_pause()
     with pytest.raises(TimeoutError, match="2 vCPUs; the VM is paused$|asked for 2; the VM is paused$"):
@@ -124,7 +123,6 @@ def test_paused_guest_is_told_and_follows_when_it_is_resumed(vm: Booted, client:
     wait_until(lambda: vm.run("cat /sys/devices/system/cpu/present") == "0-1", "a vCPU", timeout_s=GUEST_S)
 
 
-@pytest.mark.timeout(300)
 def test_balloon_gives_back_what_the_guest_needs(vm: Booted, client: Client) -> None:
     client.resize(VmResizeData(desired_balloon=96 * MIB), GUEST_S)
     assert actual_mib(vm) == 160
@@ -137,13 +135,11 @@ def test_balloon_gives_back_what_the_guest_needs(vm: Booted, client: Client) -> 
     assert actual_mib(vm) == 256
 
 
-@pytest.mark.timeout(300)
 def test_memory_grows_and_shrinks_under_a_guest_that_checks_it(vm: Booted) -> None:
     grow_and_shrink(vm, boot_mib=256, grown_mib=512, files=10)
 
 
 @pytest.mark.long
-@pytest.mark.timeout(600)
 def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Booted, client: Client) -> None:
     client.resize(VmResizeData(desired_ram=480 * MIB), GUEST_S)
     vm.run("mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held")

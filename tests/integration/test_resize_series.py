@@ -12,11 +12,11 @@ from cloudvmm.client import Client
 from cloudvmm.config.operation import VmResizeData, VmResizeZoneData
 from support.accelerator import accelerator
 from support.booted import MIB, Booted, booting, direct_boot, serving, vm_config
+from support.deadline import GUEST_S
 from support.wait import wait_until
 
 pytestmark = pytest.mark.qemu
 
-GUEST_S = 90.0
 SEED = 5
 MAX_VCPUS = 64  # an emulated machine can have as many in its life
 MOST_VCPUS = 4
@@ -136,7 +136,6 @@ def config() -> dict[str, object]:
     )
 
 
-@pytest.mark.timeout(400)
 def test_guest_follows_resizes_by_chance_is_saved_and_resized_on(tmp_path: Path) -> None:
     follow_save_and_go_on(tmp_path, steps=5)
 
