@@ -27,6 +27,7 @@ from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import LaunchSpec, launch
 from cloudvmm.engine.qemu.machine import QemuMachine
+from cloudvmm.engine.qemu.memory import module_id
 from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import arguments
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
