@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from cloudvmm.config.cpu import CpusConfig
+from cloudvmm.config.cpu import CoreScheduling, CpusConfig
 from cloudvmm.engine.base import EngineError, NotSupportedYet
 from cloudvmm.engine.qemu.fact import KVM_CPU_MODEL, KVM_DEVICE, Accelerator
 from cloudvmm.engine.qemu.parts import escape
@@ -61,8 +61,13 @@ class TooManyVcpus(EngineError):
         super().__init__(f"Maximum number of vCPUs {asked} exceeds host limit {MAX_VCPUS}")
 
 
-def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator, *, kvm_device: str = KVM_DEVICE) -> list[str]:
+def cpu_arguments(
+    cpus: CpusConfig, accelerator: Accelerator, *, kvm_device: str = KVM_DEVICE, loses_writes: bool = False
+) -> list[str]:
     """Return the options for accelerator, model and count.
+
+    Emulated vCPUs run side by side. Where that `loses_writes` they take turns on one thread, unless threads
+    of their own are asked for, or vCPUs may come and go.
 
     :raises TooManyVcpus: more than the machine can have.
     :raises NotSupportedYet: a feature that the accelerator cannot give.
@@ -71,7 +76,13 @@ def cpu_arguments(cpus: CpusConfig, accelerator: Accelerator, *, kvm_device: str
         raise TooManyVcpus(cpus.max_vcpus)
     if accelerator == "kvm":
         return ["-accel", kvm_accelerator(kvm_device), "-cpu", _host_model(cpus), "-smp", _count(cpus)]
-    return ["-accel", "tcg,thread=multi", "-cpu", _emulated_model(cpus), "-smp", _count(cpus)]
+    threads = "single" if loses_writes and _may_take_turns(cpus) else "multi"
+    return ["-accel", f"tcg,thread={threads}", "-cpu", _emulated_model(cpus), "-smp", _count(cpus)]
+
+
+def _may_take_turns(cpus: CpusConfig) -> bool:
+    has_threads = bool(cpus.affinity) or cpus.core_scheduling is CoreScheduling.VCPU
+    return 1 < cpus.boot_vcpus == cpus.max_vcpus and not has_threads
 
 
 def kvm_accelerator(device: str) -> str:

@@ -55,6 +55,15 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.accelerator == "kvm" or self.version >= (9, 0, 0)
 
     @property
+    def loses_writes(self) -> bool:
+        """Say whether emulated vCPUs that run side by side may lose a write to a device: before 10.1 they do.
+
+        One of them maps or unmaps a device, as in a hot addition, and another looks up where its write goes
+        in a table that is already freed. A notification or an interrupt is lost, and the guest stands.
+        """
+        return self.accelerator == "tcg" and self.version < (10, 1, 0)
+
+    @property
     def dies_of_virtio_status(self) -> bool:
         """Say whether this QEMU may abort when asked for the status of a virtio device, as 11.1.3 does."""
         return self.version >= (11, 0, 0)

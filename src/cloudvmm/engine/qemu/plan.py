@@ -60,7 +60,9 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
         )
     result = [
         *("-machine", MACHINE if memory.nodes else f"{MACHINE},memory-backend={RAM_ID}"),
-        *cpu_arguments(vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device),
+        *cpu_arguments(
+            vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device, loses_writes=facts.loses_writes
+        ),
         *memory_arguments(
             memory.size,
             hotplug_size=memory.hotplug_size,
