@@ -163,6 +163,7 @@ def test_many_streams_of_the_guest_at_once(vm, path):
     # The guest's kernel gives up after 2 s, in which an emulated guest on a busy host may not get that far.
     one = "socat -t 60 - VSOCK-CONNECT:2:2003,retry=30 </tmp/said | cmp - /tmp/said && echo same"
     with listening_at(path, 2003, backlog=4) as listener:
+        listener.settimeout(None)  # one with a timeout is not woken by its end
         server = threading.Thread(target=serve, args=(listener,))
         server.start()
         vm.run("head -c 30000 /dev/urandom >/tmp/said")
