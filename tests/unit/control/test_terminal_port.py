@@ -70,6 +70,9 @@ def test_a_pipe_that_nobody_reads_holds_nothing_up():
 KILLED = """
 import os, signal, sys
 from cloudvmm.host.terminal import RawTerminal
+# Who runs the tests may have these ignored, and a program that is started inherits that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 terminal = RawTerminal(0)
 os.write(2, b"raw")
 signal.pause()
@@ -84,10 +87,13 @@ def test_raw_mode_ends_with_a_process_that_is_killed(number, to_group):
     with subprocess.Popen(
         [sys.executable, "-c", KILLED], stdin=slave, stderr=subprocess.PIPE, process_group=0
     ) as process:
-        assert process.stderr.read(3) == b"raw"
-        assert not echoes(slave)
-        (os.killpg if to_group else os.kill)(process.pid, number)
-        process.wait(DEADLINE_S)
+        try:
+            assert process.stderr.read(3) == b"raw"
+            assert not echoes(slave)
+            (os.killpg if to_group else os.kill)(process.pid, number)
+            process.wait(DEADLINE_S)
+        finally:
+            process.kill()
     wait_until(lambda: termios.tcgetattr(slave) == before, "the terminal is as it was", timeout_s=DEADLINE_S)
     os.close(master)
     os.close(slave)
