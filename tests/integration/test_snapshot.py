@@ -218,6 +218,8 @@ def test_memory_of_huge_pages_is_saved(tmp_path: Path) -> None:
 def huge_pages(count: int) -> Iterator[None]:
     """Have the host reserve `count` pages of 2 MiB, beside those that it has."""
     pool = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+    if not pool.exists():
+        pytest.skip("The host does not tell of huge pages")
     before = int(pool.read_text())
     pool.write_text(str(before + count))
     try:
