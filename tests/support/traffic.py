@@ -18,6 +18,7 @@ from typing import Any
 
 from cloudvmm.wire.http import Refusal, Request, RequestParser
 from cloudvmm.wire.response import ERROR_HEADER
+from support.any_json import load_json
 
 PREFIX = "/api/v1"
 URL = "http://localhost"
@@ -181,7 +182,7 @@ def _fault_of_request(operation: dict[str, Any], body: bytes | None, status: int
 
 def _fault_of_json(schema: dict[str, Any], body: bytes) -> str | None:
     try:
-        value = json.loads(body)
+        value = load_json(body)
     except ValueError as error:
         return f"not JSON: {error}"
     error = next(_validator(json.dumps(schema)).iter_errors(value), None)
