@@ -7,10 +7,12 @@ have ladders of their own. `vm` is the guest that a module's `shared_vm` boots f
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from support.booted import Booted
@@ -24,7 +26,12 @@ LATENCY = pytest.StashKey[LatencyLog]()
 ServerFactory = Callable[..., Server]
 
 
+hypothesis.settings.register_profile("same each time", derandomize=True, deadline=None)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if not os.environ.get("CLOUDVMM_LONG"):
+        hypothesis.settings.load_profile("same each time")
     config.stash[LATENCY] = LatencyLog()
     config.stash[FAILED] = set()
 
