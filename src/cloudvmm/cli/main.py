@@ -119,7 +119,7 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
     check_available(args)
     serve(
         Settings(
-            engine=_engine(args),
+            engine=_engine(args, log),
             log=log.log,
             api_socket=api_socket,
             event_monitor=None if args.event_monitor is None else parse_event_monitor(args.event_monitor),
@@ -135,7 +135,7 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
     )
 
 
-def _engine(args: argparse.Namespace) -> Engine:
+def _engine(args: argparse.Namespace, log: Logger) -> Engine:
     """The one place where an engine is chosen."""
     if args.engine == "fake":
         from cloudvmm.engine.fake import FakeEngine
@@ -143,7 +143,9 @@ def _engine(args: argparse.Namespace) -> Engine:
         return FakeEngine()
     from cloudvmm.engine.qemu import QemuEngine
 
-    return QemuEngine(binary=args.qemu, accel=args.accel)
+    if args.seccomp == "log":
+        log.warn("QEMU's seccomp filter cannot be told to log: there is none")
+    return QemuEngine(binary=args.qemu, accel=args.accel, has_sandbox=args.seccomp in ("true", "errno"))
 
 
 def _completion(words: list[str]) -> int:

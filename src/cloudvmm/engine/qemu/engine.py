@@ -48,7 +48,8 @@ class QemuEngine:
     """An `engine.base.Engine`. Costs nothing to make: binary and accelerator are looked at on first use.
 
     `kvm_device` is where KVM is looked for and what guests then run on; another than /dev/kvm needs a QEMU
-    that can be told so (9.0), and is no usable KVM to an older one. `observe` sees every QMP command of every
+    that can be told so (9.0), and is no usable KVM to an older one. Without `has_sandbox` QEMU runs without
+    its seccomp filter. `observe` sees every QMP command of every
     machine before it is sent.
     """
 
@@ -58,11 +59,13 @@ class QemuEngine:
         accel: WantedAccelerator = "auto",
         *,
         kvm_device: str = KVM_DEVICE,
+        has_sandbox: bool = True,
         observe: Observer | None = None,
     ) -> None:
         self._binary = binary
         self._accel: WantedAccelerator = accel
         self._kvm_device = kvm_device
+        self._has_sandbox = has_sandbox
         self._observe = observe
         self._known: QemuFacts | None = None
         self._lock = threading.Lock()
@@ -166,6 +169,7 @@ class QemuEngine:
                     *arguments(spec, resources, facts),
                     *(INCOMING if origin is not None else ()),
                 ],
+                has_sandbox=self._has_sandbox,
                 fds=resources.inherited_fds,
                 state_dir=spec.state_dir,
                 thp=memory.thp,

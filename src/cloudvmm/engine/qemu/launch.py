@@ -23,7 +23,10 @@ _FIXED_ARGUMENTS = (
     *("-name", "debug-threads=on"),
     *("-nodefaults", "-no-user-config", "-display", "none", "-no-shutdown", "-S"),
 )
+# No process of its own, no more rights, no other place in the scheduler, no system call that is out of use.
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _DEVICE_OPTIONS = ("-device ", "-blockdev ", "-netdev ", "-chardev ", "-object ", "-add-fd ", "-serial ")
+_SANDBOX_WORDS = ("-sandbox ", "failed to install seccomp ")
 _SLOT_WORDS = ("PCI: slot ", "PCI: no slot/function available")
 # What QEMU's loaders say, in lower case.
 _PAYLOAD_WORDS = (
@@ -44,6 +47,10 @@ _PAYLOAD_WORDS = (
 )
 
 
+class SandboxError(EngineError):
+    """This QEMU, or the kernel, has no seccomp filter."""
+
+
 class Monitors(msgspec.Struct, frozen=True):
     control: QmpClient
     reader: QmpClient
@@ -55,9 +62,13 @@ class Monitors(msgspec.Struct, frozen=True):
 
 
 class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """`arguments` follow those that are the same for every machine; `fds` are lent."""
+    """`arguments` follow those that are the same for every machine; `fds` are lent.
+
+    With `has_sandbox` QEMU puts itself behind its seccomp filter before the guest runs.
+    """
 
     arguments: Sequence[str]
+    has_sandbox: bool
     fds: Sequence[int] = ()
     state_dir: str | None = None
     thp: bool = True
@@ -77,8 +88,8 @@ def launch(
     `undo` ends what was started.
 
     :raises MachineGone: `attempt` was aborted.
-    :raises EngineError: QEMU refused; the text is its own words. A `DeviceError`, `SlotError` or
-        `PayloadError` where the words are about one.
+    :raises EngineError: QEMU refused; the text is its own words. A `DeviceError`, `SlotError`,
+        `PayloadError` or `SandboxError` where the words are about one.
     """
     attempt.check()
     clients: list[QmpClient] = []
@@ -93,7 +104,8 @@ def launch(
             clients.append(client)
             theirs.append(far)
         fds = [far.fileno() for far in theirs]
-        argv = [facts.binary, *_FIXED_ARGUMENTS, *_monitor_arguments(fds), *spec.arguments]
+        sandbox = ("-sandbox", _SANDBOX) if spec.has_sandbox else ()
+        argv = [facts.binary, *_FIXED_ARGUMENTS, *sandbox, *_monitor_arguments(fds), *spec.arguments]
         process = ChildProcess(
             ProcessSpec(argv, fds=[*fds, *spec.fds], state_dir=spec.state_dir, thp=spec.thp)
         )
@@ -118,6 +130,8 @@ def refusal(process: ChildProcess) -> EngineError:
         return SlotError(text)
     if words.startswith(_DEVICE_OPTIONS):
         return DeviceError(text)
+    if words.startswith(_SANDBOX_WORDS):
+        return SandboxError(f"{text}; --seccomp false goes without the filter")
     if any(_is_about_payload(line) for line in words.splitlines()):
         return PayloadError(text)
     return EngineError(text)

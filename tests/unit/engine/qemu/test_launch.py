@@ -24,7 +24,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu import QemuEngine
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.fact import QemuFacts
-from cloudvmm.engine.qemu.launch import LaunchSpec, launch
+from cloudvmm.engine.qemu.launch import LaunchSpec, SandboxError, launch
 from support.leak import Holdings
 
 LONG_S = 20.0
@@ -39,7 +39,7 @@ def start(tmp_path):
         script_path.write_text(f"#!/bin/sh\n{script}\n")
         script_path.chmod(0o755)
         before = Holdings()
-        spec = LaunchSpec(arguments=[], timeout_s=timeout_s)
+        spec = LaunchSpec(arguments=[], has_sandbox=True, timeout_s=timeout_s)
         facts = QemuFacts(binary=str(script_path), version=(10, 0, 2))
         try:
             with contextlib.ExitStack() as undo:
@@ -95,6 +95,16 @@ def start(tmp_path):
             "cannot set up guest memory 'ram0': Cannot allocate memory",
             EngineError,
             "cannot set up guest memory 'ram0': Cannot allocate memory",
+        ),
+        (
+            "-sandbox on: sandbox support is not enabled",
+            SandboxError,
+            "-sandbox on: sandbox support is not enabled; --seccomp false goes without the filter",
+        ),
+        (
+            "failed to install seccomp syscall filter in the kernel",
+            SandboxError,
+            "failed to install seccomp syscall filter in the kernel; --seccomp false goes without the filter",
         ),
     ],
 )
