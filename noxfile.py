@@ -131,3 +131,9 @@ def bench(session: nox.Session) -> None:
     ]
     for name in names:
         session.run(str(BIN / "python"), f"benches/{name}.py", "--json", f"bench-{name}.json", external=True)
+
+
+@nox.session(default=False)
+def soak(session: nox.Session) -> None:
+    """VMs under a mixed load: leaks, failures, latency. `nox -s soak -- --engine qemu --seconds 600`."""
+    session.run(str(BIN / "python"), "benches/soak.py", *session.posargs, external=True)
