@@ -90,7 +90,8 @@ class MigrationRole(enum.Enum):
 class MigrationPhase(enum.Enum):
     """A sender is Connecting, Sending, Loading (the other side puts the VM together) and Completing.
 
-    A receiver is Listening, Preparing, Receiving, Loading and Completing.
+    A receiver is Listening, Preparing, Receiving, Loading and Completing. Either is Postcopy then, where the
+    guest has gone on before all of its memory is there.
     """
 
     LISTENING = "Listening"
@@ -100,6 +101,7 @@ class MigrationPhase(enum.Enum):
     RECEIVING = "Receiving"
     LOADING = "Loading"
     COMPLETING = "Completing"
+    POSTCOPY = "Postcopy"
     FINISHED = "Finished"
     FAILED = "Failed"
     CANCELLED = "Cancelled"

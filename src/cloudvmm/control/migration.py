@@ -62,7 +62,7 @@ class Migration:
         """
         if self._ended_s is not None:
             raise NoMigration
-        if self._phase is MigrationPhase.COMPLETING:
+        if self._phase in (MigrationPhase.COMPLETING, MigrationPhase.POSTCOPY):
             raise MigrationCompletes
         self.is_cancelled = True
         self._cut.now()

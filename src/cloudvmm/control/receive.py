@@ -2,7 +2,8 @@
 
 It is an ordinary command, so what changes the VM waits behind it, while whoever only reads is answered. No
 vCPU runs here before the other VMM has said `Complete`. Whatever fails once somebody has connected, in the
-end nothing is held, and only then the other VMM is told: it may let its guest go on.
+end nothing is held, and only then the other VMM is told: it may let its guest go on. What fails with Postcopy
+after that leaves the VM as it is: it is here and nowhere else, though not all of its memory is.
 """
 
 from __future__ import annotations
@@ -31,12 +32,19 @@ from cloudvmm.control.record import VmRecord, decode_record
 from cloudvmm.control.replacement import replace_vfio_fds
 from cloudvmm.control.restore import Restore
 from cloudvmm.control.worker import Cleanup, Job, Steps
-from cloudvmm.engine.base import Engine, EngineError, EngineInfo, NotSupportedYet, ReceivedFrom
+from cloudvmm.engine.base import Engine, EngineError, EngineInfo, LinkLost, ReceivedFrom
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.migration.address import parse_address
 from cloudvmm.migration.cut import Cut
-from cloudvmm.migration.error import LinkDown, LinkTimeout, MigrationError, PeerRefused, ProtocolError
+from cloudvmm.migration.error import (
+    LinkDown,
+    LinkTimeout,
+    MemoryLost,
+    MigrationError,
+    PeerRefused,
+    ProtocolError,
+)
 from cloudvmm.migration.link import Link
 from cloudvmm.migration.listener import Listener, greet
 from cloudvmm.migration.message import (
@@ -49,9 +57,10 @@ from cloudvmm.migration.message import (
     readable,
     refusal,
 )
-from cloudvmm.migration.rule import check_receive, check_received
+from cloudvmm.migration.rule import PostcopyNotAsked, check_receive, check_received
 
 COMPLETE_S: Final = 60.0
+RECONNECT_S: Final = 150.0  # a little longer than the other VMM tries
 
 
 class OtherEngineRuns(MigrationError):
@@ -116,6 +125,10 @@ class Receive:
         self._events.emit("vm", "migration-receive-started")
         try:
             return (yield from self._take_over(data, listener, control, migration, info))
+        except MemoryLost as error:
+            self._events.emit("vm", "migration-receive-failed")
+            yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
+            raise _aborted(error)  # noqa: B904  its causes are set
         except Exception as error:
             is_gone = yield from self._clear()
             self._events.emit("vm", "migration-receive-failed")
@@ -143,17 +156,36 @@ class Receive:
         forget(data, descriptors_of(vm_config))
         yield from self._power.open_consoles()
         token = os.urandom(16).hex()
-        yield partial(control.send, Accept(token=token))
+        yield partial(control.send, Accept(token=token, is_postcopy=offer.is_postcopy))
         states: list[Link] = yield partial(listener.accept_states, token, control, offer.connections)
         try:
-            migration.enter(MigrationPhase.RECEIVING)
-            link_fd, *more_fds = [state.lend() for state in states]
-            source = ReceivedFrom(
-                link_fd, tuple(more_fds), offer.is_local, on_transferred=migration.note_transferred
-            )
-            yield from self._restore.go_on(record, source)
+            yield from self._receive_state(offer, record, states, migration)
+            downtime_ms = yield from self._complete(control, migration)
+            if offer.is_postcopy:
+                migration.enter(MigrationPhase.POSTCOPY)
+                yield from self._receive_rest(states, partial(listener.accept_states, token, None, 1))
+            return downtime_ms
         finally:
             yield Cleanup(partial(_close_all, states))
+
+    def _receive_state(
+        self, offer: Offer, record: VmRecord, states: list[Link], migration: Migration
+    ) -> Generator[Job, Any, None]:
+        migration.enter(MigrationPhase.RECEIVING)
+        link_fd, *more_fds = [state.lend() for state in states]
+        source = ReceivedFrom(
+            link_fd,
+            tuple(more_fds),
+            offer.is_local,
+            offer.is_postcopy,
+            on_transferred=migration.note_transferred,
+        )
+        yield from self._restore.go_on(record, source)
+        if not offer.is_postcopy:
+            yield Cleanup(partial(_close_all, states))
+
+    def _complete(self, control: Link, migration: Migration) -> Generator[Job, Any, float | None]:
+        """Let the guest run once it is ours; return for how many milliseconds it stood still."""
         migration.enter(MigrationPhase.LOADING)
         yield partial(control.send, Ready())
         complete: Complete = yield partial(control.receive, Complete, timeout_s=COMPLETE_S)
@@ -170,6 +202,28 @@ class Receive:
             # The VM is here and runs; the other VMM keeps its own paused, as it cannot know.
             self._log("warn", f"The sender was not told of the end: {': '.join(error_chain(error))}")
         return downtime_ms
+
+    def _receive_rest(
+        self, states: list[Link], reconnect: Callable[..., list[Link]]
+    ) -> Generator[Job, Any, None]:
+        """Get the memory of a guest that runs already; `states` gets new links.
+
+        :raises MemoryLost: it cannot be had.
+        """
+        vm = self._holding.running_vm()
+        link_fd: int | None = None
+        try:
+            while True:
+                try:
+                    yield partial(vm.machine.transfer_rest, link_fd)
+                    return
+                except LinkLost as error:
+                    self._log("warn", f"{': '.join(error_chain(error))}: the sender is waited for")
+                (link,) = yield partial(reconnect, timeout_s=RECONNECT_S)
+                states.append(link)
+                link_fd = link.lend()
+        except (EngineError, MigrationError) as error:
+            raise MemoryLost from error
 
     def _clear(self) -> Generator[Job, Any, bool]:
         """Hold nothing. Return whether it is certain that nothing runs any more."""
@@ -198,7 +252,7 @@ def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
         raise api_error.MigratableReceive from _caused(api_error.InvalidReceiveMigration(), error)
     try:
         if data.memory_mode is MigrationMemoryMode.POSTCOPY:
-            raise NotSupportedYet("Postcopy comes with a later release; receive with memory_mode Precopy")
+            engine.check_postcopy(is_receiver=True)
         return engine.info
     except EngineError as error:
         raise api_error.MigratableReceive from error
@@ -231,6 +285,8 @@ def _examine(info: EngineInfo, data: VmReceiveMigrationData, offer: Offer) -> tu
         vm_config = form.decode_saved(bytes(offer.config), VmConfig)
     except DecodeError as error:
         raise ProtocolError("The other VMM's configuration is malformed") from error
+    if offer.is_postcopy and data.memory_mode is not MigrationMemoryMode.POSTCOPY:
+        raise PostcopyNotAsked
     check_received(data, vm_config)
     replace_vfio_fds(vm_config, data.vfio_fds, data.iommufd_fd)
     try:

@@ -7,6 +7,8 @@ what comes of it is told by events and in the log. The VM runs on one side at mo
   goes on.
 * From then on it is ours again only if the other VMM says that it has nothing of it left.
 * Where its answer is lost nobody can know. The VM stays paused here, and the log says what to do.
+* With Postcopy it has the VM and not all of its memory. What fails then loses the VM, which stays paused here
+  and cannot be resumed; a lost connection is made anew.
 """
 
 from __future__ import annotations
@@ -36,7 +38,16 @@ from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.migration.address import Address, parse_address
 from cloudvmm.migration.cut import Cut
-from cloudvmm.migration.error import MigrationError, OutcomeUnknown, PeerRefused
+from cloudvmm.migration.error import (
+    ConnectFailed,
+    LinkDown,
+    MemoryLost,
+    MigrationError,
+    OutcomeUnknown,
+    PeerRefused,
+    ProtocolError,
+    TlsFailed,
+)
 from cloudvmm.migration.link import Link, connect
 from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, refusal
 from cloudvmm.migration.rule import check_send
@@ -47,6 +58,12 @@ if TYPE_CHECKING:
 # The other VMM opens consoles before it accepts, and lets the guest run before it is done.
 ANSWER_S: Final = 60.0
 GOODBYE_S: Final = 2.0
+# For how long, and how often, who serves a guest's memory tries to reach it again.
+RECONNECT_S: Final = 120.0
+RECONNECT_PAUSE_S: Final = 0.5
+
+# The other VMM runs the guest, or may.
+_NOT_OURS: Final = (OutcomeUnknown, MemoryLost)
 
 Part = Generator[Job, Any, None]
 
@@ -103,7 +120,8 @@ class Send:
     def _offer(self, record: msgspec.Raw, vm_config: VmConfig, data: VmSendMigrationData) -> Offer:
         """Blocking. Look whether there are means, and describe the VM."""
         info = self._engine.info
-        _check_means(data)
+        if _is_postcopy(data):
+            self._engine.check_postcopy(is_receiver=False)
         return Offer(
             config=msgspec.Raw(form.encode(vm_config)),
             vm=record,
@@ -111,6 +129,7 @@ class Send:
             engine_version=info.version,
             # A source that is kept keeps its memory to itself.
             is_local=data.local and not data.preserve_source,
+            is_postcopy=_is_postcopy(data),
             connections=data.connections,
         )
 
@@ -128,7 +147,7 @@ class Send:
             migration.end(is_done=False)
             self._events.emit("vm", "migration-failed")
             self._log("error", f"The migration failed: {': '.join(error_chain(error))}")
-            if was_running and not isinstance(error, OutcomeUnknown):
+            if was_running and not isinstance(error, _NOT_OURS):
                 yield from self._let_go_on(vm, lent)
             return LaneEnd(postponed=_allowed_after(error, lent.postponed), error=error)
         else:
@@ -155,12 +174,13 @@ class Send:
         control: Link
         tls: Tls | None
         control, token, tls = yield partial(_propose, address, offer, cut, data.tls_dir)
+        states: list[Link] = []
         try:
             try:
                 was_running = vm.state is VmState.RUNNING
                 if data.preserve_source and was_running:
                     yield from self._power.pause_lent(vm)
-                states: list[Link] = yield partial(_connect_states, address, offer, cut, token, tls)
+                states = yield partial(_connect_states, address, offer, cut, token, tls)
                 migration.enter(MigrationPhase.SENDING)
                 stood_since_s = yield from self._send_state(vm, data, offer, control, states, migration, cut)
                 migration.enter(MigrationPhase.LOADING)
@@ -175,9 +195,31 @@ class Send:
                 yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
                 raise
             yield from _wait_done(control)
+            if offer.is_postcopy:
+                migration.enter(MigrationPhase.POSTCOPY)
+                reconnect = partial(_connect_again, address, control, cut, token, tls)
+                yield from self._send_rest(vm, states, reconnect)
             return stood_since_s
         finally:
+            yield Cleanup(partial(_close_all, states))
             yield Cleanup(control.close)
+
+    def _send_rest(self, vm: Vm, states: list[Link], reconnect: Callable[[], Link]) -> Part:
+        """Serve the memory of a guest that runs elsewhere until it is there; `states` gets new links."""
+        link_fd: int | None = None
+        try:
+            while True:
+                try:
+                    yield partial(vm.machine.transfer_rest, link_fd)
+                    break
+                except LinkLost as error:
+                    self._log("warn", f"{': '.join(error_chain(error))}: it is tried again")
+                link: Link = yield reconnect
+                states.append(link)
+                link_fd = link.lend()
+        except (EngineError, MigrationError) as error:
+            raise MemoryLost from error
+        self._events.emit("vm", "postcopy-migration-completed")
 
     def _send_state(
         self,
@@ -196,6 +238,7 @@ class Send:
                 link_fd=link_fd,
                 more_fds=tuple(more_fds),
                 is_local=offer.is_local,
+                is_postcopy=offer.is_postcopy,
                 downtime_ms=data.downtime_ms,
                 insist_s=None if must_cancel else data.timeout_s,
                 on_transferred=migration.note_transferred,
@@ -214,8 +257,6 @@ class Send:
         except MigrationError:
             self._note_stopped(vm)
             raise
-        finally:
-            yield Cleanup(partial(_close_all, states))
         self._note_stopped(vm)
         self._events.emit("vm", "snapshotting")
         self._events.emit("vm", "snapshotted")
@@ -256,6 +297,24 @@ def _connect_states(address: Address, offer: Offer, cut: Cut, token: str, tls: T
     return links
 
 
+def _connect_again(address: Address, control: Link, cut: Cut, token: str, tls: Tls | None) -> Link:
+    """Blocking. Connect for the state anew, as soon as the other VMM can be reached.
+
+    :raises MigrationError: it cannot, or has said over `control` that nobody waits there.
+    """
+    deadline_s = time.monotonic() + RECONNECT_S
+    while True:
+        try:
+            return connect(address, "state", cut, token=token, tls=tls)
+        except (ConnectFailed, LinkDown, TlsFailed):
+            if time.monotonic() > deadline_s:
+                raise
+        refused = control.pending_refusal(timeout_s=0)
+        if refused is not None:
+            raise refused
+        cut.pause(RECONNECT_PAUSE_S)
+
+
 def _close_all(links: list[Link]) -> None:
     for link in links:
         link.close()
@@ -272,7 +331,10 @@ def _propose(address: Address, offer: Offer, cut: Cut, tls_dir: str | None) -> t
     try:
         control.receive(Welcome)
         control.send(offer)
-        return control, control.receive(Accept, timeout_s=ANSWER_S).token, tls
+        accept = control.receive(Accept, timeout_s=ANSWER_S)
+        if offer.is_postcopy and not accept.is_postcopy:
+            raise ProtocolError("The other VMM's release does not know memory_mode Postcopy")
+        return control, accept.token, tls
     except BaseException:
         control.close()
         raise
@@ -316,14 +378,13 @@ def _wait_done(control: Link) -> Part:
 
 def _allowed_after(error: Exception, postponed: Postponed) -> Postponed:
     """A reset builds a VM that runs: not where the other VMM may run it too."""
-    if not isinstance(error, OutcomeUnknown):
+    if not isinstance(error, _NOT_OURS):
         return postponed
     return [(name, steps) for name, steps in postponed if name != GUEST_RESET]
 
 
-def _check_means(data: VmSendMigrationData) -> None:
-    if data.memory_mode is MigrationMemoryMode.POSTCOPY:
-        raise NotSupportedYet("Postcopy comes with a later release; migrate with memory_mode Precopy")
+def _is_postcopy(data: VmSendMigrationData) -> bool:
+    return data.memory_mode is MigrationMemoryMode.POSTCOPY
 
 
 def _is_memory_shared(vm_config: VmConfig) -> bool:

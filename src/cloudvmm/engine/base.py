@@ -161,12 +161,13 @@ class ReceivedFrom(msgspec.Struct, frozen=True):
     """`link_fd` is a connected stream socket at whose other end `Machine.send` runs. Lent.
 
     `more_fds` are further ones, as many and in the same order as at the other end. `on_transferred` is called
-    now and then by the thread that builds. `is_local` is as at the other end.
+    now and then by the thread that builds. `is_local` and `is_postcopy` are as at the other end.
     """
 
     link_fd: int
     more_fds: tuple[int, ...] = ()
     is_local: bool = False
+    is_postcopy: bool = False
     on_transferred: OnTransferred = drop_transferred
 
 
@@ -179,11 +180,15 @@ class SentTo(msgspec.Struct, frozen=True, kw_only=True):
 
     With `is_local` the link is a UNIX socket, and memory is handed over, not copied, where it can be. The
     guest runs until the other machine stands; then its memory is the other machine's, unless that fails.
+
+    With `is_postcopy` the guest is stopped once all memory was gone over, or after `insist_s`, and the other
+    machine can go on with it before it has all; `Machine.transfer_rest` does what is left.
     """
 
     link_fd: int
     more_fds: tuple[int, ...] = ()
     is_local: bool = False
+    is_postcopy: bool = False
     downtime_ms: int = 300
     insist_s: int | None = None
     on_transferred: OnTransferred = drop_transferred
@@ -479,6 +484,16 @@ class Machine(Protocol):
         :raises LinkLost: the other side is gone; whether it has the whole state is not known.
         """
 
+    def transfer_rest(self, link_fd: int | None = None) -> None:
+        """Blocking. On either side, behind a postcopy `send` or build: wait for the rest of the memory.
+
+        That goes on by itself, over the link of then. From the first call on the guest is the receiver's: the
+        sender's stands still for good. After `LinkLost` it is called again with a new link, on either side;
+        until then the guest stands still where it wants what it has not.
+
+        :raises LinkLost: the other side is gone.
+        """
+
     def counters(self) -> dict[str, dict[str, int]]:
         """Device id to counter name to value, as lifecycle.md section 8 says. Answers within a second."""
 
@@ -508,6 +523,12 @@ class Engine(Protocol):
         :raises StateError: what `origin` gives is not the state of such a machine.
         :raises ImageLocked: another process holds an image of a machine that has an `origin`.
         :raises EngineError: the machine could not be made; the text carries the engine's words.
+        """
+
+    def check_postcopy(self, *, is_receiver: bool) -> None:
+        """Blocking. Look whether a guest may go on before all of its memory is there.
+
+        :raises NotSupportedYet: it may not, with this engine or on this host; the text tells why.
         """
 
     def abort_build(self) -> None:

@@ -77,6 +77,17 @@ class Cut:
             if deadline_s is not None and time.monotonic() >= deadline_s:
                 raise LinkTimeout(timeout_s)
 
+    def pause(self, pause_s: float) -> None:
+        """Block for `pause_s` seconds.
+
+        :raises Cancelled: it is cut.
+        """
+        poll = select.poll()
+        poll.register(self._event, select.POLLIN)
+        poll.poll(pause_s * 1000)
+        if self._is_cut:
+            raise Cancelled
+
     def close(self) -> None:
         """Release the descriptor; nobody waits any more."""
         with self._lock:

@@ -13,7 +13,8 @@ MigrationError
 ├── ProtocolError      the other side says what it must not
 ├── PeerRefused        the other VMM refused; its words are the text
 ├── Cancelled          it was told to end
-└── OutcomeUnknown     whether the other VMM runs the VM cannot be known
+├── OutcomeUnknown     whether the other VMM runs the VM cannot be known
+└── MemoryLost         the guest runs in the other VMM and will never have all of its memory
 """
 
 from __future__ import annotations
@@ -66,3 +67,8 @@ class Cancelled(MigrationError):
 class OutcomeUnknown(MigrationError):
     """The other VMM was told to take over and its answer is lost, so the VM stays paused here: make sure \
 that it does not run there, then call vm.resume"""
+
+
+class MemoryLost(MigrationError):
+    """The guest went on at the destination, and memory that it lacks cannot be brought there: it is lost, \
+and must not be resumed where it came from"""

@@ -54,7 +54,9 @@ class Listener:
         """
         return self._accept(deadline_s=None)
 
-    def accept_states(self, token: str, control: Link, count: int) -> list[Link]:
+    def accept_states(
+        self, token: str, control: Link | None, count: int, *, timeout_s: float = STATE_S
+    ) -> list[Link]:
         """Wait for the `count` connections that say `token`, and return them by number.
 
         Strangers are sent away.
@@ -62,7 +64,7 @@ class Listener:
         :raises LinkTimeout: they did not come in time.
         :raises MigrationError: `control` ended meanwhile.
         """
-        deadline_s = time.monotonic() + STATE_S
+        deadline_s = time.monotonic() + timeout_s
         links: dict[int, Link] = {}
         with contextlib.ExitStack() as undo:
             while len(links) < count:

@@ -53,6 +53,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """The VM to take over: its config, what else its VMM knows about it, and whose engine runs it.
 
     `config` is the form of `vm.info`; `vm` is that of the control room. The state comes over `connections`.
+    With `is_postcopy` the guest is to go on before all of its memory is there.
     """
 
     config: msgspec.Raw
@@ -60,13 +61,18 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
     engine_version: str
     is_local: bool = False
+    is_postcopy: bool = False
     connections: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)] = 1
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
-    """The VM can be taken over. The state is expected on a connection that says `token`."""
+    """The VM can be taken over. The state is expected on a connection that says `token`.
+
+    `is_postcopy` is as in the offer; a release that does not know of it leaves it out.
+    """
 
     token: str
+    is_postcopy: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True):

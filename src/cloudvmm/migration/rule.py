@@ -91,6 +91,10 @@ class PostcopyWithPrefault(ReceiveRule):
 prefault=on"""
 
 
+class PostcopyNotAsked(ReceiveRule):
+    """The sender migrates with memory_mode Postcopy, and the receiver was not told so"""
+
+
 class TlsDirError(MigrationError):
     """What is wrong with the folder of keys and certificates."""
 

@@ -70,6 +70,9 @@ class FakeEngine:
             with self._lock:
                 self._builds.discard(lifeline)
 
+    def check_postcopy(self, *, is_receiver: bool) -> None:
+        """Any guest may."""
+
     def abort_build(self) -> None:
         with self._lock:
             for lifeline in self._builds:

@@ -71,6 +71,7 @@ class FakeMachine:
         self._lifeline = Lifeline()
         self._phase = Phase.BUILT
         self._was_booted = False
+        self._was_sent = self._is_elsewhere = False
         self._is_closed = False
         self._events: list[EngineEvent] = []
         self._driven_ids = driven_ids(spec)
@@ -132,6 +133,8 @@ class FakeMachine:
 
     def resume(self) -> None:
         self._begin("resume")
+        if self._is_elsewhere:
+            raise EngineError("The guest has gone on in another machine")
         with self._lock:
             self._check("resume")
             self._phase = Phase.RUNNING
@@ -208,7 +211,13 @@ class FakeMachine:
         stopped_s = time.monotonic()
         self._report(MemoryPassSent(number=0))
         send_state(self._state(), target, self._lifeline)
+        self._was_sent = True
         return stopped_s
+
+    def transfer_rest(self, link_fd: int | None = None) -> None:
+        """There is none: all of the guest is sent at once."""
+        self._is_elsewhere = self._was_sent
+        self._begin("transfer_rest")
 
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")

@@ -21,6 +21,7 @@ ALLOWED: Final = {
     "resume": {Phase.PAUSED},
     "save": {Phase.PAUSED},
     "send": {Phase.RUNNING, Phase.PAUSED},
+    "transfer_rest": {Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
     "coredump": {Phase.PAUSED},
     "power_button": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
     "nmi": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},

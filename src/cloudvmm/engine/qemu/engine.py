@@ -124,6 +124,11 @@ class QemuEngine:
                 # There was none: the words were not about it.
                 raise EngineError(str(error)) from error.__cause__
 
+    def check_postcopy(self, *, is_receiver: bool) -> None:
+        from cloudvmm.engine.qemu.postcopy import check_postcopy
+
+        check_postcopy(self.facts(), is_receiver=is_receiver)
+
     def abort_build(self) -> None:
         for attempt in tuple(self._attempts):
             attempt.abort()

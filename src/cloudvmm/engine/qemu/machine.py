@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.pci import PciDevice
@@ -49,6 +50,9 @@ from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, load_state
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
 
+if TYPE_CHECKING:
+    from cloudvmm.engine.qemu.postcopy import PostcopyCarrier
+
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
 _QUERY_TIMEOUT_S = 1.0
 _END_TIMEOUT_S = 1.0  # from the end of its monitor to its own
@@ -60,6 +64,10 @@ _DUMP_BYTES_PER_S = 10 * 1024 * 1024
 
 class DumpFailed(EngineError):
     """QEMU could not write the core; the text is its own words."""
+
+
+class GuestElsewhere(EngineError):
+    """The guest has gone on in the other VMM and has written to its memory since: delete the VM"""
 
 
 class DeviceNotSaved(EngineError):
@@ -97,6 +105,8 @@ class QemuMachine:
         self._was_booted = False
         self._was_restored = False
         self._is_unlocked = False
+        self._postcopy: PostcopyCarrier | None = None
+        self._is_elsewhere = False
         self._facts = facts
         self._killed = False
         self._hotplug = Hotplug(spec, resources, monitors.control, facts)
@@ -196,6 +206,9 @@ class QemuMachine:
         self._drivers.rest()
 
     def resume(self) -> None:
+        if self._is_elsewhere:
+            raise GuestElsewhere
+        self._take_back()
         if self._is_unlocked:  # the guest was sent, and is ours all the same
             self._resources.lock_images()
             self._is_unlocked = False
@@ -307,6 +320,8 @@ class QemuMachine:
         self._check_booted()
         self._check_savable()
         self._saver.check_unspent()
+        if target.is_postcopy:
+            return self._send_early(target)
         memories = self._saver.memories_apart()
         with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
             try:
@@ -333,10 +348,21 @@ class QemuMachine:
         :raises StateError: it is not the state of such a machine. :raises LinkLost: the sender is gone.
         :raises ImageLocked: another process holds an image, the sender for one.
         """
-        with contextlib.closing(self._carrier(source)) as carrier:
-            is_ram_apart = any(memory.is_adopted for memory in self._resources.memories.values())
-            carrier.receive(source, is_ram_apart=is_ram_apart, lock=self._resources.lock_images)
+        if source.is_postcopy:
+            self._postcopy_carrier(is_sender=False).receive(source, lock=self._resources.lock_images)
+        else:
+            with contextlib.closing(self._carrier(source)) as carrier:
+                is_ram_apart = any(memory.is_adopted for memory in self._resources.memories.values())
+                carrier.receive(source, is_ram_apart=is_ram_apart, lock=self._resources.lock_images)
         self._was_restored = self._was_booted = True
+
+    def transfer_rest(self, link_fd: int | None = None) -> None:
+        carrier = self._postcopy
+        if carrier is None:
+            raise EngineError("No memory is on the way")
+        self._is_elsewhere = carrier.is_sender
+        with self._end_explained():
+            carrier.transfer_rest(link_fd)
 
     def counters(self) -> dict[str, dict[str, int]]:
         stats = self._monitors.reader.execute("query-blockstats", timeout_s=_QUERY_TIMEOUT_S)
@@ -381,6 +407,34 @@ class QemuMachine:
 
     def _carrier(self, way: SentTo | ReceivedFrom) -> Carrier:
         return Carrier(self._monitors.control, self._process, (way.link_fd, *way.more_fds))
+
+    def _send_early(self, target: SentTo) -> float:
+        """Send as much as the other machine needs to run; the rest goes on by itself."""
+        carrier = self._postcopy_carrier(is_sender=True)
+        with self._end_explained():
+            try:
+                return carrier.send(target, stop=self._stand_still, unlock=self._unlock_images)
+            except EngineError:
+                self._take_back()
+                raise
+            finally:
+                self._stand_still()
+
+    def _take_back(self) -> None:
+        """The other machine does not go on with the guest."""
+        carrier = self._postcopy
+        if carrier is not None and carrier.is_sender:
+            self._postcopy = None
+            carrier.cancel()
+            carrier.close()
+
+    def _postcopy_carrier(self, *, is_sender: bool) -> PostcopyCarrier:
+        """:raises NotSupportedYet: a piece of RAM cannot be had page by page."""
+        from cloudvmm.engine.qemu.postcopy import PostcopyCarrier, check_memories
+
+        check_memories(self._resources.memories.values())
+        self._postcopy = PostcopyCarrier(self._monitors.control, self._process, is_sender=is_sender)
+        return self._postcopy
 
     def _unlock_images(self) -> None:
         """Let the machine that goes on with the guest have its images."""
@@ -429,4 +483,6 @@ class QemuMachine:
         self._saver.note_change()
         self._drivers.close()
         self._stream.close()
+        if self._postcopy is not None:
+            self._postcopy.close()
         self._undo.close()

@@ -36,14 +36,15 @@ from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 
 _FD_NAME: Final = "link"
 _LENGTH: Final = struct.Struct(">I")
-_FRAME_BYTES: Final = 1024 * 1024
+FRAME_BYTES: Final = 1024 * 1024
 _SHARED_FRAME_BYTES: Final = 256 * 1024
 _RECEIVED: Final = b"R"
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SLICE_MS: Final = 100
-_SILENCE_S: Final = 60.0
+SILENCE_S: Final = 60.0
 _REPORT_BYTES: Final = 16 * 1024 * 1024
 _BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
+ENDED: Final = ("completed", "failed", "cancelled")
 
 
 class NotSent(EngineError):
@@ -52,6 +53,53 @@ class NotSent(EngineError):
 
 class NotReceived(StateError):
     """QEMU could not go on from what was received; the text is its own words."""
+
+
+def begin_migration(
+    control: QmpClient,
+    command: str,
+    far: socket.socket,
+    capabilities: dict[str, bool],
+    *,
+    downtime_ms: int | None = None,
+) -> None:
+    """Blocking. Have QEMU send to `far`, or receive from there, which is lent.
+
+    :raises NotSent: it refused.
+    """
+    try:
+        control.execute(
+            "migrate-set-capabilities",
+            {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
+        )
+        if downtime_ms is not None:
+            limits = {"downtime-limit": downtime_ms, "max-bandwidth": _BYTES_PER_S}
+            control.execute("migrate-set-parameters", limits)
+        control.execute("getfd", {"fdname": _FD_NAME}, fds=[far.fileno()])
+        control.execute(command, {"uri": f"fd:{_FD_NAME}"})
+    except QmpError as error:
+        raise NotSent(error.description) from None  # the same words
+
+
+def await_end(control: QmpClient) -> dict[str, Any]:
+    """Blocking. Wait until a QEMU that has nothing more to carry says what came of it, and return that."""
+    deadline = time.monotonic() + SILENCE_S
+    while True:
+        info: dict[str, Any] = control.execute("query-migrate")
+        if info.get("status") in ENDED:
+            return info
+        left_s = deadline - time.monotonic()
+        with contextlib.suppress(EngineTimeout):
+            control.wait_event("MIGRATION", timeout_s=min(left_s, 1.0))
+        if left_s < 0:
+            raise EngineTimeout("QEMU does not come to the end of the migration")
+
+
+def refusal_of(process: ChildProcess) -> EngineError:
+    """Return why a QEMU that could not take a state ended, in its words."""
+    with contextlib.suppress(EngineTimeout):
+        process.wait(timeout_s=5)
+    return NotReceived(process.complaint() or "QEMU could not take the state")
 
 
 class Carrier:
@@ -150,23 +198,12 @@ class Carrier:
         self, command: str, far: socket.socket, *, is_ram_apart: bool, downtime_ms: int | None = None
     ) -> None:
         capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
-        try:
-            self._control.execute(
-                "migrate-set-capabilities",
-                {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
-            )
-            if downtime_ms is not None:
-                limits = {"downtime-limit": downtime_ms, "max-bandwidth": _BYTES_PER_S}
-                self._control.execute("migrate-set-parameters", limits)
-            self._control.execute("getfd", {"fdname": _FD_NAME}, fds=[far.fileno()])
-            self._control.execute(command, {"uri": f"fd:{_FD_NAME}"})
-        except QmpError as error:
-            raise NotSent(error.description) from None  # the same words
+        begin_migration(self._control, command, far, capabilities, downtime_ms=downtime_ms)
 
     def _forward(self, near: socket.socket) -> None:
         """Send what QEMU writes until it closes its end."""
         # What the system takes of a frame at once goes on its way while the next is written to the next link.
-        frame_bytes = _FRAME_BYTES if len(self._links) == 1 else _SHARED_FRAME_BYTES
+        frame_bytes = FRAME_BYTES if len(self._links) == 1 else _SHARED_FRAME_BYTES
         while True:
             self._wait(near, select.POLLIN)
             data = near.recv(frame_bytes)
@@ -179,43 +216,26 @@ class Carrier:
         try:
             self._write(near, data)
         except LinkLost as error:
-            raise self._refusal() from error
+            raise refusal_of(self._process) from error
 
     def _check_sent(self) -> dict[str, Any]:
-        info = self._await_end()
+        info = await_end(self._control)
         if info.get("status") != "completed":
             raise NotSent(info.get("error-desc", "The migration failed"))
         return info
 
     def _check_received(self) -> None:
         try:
-            info = self._await_end()
+            info = await_end(self._control)
         except MachineGone as error:
-            raise self._refusal() from error
+            raise refusal_of(self._process) from error
         if info.get("status") != "completed":
             raise NotReceived(info.get("error-desc", "The migration failed"))
-
-    def _await_end(self) -> dict[str, Any]:
-        deadline = time.monotonic() + _SILENCE_S
-        while True:
-            info: dict[str, Any] = self._control.execute("query-migrate")
-            if info.get("status") in ("completed", "failed", "cancelled"):
-                return info
-            left_s = deadline - time.monotonic()
-            with contextlib.suppress(EngineTimeout):
-                self._control.wait_event("MIGRATION", timeout_s=min(left_s, 1.0))
-            if left_s < 0:
-                raise EngineTimeout("QEMU does not come to the end of the migration")
-
-    def _refusal(self) -> EngineError:
-        with contextlib.suppress(EngineTimeout):
-            self._process.wait(timeout_s=5)
-        return NotReceived(self._process.complaint() or "QEMU could not take the state")
 
     def _read_frame(self) -> bytes:
         link = next(self._turns)
         (length,) = _LENGTH.unpack(self._read(link, _LENGTH.size))
-        if length > _FRAME_BYTES:
+        if length > FRAME_BYTES:
             raise StateError(f"The state comes in frames of {length} bytes, which is too much")
         return self._read(link, length)
 
@@ -252,7 +272,7 @@ class Carrier:
         """
         poll = select.poll()
         poll.register(sock, events | (select.POLLRDHUP if events == select.POLLOUT else 0))
-        deadline = time.monotonic() + _SILENCE_S
+        deadline = time.monotonic() + SILENCE_S
         while True:
             for _, flags in poll.poll(_SLICE_MS):
                 if flags & select.POLLRDHUP:
@@ -261,4 +281,4 @@ class Carrier:
             if self._process.has_ended():
                 raise MachineGone("QEMU ended while its state was on the way")
             if time.monotonic() > deadline:
-                raise EngineTimeout(f"The other side did nothing for {_SILENCE_S:g} s")
+                raise EngineTimeout(f"The other side did nothing for {SILENCE_S:g} s")

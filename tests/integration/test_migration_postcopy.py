@@ -1,0 +1,65 @@
+"""A guest goes on at its destination before all of its memory is there, and has all that it had."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloudvmm.host import userfault
+from support.booted import MIB, Booted, make_image, vm_config
+from support.deadline import GUEST_S
+from support.proxy import Proxy
+from support.traveller import Traveller, receiving
+from support.wait import wait_until
+
+pytestmark = [
+    pytest.mark.qemu,
+    pytest.mark.skipif(userfault.refusal() is not None, reason="The kernel refuses userfaultfd"),
+]
+
+HOST = "127.0.0.1"
+POSTCOPY = {"memory_mode": "Postcopy"}
+SLOW = 10 * MIB
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("postcopy")
+
+
+@pytest.fixture(scope="module")
+def traveller(folder: Path) -> Iterator[Traveller]:
+    disk = make_image(folder / "disk", 4 * MIB)
+    config = vm_config(disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}])
+    with contextlib.ExitStack() as undo:
+        traveller = Traveller(folder, config, undo)
+        traveller.load()
+        yield traveller
+        traveller.rest(disk)
+
+
+def tcp_url() -> str:
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return f"tcp:{HOST}:{sock.getsockname()[1]}"
+
+
+def test_guest_goes_on_before_its_memory_is_there(traveller: Traveller) -> None:
+    source = traveller.place
+    traveller.flood()
+    told = traveller.move(tcp_url(), POSTCOPY, **POSTCOPY, downtime_ms=1)
+    traveller.calm()
+
+    assert told["phase"] == "Finished"
+    assert told["transferred_bytes"] > 16 * MIB
+    assert 0 < told["downtime_ms"] < told["elapsed_ms"]
+    names = source.events.names()
+    assert names.index("vm/postcopy-migration-completed") < names.index("vm/migration-finished")
+    traveller.check()
