@@ -13,6 +13,7 @@ from cloudvmm.engine.base import (
     EngineError,
     LinkLost,
     MachineGone,
+    NotSupportedYet,
     ReceivedFrom,
     SavedIn,
     SentTo,
@@ -235,3 +236,51 @@ def test_abort_ends_a_build_that_waits_for_its_state(engine, spec, link):
     wait_until(has_ended, "the build ends", timeout_s=SOON_S)
     with pytest.raises(MachineGone):
         receiver.result()
+
+
+# Sent, with memory that follows
+
+
+@pytest.fixture
+def way(engine):
+    try:
+        engine.check_postcopy(is_receiver=True)
+    except NotSupportedYet as error:
+        pytest.skip(f"The host does not give what it needs: {error.__cause__ or error}")
+
+
+def send_early(engine, spec, machine, link):
+    """Return the machine that can go on with the guest of `machine`."""
+    ours, theirs = link
+    receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno(), is_postcopy=True))))
+    machine.send(SentTo(link_fd=ours.fileno(), is_postcopy=True, insist_s=0))
+    return receiver.result()
+
+
+def test_guest_goes_on_while_its_memory_follows(engine, spec, machine_running, player, link, way):
+    player.wait_ready()
+    machine = send_early(engine, spec, machine_running, link)
+    machine.resume()
+    rest = Beside(machine.transfer_rest)
+
+    machine_running.transfer_rest()
+
+    rest.result()
+    with pytest.raises(EngineError):
+        machine_running.resume()
+    machine_running.close()
+    player.ping("there")
+    assert player.hears("there", timeout_s=player.ready_timeout_s)
+    machine.close()
+
+
+def test_guest_that_was_sent_early_and_did_not_go_on_there_goes_on_here(
+    engine, spec, machine_running, player, link, way
+):
+    player.wait_ready()
+    send_early(engine, spec, machine_running, link).close()
+
+    machine_running.resume()
+
+    player.ping("here")
+    assert player.hears("here", timeout_s=player.ready_timeout_s)

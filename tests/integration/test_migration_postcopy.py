@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,4 +60,39 @@ def test_guest_goes_on_before_its_memory_is_there(traveller: Traveller) -> None:
     assert 0 < told["downtime_ms"] < told["elapsed_ms"]
     names = source.events.names()
     assert names.index("vm/postcopy-migration-completed") < names.index("vm/migration-finished")
+    traveller.check()
+
+
+def begin(traveller: Traveller, link: Proxy, url: str) -> tuple[Booted, Any]:
+    """Move over `link` and return where to, and what waits for its answer, once the guest runs there."""
+    source, target = traveller.place, traveller.next_place()
+    arrive = receiving(target, url, POSTCOPY)
+    early = {"timeout_s": 1, "timeout_strategy": "Ignore"}
+    source.vmm.put("vm.send-migration", {"destination_url": link.url, **POSTCOPY, **early}, expect=204)
+    for place in (source, target):
+        wait_until(
+            lambda place=place: place.vmm.get("vm.migration-progress")["phase"] == "Postcopy",
+            "the guest runs there",
+            timeout_s=GUEST_S,
+        )
+    return target, arrive
+
+
+def test_lost_connection_is_made_anew_and_nothing_calls_it_off(traveller: Traveller) -> None:
+    url = tcp_url()
+    source = traveller.place
+    with Proxy(HOST, int(url.rpartition(":")[2]), bytes_per_s=SLOW) as link:
+        target, arrive = begin(traveller, link, url)
+        assert target.info()["state"] == "Running"
+        for place in (source, target):
+            assert "cannot be cancelled any more" in place.vmm.put("vm.cancel-migration", expect=500)[-1]
+
+        link.cut()
+
+        arrive()
+        source.server.wait_end(timeout_s=GUEST_S)
+        assert "is tried again" in source.server.stderr
+    traveller.place = target
+    target.open_shell()
+    target.wait_ready()
     traveller.check()

@@ -415,7 +415,8 @@ class QemuMachine:
             try:
                 return carrier.send(target, stop=self._stand_still, unlock=self._unlock_images)
             except EngineError:
-                self._take_back()
+                with contextlib.suppress(EngineError):
+                    self._take_back()
                 raise
             finally:
                 self._stand_still()
@@ -424,9 +425,8 @@ class QemuMachine:
         """The other machine does not go on with the guest."""
         carrier = self._postcopy
         if carrier is not None and carrier.is_sender:
+            carrier.take_back()
             self._postcopy = None
-            carrier.cancel()
-            carrier.close()
 
     def _postcopy_carrier(self, *, is_sender: bool) -> PostcopyCarrier:
         """:raises NotSupportedYet: a piece of RAM cannot be had page by page."""

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from cloudvmm.engine.base import (
-    EngineError,
     EngineTimeout,
     LinkLost,
     MachineGone,
@@ -54,6 +53,8 @@ _PAUSE_S: Final = 30.0
 _FIRST_VERSION: Final = (9, 0, 0)
 _FIRST_PASS: Final = 2  # QEMU counts from 1, when it begins
 _BROKEN: Final = ("postcopy-paused", "failed")
+# What QEMU's receiver says last: kind, length, and no error.
+_HAS_ALL: Final = b"\0\1\0\4\0\0\0\0"
 _CAPABILITIES: Final = {"events": True, "postcopy-ram": True, "x-ignore-shared": False}
 
 
@@ -153,11 +154,21 @@ class PostcopyCarrier:
             self._pump.close()
             raise LinkLost("The connection is lost while memory is on the way") from error
 
-    def cancel(self) -> None:
-        """Blocking. Have a QEMU that still sends give up, before `close`: without a link it does not."""
-        with contextlib.suppress(EngineError):
+    def take_back(self) -> None:
+        """Blocking. Have QEMU come to an end with a guest that the other side does not go on with; closes.
+
+        QEMU calls nothing off once it has switched. It ends well if it is told that the other side has it
+        all; what it sends until then is dropped.
+        """
+        pump = self._pump
+        if pump is None:
+            return
+        try:
             self._control.execute("migrate_cancel")
-            await_end(self._control)
+        except QmpError:
+            pump.play_receiver(_HAS_ALL, check=self._check_alive)
+        pump.close()
+        await_end(self._control)
 
     def close(self) -> None:
         if self._pump is not None:

@@ -6,13 +6,13 @@ nothing is the end. The length 0xffffffff is a mark, of which each side may send
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, LinkLost, StateError
@@ -53,6 +53,7 @@ class Pump:
         self._near_at_end = self._link_at_end = False
         self._head = b""
         self._left = 0  # bytes of the frame that comes in
+        self._frame = bytearray()
         self._thread = threading.Thread(target=self._run, name="postcopy", daemon=True)
         self._thread.start()
 
@@ -83,15 +84,43 @@ class Pump:
                 raise self._error
             return self._has_ended
 
+    def play_receiver(self, last: bytes, *, check: Callable[[], None]) -> None:
+        """Blocking. Say `last` to QEMU in the other side's place, and drop what it sends until it has ended.
+
+        What `check` raises ends it.
+
+        :raises EngineTimeout: QEMU does nothing.
+        """
+        self._stop()
+        left = memoryview(bytes(self._in) + last)
+        moved_s = time.monotonic()
+        while not self._near_at_end:
+            poll = select.poll()
+            poll.register(self._near, select.POLLIN | (select.POLLOUT if left else 0))
+            poll.poll(_SLICE_MS)
+            try:
+                left = left[self._near.send(left, _FLAGS) if left else 0 :]
+                self._near_at_end = not self._near.recv(FRAME_BYTES, _FLAGS)
+                moved_s = time.monotonic()
+            except BlockingIOError:
+                check()
+            except OSError:
+                return
+            if time.monotonic() - moved_s > SILENCE_S:
+                raise EngineTimeout("QEMU does not come to the end of the migration")
+
     def close(self) -> None:
         """Blocking. End it, and let QEMU see that. Idempotent."""
+        self._stop()
+        self._near.close()
+        self._link.close()
+        self._wake.close()
+
+    def _stop(self) -> None:
         self._is_stopped = True
         if self._thread.is_alive():
             self._wake.write()
             self._thread.join()
-        self._near.close()
-        self._link.close()
-        self._wake.close()
 
     def _run(self) -> None:
         error: EngineError | None = None
@@ -183,7 +212,9 @@ class Pump:
         if self._left:
             self._left -= len(data)
             self.carried_bytes += len(data)
-            self._in = memoryview(data)
+            self._frame += data
+            if not self._left:
+                self._in, self._frame = memoryview(self._frame), bytearray()
             return
         self._head += data
         if len(self._head) < _LENGTH.size:
@@ -199,9 +230,7 @@ class Pump:
         elif length:
             self._left = length
         else:
-            self._link_at_end = True
-            with contextlib.suppress(OSError):
-                self._near.shutdown(socket.SHUT_WR)
+            self._link_at_end = True  # QEMU is not told: it would call that a lost connection
 
     def _wait(self) -> None:
         poll = select.poll()
