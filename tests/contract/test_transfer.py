@@ -252,7 +252,9 @@ def way(engine):
 def send_early(engine, spec, machine, link):
     """Return the machine that can go on with the guest of `machine`."""
     ours, theirs = link
-    receiver = Beside(lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno(), is_postcopy=True))))
+    receiver = Beside(
+        lambda: engine.build(from_origin(spec, ReceivedFrom(theirs.fileno(), is_postcopy=True)))
+    )
     machine.send(SentTo(link_fd=ours.fileno(), is_postcopy=True, insist_s=0))
     return receiver.result()
 

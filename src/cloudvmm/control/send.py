@@ -60,7 +60,7 @@ ANSWER_S: Final = 60.0
 GOODBYE_S: Final = 2.0
 # For how long, and how often, who serves a guest's memory tries to reach it again.
 RECONNECT_S: Final = 120.0
-RECONNECT_PAUSE_S: Final = 0.5
+RECONNECT_PAUSE_S: Final = 0.2
 
 # The other VMM runs the guest, or may.
 _NOT_OURS: Final = (OutcomeUnknown, MemoryLost)
@@ -304,15 +304,15 @@ def _connect_again(address: Address, control: Link, cut: Cut, token: str, tls: T
     """
     deadline_s = time.monotonic() + RECONNECT_S
     while True:
+        cut.pause(RECONNECT_PAUSE_S)
+        refused = control.pending_refusal(timeout_s=0)
+        if refused is not None:
+            raise refused
         try:
             return connect(address, "state", cut, token=token, tls=tls)
         except (ConnectFailed, LinkDown, TlsFailed):
             if time.monotonic() > deadline_s:
                 raise
-        refused = control.pending_refusal(timeout_s=0)
-        if refused is not None:
-            raise refused
-        cut.pause(RECONNECT_PAUSE_S)
 
 
 def _close_all(links: list[Link]) -> None:

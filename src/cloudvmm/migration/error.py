@@ -14,7 +14,7 @@ MigrationError
 ├── PeerRefused        the other VMM refused; its words are the text
 ├── Cancelled          it was told to end
 ├── OutcomeUnknown     whether the other VMM runs the VM cannot be known
-└── MemoryLost         the guest runs in the other VMM and will never have all of its memory
+└── MemoryLost         the guest runs in the other VMM and gets no more of its memory
 """
 
 from __future__ import annotations
@@ -70,5 +70,5 @@ that it does not run there, then call vm.resume"""
 
 
 class MemoryLost(MigrationError):
-    """The guest went on at the destination, and memory that it lacks cannot be brought there: it is lost, \
-and must not be resumed where it came from"""
+    """The guest went on at the destination, and the way for the rest of its memory is gone for good: it \
+must not be resumed where it came from, and where it is it stands still if it lacks some"""

@@ -71,7 +71,9 @@ class FakeEngine:
                 self._builds.discard(lifeline)
 
     def check_postcopy(self, *, is_receiver: bool) -> None:
-        """Any guest may."""
+        """Refuse where a fault does; the fake has all that it takes."""
+        lifeline = Lifeline()
+        strike(self.faults.take("check_postcopy"), lifeline, die=lambda _reason: lifeline.cut())
 
     def abort_build(self) -> None:
         with self._lock:

@@ -39,6 +39,8 @@ OPERATIONS: Final = frozenset(
         "pci_resources",
         "save",
         "send",
+        "transfer_rest",
+        "check_postcopy",
         "close",
     }
 )

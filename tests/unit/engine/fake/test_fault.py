@@ -31,6 +31,7 @@ CALLS = {
     "pci_resources": lambda machine: machine.pci_resources(),
     "save": lambda machine: machine.save("/nonexistent"),
     "send": lambda machine: machine.send(SentTo(link_fd=-1)),
+    "transfer_rest": lambda machine: machine.transfer_rest(),
     "close": lambda machine: machine.close(),
 }
 CHANGES = {
@@ -49,12 +50,13 @@ BEFORE = {
     "coredump": ["boot", "pause"],
     "save": ["boot", "pause"],
     "send": ["boot", "pause"],
+    "transfer_rest": ["boot"],
     **{change: ["boot"] for change in CHANGES},
 }
 
 
 def test_every_operation_of_a_machine_is_tried_here():
-    assert set(CALLS) | {"build"} == OPERATIONS
+    assert set(CALLS) | {"build", "check_postcopy"} == OPERATIONS
 
 
 @pytest.mark.parametrize("operation", sorted(CALLS))
