@@ -63,10 +63,10 @@ def test_guest_goes_on_before_its_memory_is_there(traveller: Traveller) -> None:
     traveller.check()
 
 
-def begin(traveller: Traveller, link: Proxy, url: str) -> tuple[Booted, Any]:
+def begin(traveller: Traveller, link: Proxy, url: str, *, expect: int = 204) -> tuple[Booted, Any]:
     """Move over `link` and return where to, and what waits for its answer, once the guest runs there."""
     source, target = traveller.place, traveller.next_place()
-    arrive = receiving(target, url, POSTCOPY)
+    arrive = receiving(target, url, POSTCOPY, expect=expect)
     early = {"timeout_s": 1, "timeout_strategy": "Ignore"}
     source.vmm.put("vm.send-migration", {"destination_url": link.url, **POSTCOPY, **early}, expect=204)
     for place in (source, target):
@@ -96,3 +96,22 @@ def test_lost_connection_is_made_anew_and_nothing_calls_it_off(traveller: Travel
     target.open_shell()
     target.wait_ready()
     traveller.check()
+
+
+@pytest.mark.long
+def test_guest_of_which_a_half_dies_does_not_go_on_where_it_came_from(tmp_path: Path) -> None:
+    url = tcp_url()
+    disk = make_image(tmp_path / "disk", 4 * MIB)
+    config = vm_config(disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}])
+    with contextlib.ExitStack() as undo:
+        traveller = Traveller(tmp_path, config, undo)
+        traveller.load()
+        source = traveller.place
+        with Proxy(HOST, int(url.rpartition(":")[2]), bytes_per_s=SLOW) as link:
+            target, _ = begin(traveller, link, url, expect=500)
+            target.server.kill()
+        source.events.wait("vm/migration-failed", timeout_s=2 * GUEST_S)  # it tries to connect until then
+        assert source.info()["state"] == "Paused"
+        assert "must not be resumed where it came from" in source.server.stderr
+        assert "has gone on in the other VMM" in source.vmm.put("vm.resume", expect=500)[-1]
+        source.vmm.put("vm.delete")

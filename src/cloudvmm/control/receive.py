@@ -163,7 +163,7 @@ class Receive:
             downtime_ms = yield from self._complete(control, migration)
             if offer.is_postcopy:
                 migration.enter(MigrationPhase.POSTCOPY)
-                yield from self._receive_rest(states, partial(listener.accept_states, token, None, 1))
+                yield from self._receive_rest(states, partial(_accept_again, listener, token, control))
             return downtime_ms
         finally:
             yield Cleanup(partial(_close_all, states))
@@ -203,9 +203,7 @@ class Receive:
             self._log("warn", f"The sender was not told of the end: {': '.join(error_chain(error))}")
         return downtime_ms
 
-    def _receive_rest(
-        self, states: list[Link], reconnect: Callable[..., list[Link]]
-    ) -> Generator[Job, Any, None]:
+    def _receive_rest(self, states: list[Link], reconnect: Callable[[], Link]) -> Generator[Job, Any, None]:
         """Get the memory of a guest that runs already; `states` gets new links.
 
         :raises MemoryLost: it cannot be had.
@@ -219,7 +217,7 @@ class Receive:
                     return
                 except LinkLost as error:
                     self._log("warn", f"{': '.join(error_chain(error))}: the sender is waited for")
-                (link,) = yield partial(reconnect, timeout_s=RECONNECT_S)
+                link: Link = yield reconnect
                 states.append(link)
                 link_fd = link.lend()
         except (EngineError, MigrationError) as error:
@@ -256,6 +254,18 @@ def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
         return engine.info
     except EngineError as error:
         raise api_error.MigratableReceive from error
+
+
+def _accept_again(listener: Listener, token: str, control: Link) -> Link:
+    """Blocking. Wait for another connection for the state; the old one is lost, and `control` perhaps too.
+
+    :raises MigrationError: it does not come, or the other VMM has said over `control` that it will not.
+    """
+    try:
+        (link,) = listener.accept_states(token, control, 1, timeout_s=RECONNECT_S)
+    except LinkDown:
+        (link,) = listener.accept_states(token, None, 1, timeout_s=RECONNECT_S)
+    return link
 
 
 def _close_all(links: list[Link]) -> None:

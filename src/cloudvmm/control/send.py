@@ -198,13 +198,13 @@ class Send:
             if offer.is_postcopy:
                 migration.enter(MigrationPhase.POSTCOPY)
                 reconnect = partial(_connect_again, address, control, cut, token, tls)
-                yield from self._send_rest(vm, states, reconnect)
+                yield from self._send_rest(vm, control, states, reconnect)
             return stood_since_s
         finally:
             yield Cleanup(partial(_close_all, states))
             yield Cleanup(control.close)
 
-    def _send_rest(self, vm: Vm, states: list[Link], reconnect: Callable[[], Link]) -> Part:
+    def _send_rest(self, vm: Vm, control: Link, states: list[Link], reconnect: Callable[[], Link]) -> Part:
         """Serve the memory of a guest that runs elsewhere until it is there; `states` gets new links."""
         link_fd: int | None = None
         try:
@@ -217,8 +217,11 @@ class Send:
                 link: Link = yield reconnect
                 states.append(link)
                 link_fd = link.lend()
-        except (EngineError, MigrationError) as error:
-            raise MemoryLost from error
+        except Exception as error:
+            yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
+            if isinstance(error, EngineError | MigrationError):
+                raise MemoryLost from error
+            raise
         self._events.emit("vm", "postcopy-migration-completed")
 
     def _send_state(
