@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from cloudvmm.engine.base import (
     ZoneChanged,
 )
 from support.deadline import GUEST_S
-from support.wait import wait_event
+from support.wait import wait_event, wait_until
 
 from .conftest import DISK_BYTES, DISK_ID, RAM_BYTES
 
@@ -118,11 +119,25 @@ def test_modules_can_be_plugged_one_after_another(machine_running):
     machine_running.add_memory(256 * MIB)
 
 
-def test_balloon_is_followed(machine_running, player):
+def test_balloon_is_followed_and_tells_of_the_memory_that_the_guest_has(engine, spec, player):
+    spec.vm_config.balloon.statistics = True
+    machine = engine.build(spec)
+    assert "__balloon" not in machine.counters()
+    machine.boot()
     player.wait_ready()
-    machine_running.resize_balloon(32 * MIB)
-    events = wait_event(machine_running, BalloonChanged, timeout_s=GUEST_S)
+    machine.resize_balloon(32 * MIB)
+    events = wait_event(machine, BalloonChanged, timeout_s=GUEST_S)
     assert all(event.actual_bytes >= RAM_BYTES - 32 * MIB for event in _of(BalloonChanged, events))
+    told = wait_until(
+        lambda: machine.counters().get("__balloon"), "numbers of the balloon", timeout_s=GUEST_S
+    )
+    assert told["free_memory"] < told["available_memory"] < told["total_memory"] <= RAM_BYTES
+    assert abs(told["last_update"] - time.time()) < GUEST_S
+    machine.close()
+
+
+def test_balloon_is_silent_where_nobody_asked(machine_running):
+    assert set(machine_running.counters()) == {DISK_ID}
 
 
 def test_zone_is_followed(engine, spec, player):

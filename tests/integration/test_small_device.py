@@ -19,6 +19,14 @@ pytestmark = [pytest.mark.qemu]
 RAM_BYTES = 256 * MIB
 BALLOON_BYTES = 100 * MIB
 TOUCHED_MIB = 120  # more than the balloon leaves
+SLACK_MIB = 6
+# What the balloon tells, and what that is in /proc/meminfo.
+MEMORY_FIELDS = {
+    "total_memory": "MemTotal",
+    "free_memory": "MemFree",
+    "available_memory": "MemAvailable",
+    "disk_caches": "Cached+Buffers",
+}
 WORD = b"entropy of the host!"
 
 
@@ -31,10 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared_vm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
     source = folder / "entropy"
     source.write_bytes(WORD * (64 * 1024 // len(WORD)))
+    balloon = {"size": BALLOON_BYTES, "id": "bal"}
+    balloon |= {"deflate_on_oom": True, "free_page_reporting": True, "statistics": True}
     config = vm_config(
         memory={"size": RAM_BYTES},
         rng={"src": str(source), "pci_device_id": 25},
-        balloon={"size": BALLOON_BYTES, "deflate_on_oom": True, "free_page_reporting": True, "id": "bal"},
+        balloon=balloon,
         platform={"num_pci_segments": 3},
         pci_segments=[{"pci_segment": 1, "mmio32_aperture_weight": 2}],
         disks=[
@@ -98,6 +108,42 @@ def test_slot_that_is_taken_on_another_segment_is_refused(vm: Booted, tmp_path: 
     asked = disk(tmp_path, "late", pci_segment=1, pci_device_id=20)
     answer = vm.vmm.put("vm.add-disk", asked, expect=500)
     assert "already used: 20" in answer[-1]
+
+
+def memory_told_mib(vm: Booted) -> dict[str, int]:
+    told = vm.vmm.get("vm.counters").get("bal", {})
+    return {name: told.get(name, 0) // MIB for name in MEMORY_FIELDS}
+
+
+def memory_seen_mib(vm: Booted) -> dict[str, int]:
+    table = dict(line.split(":") for line in vm.run("cat /proc/meminfo").splitlines())
+    kib = {name: int(text.split()[0]) for name, text in table.items()}
+    return {
+        told: sum(kib[name] for name in names.split("+")) // 1024 for told, names in MEMORY_FIELDS.items()
+    }
+
+
+def wait_memory_told(vm: Booted) -> dict[str, int]:
+    """Wait until the counters tell what the guest's own table has, but for what moves; return the latter."""
+
+    def agreed() -> dict[str, int] | None:
+        seen, told = memory_seen_mib(vm), memory_told_mib(vm)
+        return seen if all(abs(seen[name] - told[name]) <= SLACK_MIB for name in seen) else None
+
+    return wait_until(agreed, "the guest's own numbers in the counters", timeout_s=GUEST_S)
+
+
+def test_counters_tell_what_the_guest_knows_of_its_memory(vm: Booted) -> None:
+    before = wait_memory_told(vm)
+    vm.run("mkdir -p /run/told && mount -t tmpfs -o size=60m none /run/told")
+    vm.run("dd if=/dev/zero of=/run/told/full bs=1M count=40")
+    filled = wait_memory_told(vm)
+    assert filled["disk_caches"] >= before["disk_caches"] + 40 - SLACK_MIB
+    assert filled["free_memory"] <= before["free_memory"] - 40 + SLACK_MIB
+    assert vm.vmm.get("vm.counters")["bal"]["minor_faults"] > 0
+    vm.run("umount /run/told")
+    emptied = wait_memory_told(vm)
+    assert emptied["disk_caches"] < filled["disk_caches"]
 
 
 def test_guest_takes_from_the_balloon_before_it_runs_out(vm: Booted) -> None:

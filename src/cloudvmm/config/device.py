@@ -26,11 +26,12 @@ class RtcConfig(PciDevice, kw_only=True):
 
 
 class BalloonConfig(PciDevice, kw_only=True):
-    """`size` is the number of bytes taken from the guest."""
+    """`size` is the number of bytes taken from the guest. `statistics` is beyond the reference."""
 
     size: U64
     deflate_on_oom: bool = False
     free_page_reporting: bool = False
+    statistics: bool | None = None
 
 
 class FsConfig(PciDevice, kw_only=True):

@@ -185,6 +185,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "size": "Bytes taken from the guest",
         "deflate_on_oom": "The guest gets RAM back before it kills a process for want of it",
         "free_page_reporting": "The guest tells which pages it does not use",
+        "statistics": "`vm.counters` has what the guest says of its memory; beyond the reference",
     },
     "FsConfig": {
         "tag": "Name that the guest mounts it by",

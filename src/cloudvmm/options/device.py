@@ -61,6 +61,7 @@ BALLOON = Schema(
     Key("size", BYTE_SIZED, "Memory to take from the guest", default=0),
     Key("deflate_on_oom", TOGGLE, "Whether the guest gets memory back when it runs out of it"),
     Key("free_page_reporting", TOGGLE, "Whether the host gets back what the guest has freed"),
+    Key("statistics", TOGGLE, "Whether counters tell what the guest says of its memory"),
     *PCI_KEYS_IOMMU,
 )
 _FS_BACK_END_KEYS = (

@@ -385,6 +385,7 @@ ENUMS = {
 }
 # What the reference has not, and what may be left out where that stands in for it.
 ADDITIONS = {
+    device.BalloonConfig: "statistics bool? unset",
     device.FsConfig: "socket string? unset shared_dir string? unset",
     device.TpmConfig: "socket string? unset state_dir string? unset",
     net.NetConfig: "user UserNetConfig? unset",

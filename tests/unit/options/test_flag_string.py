@@ -189,6 +189,7 @@ GOOD = [
         "size=1M,deflate_on_oom=on,free_page_reporting=on",
         BalloonConfig(size=MIB, deflate_on_oom=True, free_page_reporting=True),
     ),
+    (device.parse_balloon, "statistics=on", BalloonConfig(size=0, statistics=True)),
     (
         device.parse_fs,
         "tag=t,socket=/s,num_queues=2,queue_size=64",

@@ -101,6 +101,7 @@ PRINTED = [
         BalloonConfig(size=512 * MIB, deflate_on_oom=True),
         "size=512M,deflate_on_oom=on",
     ),
+    (device.format_balloon, BalloonConfig(size=0, statistics=True), "statistics=on"),
     (device.format_fs, FsConfig(tag="t", socket="/s"), "tag=t,socket=/s"),
     (device.format_fs, FsConfig(tag="t", shared_dir="/d"), "tag=t,shared_dir=/d"),
     (

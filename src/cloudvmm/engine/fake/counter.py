@@ -3,6 +3,7 @@
 Each disk is read 4 KiB at a time, ten times a second, and written (where it may be) once a second; each net
 takes one frame of 64 bytes in and gives one out every second. The first of each comes after its interval, so
 a guest that just booted shows what a device shows before its first request. Latencies are always the same.
+A quarter of the memory is in use, an eighth in caches, and the balloon has told so a moment ago.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 
+BALLOON_ID: Final = "__balloon"  # of one that control has not named
 READ_EVERY_MS: Final = 100
 WRITE_EVERY_MS: Final = 1000
 FRAME_EVERY_MS: Final = 1000
@@ -31,6 +33,24 @@ def device_counters(device: PciDevice, tick_ms: int) -> dict[str, int] | None:
             return _net_counters(tick_ms // FRAME_EVERY_MS)
         case _:
             return None
+
+
+def balloon_counters(total_bytes: int, now_s: int) -> dict[str, int]:
+    """Return what a guest that has `total_bytes` says of its memory; `now_s` counts from 1970."""
+    caches, used = total_bytes // 8, total_bytes // 4
+    return {
+        "swap_in": 0,
+        "swap_out": 0,
+        "major_faults": 0,
+        "minor_faults": 0,
+        "free_memory": total_bytes - used - caches,
+        "total_memory": total_bytes,
+        "available_memory": total_bytes - used,
+        "disk_caches": caches,
+        "htlb_pgalloc": 0,
+        "htlb_pgfail": 0,
+        "last_update": now_s,
+    }
 
 
 def _disk_counters(tick_ms: int, *, is_written: bool) -> dict[str, int]:

@@ -15,7 +15,7 @@ from cloudvmm.config.memory import HotplugMethod
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import DeviceError, EngineError, EngineInfo, MachineSpec, RemovalPending
 from cloudvmm.engine.fake.check import check_device, check_slots
-from cloudvmm.engine.fake.counter import device_counters
+from cloudvmm.engine.fake.counter import BALLOON_ID, balloon_counters, device_counters
 
 
 class HardwareState(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,13 +69,16 @@ class Hardware:
         self.plugged.update(state.plugged)
         self._plugged_at_ms = dict(state.plugged_at_ms)
 
-    def counters(self, tick_ms: int) -> dict[str, dict[str, int]]:
-        """Return what each device has counted since it is there."""
+    def counters(self, tick_ms: int, *, now_s: int) -> dict[str, dict[str, int]]:
+        """Return what each device has counted since it is there, and what the guest says at `now_s`."""
         counters: dict[str, dict[str, int]] = {}
         for device_id, device in self._devices.items():
             found = device_counters(device, tick_ms - self._plugged_at_ms.get(device_id, 0))
             if found is not None:
                 counters[device_id] = found
+        balloon = self.vm_config.balloon
+        if tick_ms and balloon is not None and balloon.statistics:
+            counters[balloon.id or BALLOON_ID] = balloon_counters(self.ram_bytes - self.balloon_bytes, now_s)
         return counters
 
     def plug(self, device: PciDevice, slot: int, *, tick_ms: int) -> None:

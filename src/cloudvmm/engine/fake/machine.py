@@ -222,7 +222,7 @@ class FakeMachine:
     def counters(self) -> dict[str, dict[str, int]]:
         self._begin("counters")
         with self._lock:
-            return self._hardware.counters(self.guest.tick)
+            return self._hardware.counters(self.guest.tick, now_s=int(time.time()))
 
     def pci_resources(self) -> dict[str, list[PciBar]]:
         """Give one BAR per device, placed by its slot alone; none before the guest booted."""

@@ -4,6 +4,8 @@ Latencies. QEMU keeps the sum of all request times and, when asked to at the sta
 average is exact; minimum and maximum are the bounds of the outermost histogram bins that are not empty,
 20 bins per factor of ten, so the minimum given is up to 11 % too low and the maximum up to 12 % too high.
 
+Memory. What a guest says by way of its balloon; what it, or its QEMU, does not count is left out.
+
 Network. The kernel counts on the host's side of a TAP, so its transmitted bytes are what the guest received.
 """
 
@@ -62,6 +64,23 @@ def net_counters(interface: str) -> dict[str, int] | None:
                 columns = numbers.split()
                 return {counter: int(columns[column]) for counter, column in _NET_COUNTERS.items()}
     return None
+
+
+def statistics_question(balloon_id: str) -> dict[str, str]:
+    """Return the arguments of the ``qom-get`` for what a guest says of its memory."""
+    return {"path": f"/machine/peripheral/{qdev_id(balloon_id)}", "property": "guest-stats"}
+
+
+def balloon_counters(answer: dict[str, Any]) -> dict[str, int] | None:
+    """Translate the answer to `statistics_question`; None where the guest has not said anything."""
+    if not answer["last-update"]:
+        return None
+    told = {
+        name.removeprefix("stat-").replace("-", "_"): value
+        for name, value in sorted(answer["stats"].items())
+        if value != NEVER
+    }
+    return told | {"last_update": answer["last-update"]}
 
 
 def _one_disk(stats: dict[str, Any]) -> dict[str, int]:

@@ -13,6 +13,7 @@ RNG_ID: Final = "__rng"
 BALLOON_ID: Final = "__balloon"
 PVPANIC_ID: Final = "__pvpanic"
 WATCHDOG_ID: Final = "__watchdog"
+STATISTICS_EVERY_S: Final = 1
 
 
 def rng_parts(spec: MachineSpec, *, path: str) -> Parts:
@@ -33,7 +34,15 @@ def balloon_parts(spec: MachineSpec) -> Parts:
         "deflate-on-oom": balloon.deflate_on_oom,
         "free-page-reporting": balloon.free_page_reporting,
     }
+    if balloon.statistics:
+        device["guest-stats-polling-interval"] = STATISTICS_EVERY_S
     return Parts(devices=[device])
+
+
+def statistics_source(spec: MachineSpec) -> str | None:
+    """Return the id of the balloon that is to tell what the guest says of its memory, None where none is."""
+    balloon = spec.vm_config.balloon
+    return (balloon.id or BALLOON_ID) if balloon is not None and balloon.statistics else None
 
 
 def balloon_target_bytes(spec: MachineSpec, ram_bytes: int) -> int | None:

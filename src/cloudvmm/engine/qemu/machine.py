@@ -33,8 +33,14 @@ from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.burst import BurstWatch
 from cloudvmm.engine.qemu.companion import ServedBacking
-from cloudvmm.engine.qemu.counter import counting_command, disk_counters, net_counters
-from cloudvmm.engine.qemu.device import balloon_target_bytes
+from cloudvmm.engine.qemu.counter import (
+    balloon_counters,
+    counting_command,
+    disk_counters,
+    net_counters,
+    statistics_question,
+)
+from cloudvmm.engine.qemu.device import balloon_target_bytes, statistics_source
 from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -99,6 +105,7 @@ class QemuMachine:
         self._refusal = refusal
         self._ram_bytes = resources.memory.size + sum(spec.modules)
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.memory.size)
+        self._statistics_source = statistics_source(spec)
         self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
         # Device id to interface and what it had counted before.
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
@@ -371,6 +378,13 @@ class QemuMachine:
             now = net_counters(tap)
             if now is not None and before is not None:
                 counters[net_id] = {name: now[name] - before[name] for name in now}
+        if self._statistics_source is not None:
+            question = statistics_question(self._statistics_source)
+            told = balloon_counters(
+                self._monitors.reader.execute("qom-get", question, timeout_s=_QUERY_TIMEOUT_S)
+            )
+            if told is not None:
+                counters[self._statistics_source] = told
         return counters
 
     def pci_resources(self) -> dict[str, list[PciBar]]:

@@ -8,6 +8,7 @@ from cloudvmm.engine.qemu.counter import (
     LATENCY_BOUNDARIES_NS,
     NEVER,
     NEVER_AVERAGE,
+    balloon_counters,
     disk_counters,
     net_counters,
 )
@@ -83,6 +84,18 @@ def test_devices_that_are_not_ours_are_left_out():
     others = [{"qdev": "/machine/unattached/device[5]", "stats": IDLE}, {"stats": IDLE}]
 
     assert disk_counters(others, known) == {}
+
+
+def test_what_a_guest_says_of_its_memory_has_the_names_of_qemu_and_nothing_unknown():
+    stats = {"stat-total-memory": 1 << 28, "stat-swap-in": 0, "stat-htlb-pgalloc": NEVER}
+    answer = {"stats": stats, "last-update": 1_700_000_000}
+
+    told = {"total_memory": 1 << 28, "swap_in": 0, "last_update": 1_700_000_000}
+    assert balloon_counters(answer) == told
+
+
+def test_guest_that_has_said_nothing_of_its_memory_has_no_numbers():
+    assert balloon_counters({"stats": {"stat-total-memory": NEVER}, "last-update": 0}) is None
 
 
 def test_boundaries_rise_from_a_microsecond_to_a_hundred_seconds():
