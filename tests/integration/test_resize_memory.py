@@ -34,8 +34,27 @@ END
 rm -f /run/stop
 sh /run/check </dev/null >/dev/null 2>&1 &
 """
-FILL = "for n in $(seq {mib}); do cat /run/work/seed; done >/run/work/full"
-COMPARE = "for n in $(seq {mib}); do cat /run/work/seed; done | cmp - /run/work/full"
+PIECE_MIB = 16
+PIECES_AT_ONCE = 8
+PREPARE = "mkdir /run/sums; for n in $(seq {mib}); do cat /run/work/seed; done >/run/work/piece"
+# Copies that differ in their first line, each with the sum that it is to have.
+FILL = """
+for n in {numbers}; do
+    echo $n 1<>/run/work/piece
+    md5sum </run/work/piece >/run/sums/$n
+    cp /run/work/piece /run/work/full$n
+done
+"""
+COMPARE = "for n in {numbers}; do md5sum </run/work/full$n | cmp - /run/sums/$n; done"
+# Keeps most of its memory in use, and lets go of it by itself after a while: the shell must not be asked
+# meanwhile, for a guest that is out of memory cannot start a program.
+HOLD = """
+mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held
+dd if=/dev/urandom of=/run/held/kept bs=1M count=16; md5sum </run/held/kept >/run/sum
+dd if=/dev/zero of=/run/held/full bs=1M count=244
+mkfifo /run/never
+(exec 3<>/run/never; read -t 20 word <&3; : >/run/held/full) </dev/null >/dev/null 2>&1 &
+"""
 
 
 def virtio_mem(boot_mib: int, room_mib: int) -> dict[str, object]:
@@ -80,10 +99,13 @@ def grow_and_shrink(vm: Booted, *, boot_mib: int, grown_mib: int, files: int) ->
     with Client(vm.server.socket_path) as client:
         client.resize(VmResizeData(desired_ram=grown_mib * MIB), GUEST_S)
         wait_round(vm)
-        fill_mib = (grown_mib - boot_mib) * 3 // 4
+        vm.run(PREPARE.format(mib=PIECE_MIB))
+        pieces = (grown_mib - boot_mib) * 3 // 4 // PIECE_MIB
         for script in (FILL, COMPARE):
-            assert vm.run(script.format(mib=fill_mib), timeout_s=GUEST_S * 3) == ""
-        vm.run("rm /run/work/full")
+            for first in range(0, pieces, PIECES_AT_ONCE):
+                numbers = range(first, min(first + PIECES_AT_ONCE, pieces))
+                assert vm.run(script.format(numbers=" ".join(map(str, numbers)))) == ""
+        vm.run("rm /run/work/full*")
         client.resize(VmResizeData(desired_ram=boot_mib * MIB), GUEST_S * 2)
     wait_round(vm)
     vm.run("touch /run/stop; until umount /run/work; do usleep 100000; done 2>/dev/null")
@@ -127,7 +149,7 @@ def test_balloon_gives_back_what_the_guest_needs(vm: Booted, client: Client) -> 
     client.resize(VmResizeData(desired_balloon=96 * MIB), GUEST_S)
     assert actual_mib(vm) == 160
     vm.run("mkdir -p /run/need && mount -t tmpfs -o size=200m none /run/need")
-    vm.run("head -c 100m /dev/zero >/run/need/full")
+    vm.run("dd if=/dev/zero of=/run/need/full bs=1M count=100")
     assert actual_mib(vm) > 160
     assert vm.config()["balloon"]["size"] == 96 * MIB
     vm.run("umount /run/need")
@@ -142,14 +164,14 @@ def test_memory_grows_and_shrinks_under_a_guest_that_checks_it(vm: Booted) -> No
 @pytest.mark.long
 def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Booted, client: Client) -> None:
     client.resize(VmResizeData(desired_ram=480 * MIB), GUEST_S)
-    vm.run("mkdir -p /run/held && mount -t tmpfs -o size=400m none /run/held")
-    vm.run("head -c 260m /dev/zero >/run/held/full; md5sum </run/held/full >/run/sum")
+    vm.run(HOLD)
     with pytest.raises(TimeoutError, match=r"bytes of RAM, and was asked for 285212672; "):
         client.resize(VmResizeData(desired_ram=272 * MIB), SHORT_S)
     assert vm.config()["memory"]["hotplugged_size"] == 16 * MIB
     assert actual_mib(vm) > 272
-    assert vm.run("md5sum </run/held/full") == vm.run("cat /run/sum")
 
+    wait_until(lambda: actual_mib(vm) == 272, "the guest to let go", timeout_s=GUEST_S * 2)
+    assert vm.run("md5sum </run/held/kept") == vm.run("cat /run/sum")
     vm.run("umount /run/held")
     client.resize(VmResizeData(desired_ram=256 * MIB), GUEST_S)
     assert actual_mib(vm) == 256
