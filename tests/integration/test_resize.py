@@ -310,22 +310,29 @@ def wait_node(vm: Booted, node: int, kib: int) -> None:
 
 
 def test_zone_stands_on_its_file(tmp_path: Path) -> None:
-    """Memory is in the file where it is shared, also after a reboot; else the file is left alone."""
+    """Memory is in the file where it is shared, also after a reboot; else the file is left alone.
+
+    Also by a guest that gives back what it has of it.
+    """
     shared, private = tmp_path / "shared", tmp_path / "private"
-    for file, size in ((shared, 192 * MIB), (private, 64 * MIB)):
-        file.write_bytes(b"")
-        os.truncate(file, size)
+    shared.write_bytes(b"")
+    os.truncate(shared, 192 * MIB)
+    contents = bytes(range(256)) * (64 * MIB // 256)
+    private.write_bytes(contents)
     zones = [
         {"id": "s", "size": 192 * MIB, "file": str(shared), "shared": True},
         {"id": "p", "size": 64 * MIB, "file": str(private)},
     ]
-    config = vm_config(memory={"size": 0, "zones": zones})
+    balloon = {"size": 0, "free_page_reporting": True}
+    config = vm_config(memory={"size": 0, "zones": zones}, balloon=balloon)
     with booting(tmp_path / "run", config) as vm:
         assert shared.stat().st_blocks * 512 > 32 * MIB
         vm.vmm.put("vm.reboot")
         vm.wait_ready()
         assert shared.stat().st_blocks * 512 > 32 * MIB
-        assert not any(private.read_bytes())
+        vm.vmm.put("vm.resize", {"desired_balloon": 128 * MIB}, expect=204)
+        wait_until(lambda: vm.info()["memory_actual_size"] == 128 * MIB, "the balloon", timeout_s=GUEST_S)
+        assert private.read_bytes() == contents
 
 
 def test_zone_whose_file_cannot_be_had_is_told(tmp_path: Path) -> None:

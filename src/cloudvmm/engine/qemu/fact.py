@@ -47,6 +47,14 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.version >= (9, 2, 0)
 
     @property
+    def spares_files(self) -> bool:
+        """Say whether a file can be mapped privately and stay whole: before 8.2 it cannot.
+
+        For what the guest gives back QEMU makes holes in the file, too, unless it has it for reading alone.
+        """
+        return self.version >= (8, 2, 0)
+
+    @property
     def tells_every_write(self) -> bool:
         """Say whether memory may be sent while the guest runs: before 9.0 emulation does not tell each write.
 

@@ -26,6 +26,7 @@ _RAM_ABOVE_4_GIB: Final = 0xE000_0000  # from this size on the machine type puts
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
 _MAX_PREALLOC_THREADS: Final = 16
 _HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
+_READ_ALONE: Final[Properties] = {"readonly": True, "rom": "off"}  # what the guest writes stays in memory
 
 
 class MemoryConfigError(RamError):
@@ -95,6 +96,11 @@ class Ram(msgspec.Struct, frozen=True, kw_only=True):
     def is_shared(self) -> bool:
         """Whether what the guest writes is seen by whoever else maps what it stands on."""
         return not self.is_private and not self.has_base and (self.file is None or self.shared)
+
+    @property
+    def spares_file(self) -> bool:
+        """Whether it stands on a file of the user that is to stay as it is."""
+        return self.file is not None and not self.is_shared
 
     def resized(self, size: int) -> Ram:
         """Return memory of the same kind with `size` bytes, none of which is made before it is used."""
@@ -265,9 +271,12 @@ def _count_of(folder: str, name: str) -> int:
         return int(file.read())
 
 
-def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int) -> Parts:
-    """Describe a piece of RAM as the object `name`."""
-    return Parts(objects=[_made(backing.ram, ram_backend(backing.ram, fd=backing.fd), name, vcpus)])
+def memory_parts(backing: RamBacking, *, name: str = RAM_ID, vcpus: int, spares_files: bool = True) -> Parts:
+    """Describe a piece of RAM as the object `name`; whether QEMU `spares_files`, `QemuFacts` knows."""
+    backend = ram_backend(backing.ram, fd=backing.fd)
+    if backing.ram.spares_file and spares_files:
+        backend |= _READ_ALONE
+    return Parts(objects=[_made(backing.ram, backend, name, vcpus)])
 
 
 def _made(ram: Ram, backend: Properties, name: str, vcpus: int) -> Properties:
@@ -282,8 +291,7 @@ def _made(ram: Ram, backend: Properties, name: str, vcpus: int) -> Properties:
 def ram_backend(ram: Ram, *, fd: int | None, owner: str = "self") -> Properties:
     """Describe the back end of `ram`; `fd` is what it stands on, as the process `owner` has it.
 
-    A base is mapped from a descriptor for reading. With one for writing QEMU would make holes in the file for
-    what a guest gives back, although the mapping is private.
+    A base is mapped from a descriptor for reading: see `QemuFacts.spares_files`.
     """
     backend: Properties = {"id": RAM_ID, "size": ram.size}
     if ram.host_node is not None:
@@ -297,7 +305,7 @@ def ram_backend(ram: Ram, *, fd: int | None, owner: str = "self") -> Properties:
         "mem-path": path,
         "share": ram.is_shared,
         "merge": False,
-        **({"readonly": True, "rom": "off"} if ram.has_base else {}),
+        **(_READ_ALONE if ram.has_base else {}),
     }
 
 

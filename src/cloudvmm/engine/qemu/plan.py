@@ -89,7 +89,10 @@ def machine_parts(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> 
     """
     vcpus = spec.vm_config.cpus.boot_vcpus
     return [
-        *(memory_parts(ram, name=name, vcpus=vcpus) for name, ram in resources.rams.items()),
+        *(
+            memory_parts(ram, name=name, vcpus=vcpus, spares_files=facts.spares_files)
+            for name, ram in resources.rams.items()
+        ),
         *(module_parts(module, number, vcpus=vcpus) for number, module in enumerate(resources.modules)),
         *_zones(spec, resources, facts),
         serial_parts(spec, fd=resources.serial_fd),

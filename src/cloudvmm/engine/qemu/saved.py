@@ -23,8 +23,6 @@ ARCHITECTURE: Final = "x86_64"
 
 _FORMAT: Final = 1
 _MAX_BYTES: Final = 1 << 20
-# An older QEMU makes holes in a file, although it maps it privately, for what the guest gives back.
-_SPARES_BASES: Final = (8, 2, 0)
 
 
 class OnDemandRefused(StateError):
@@ -105,7 +103,7 @@ def check_on_demand(machine: SavedMachine, facts: QemuFacts, rams: Iterable[tupl
     """
     apart = {piece.name for piece in machine.pieces}
     reason = None
-    if facts.version < _SPARES_BASES:
+    if not facts.spares_files:
         reason = f"QEMU {facts.version_text} could damage the snapshot, and 8.2 is the first that does not"
     for name, ram in rams:
         if name not in apart:

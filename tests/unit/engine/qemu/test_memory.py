@@ -8,7 +8,14 @@ import msgspec
 import pytest
 
 from cloudvmm.engine.qemu import memory
-from cloudvmm.engine.qemu.memory import Ram, RamNotAvailable, TooFewHugepages, open_ram
+from cloudvmm.engine.qemu.memory import (
+    Ram,
+    RamBacking,
+    RamNotAvailable,
+    TooFewHugepages,
+    memory_parts,
+    open_ram,
+)
 
 MIB = 1 << 20
 COUNTS = ("free_hugepages", "resv_hugepages", "nr_overcommit_hugepages", "surplus_hugepages")
@@ -81,3 +88,18 @@ def test_host_that_tells_no_counts_has_no_such_memory(host):
 )
 def test_memory_is_shared_unless_it_is_merged_or_a_copy_of_a_file(members, is_shared):
     assert msgspec.structs.replace(ram(4096), **members).is_shared is is_shared
+
+
+@pytest.mark.parametrize(
+    ("members", "spares_files", "is_read_alone"),
+    [
+        ({"file": "/private"}, True, True),
+        ({"file": "/private"}, False, False),  # QEMU before 8.2 would make the memory itself read-only
+        ({"file": "/shared", "shared": True}, True, False),
+        ({}, True, False),
+    ],
+)
+def test_file_that_is_not_shared_is_mapped_for_reading_where_qemu_can(members, spares_files, is_read_alone):
+    backing = RamBacking(device_id="z", ram=msgspec.structs.replace(ram(MIB), **members), fd=9)
+    (backend,) = memory_parts(backing, vcpus=1, spares_files=spares_files).objects
+    assert (backend.get("readonly"), backend.get("rom")) == ((True, "off") if is_read_alone else (None, None))
