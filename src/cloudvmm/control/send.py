@@ -33,7 +33,7 @@ from cloudvmm.control.power import Power
 from cloudvmm.control.record import encode_record
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Job, Steps
-from cloudvmm.engine.base import Engine, EngineError, LinkLost, Machine, NotSupportedYet, SentTo
+from cloudvmm.engine.base import Engine, EngineError, ImageLocked, LinkLost, Machine, NotSupportedYet, SentTo
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
 from cloudvmm.migration.address import Address, parse_address
@@ -49,7 +49,7 @@ from cloudvmm.migration.error import (
     TlsFailed,
 )
 from cloudvmm.migration.link import Link, connect
-from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, refusal
+from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, check_welcome, refusal
 from cloudvmm.migration.rule import check_send
 
 if TYPE_CHECKING:
@@ -64,6 +64,9 @@ RECONNECT_PAUSE_S: Final = 0.2
 
 # The other VMM runs the guest, or may.
 _NOT_OURS: Final = (OutcomeUnknown, MemoryLost)
+# The other VMM may hold the images until it has waited for `Complete` in vain, 60 s, and ended its machine.
+RELEASE_S: Final = 75.0
+_RELEASE_LOOK_S: Final = 0.1
 
 Part = Generator[Job, Any, None]
 
@@ -280,7 +283,7 @@ class Send:
             return
         self._events.emit("vm", "resuming")
         try:
-            yield vm.machine.resume
+            yield from _resume_when_released(vm.machine)
         except EngineError as error:
             # The reference ends here, and the VM with it.
             self._log("error", f"The VM stays paused: {': '.join(error_chain(error))}; call vm.resume")
@@ -332,7 +335,7 @@ def _propose(address: Address, offer: Offer, cut: Cut, tls_dir: str | None) -> t
         tls = Tls(tls_dir, is_server=False)
     control = connect(address, "control", cut, tls=tls)
     try:
-        control.receive(Welcome)
+        check_welcome(control.receive(Welcome))
         control.send(offer)
         accept = control.receive(Accept, timeout_s=ANSWER_S)
         if offer.is_postcopy and not accept.is_postcopy:
@@ -364,6 +367,23 @@ def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None
         raise
     finally:
         timer.cancel()
+
+
+def _resume_when_released(machine: Machine) -> Part:
+    """Resume a guest whose images the other VMM, which does not run it and never will, may hold yet.
+
+    :raises EngineError: it holds them for too long, or something else is in the way.
+    """
+    deadline_s = time.monotonic() + RELEASE_S
+    while True:
+        try:
+            yield machine.resume
+        except ImageLocked:
+            if time.monotonic() > deadline_s:
+                raise
+            yield partial(time.sleep, _RELEASE_LOOK_S)
+        else:
+            return
 
 
 def _since_ms(moment_s: float) -> float:

@@ -175,6 +175,15 @@ def choose_version(hello: Hello) -> int:
     return VERSION
 
 
+def check_welcome(welcome: Welcome) -> None:
+    """:raises ProtocolError: it is for a version that we have not offered."""
+    if welcome.version != VERSION:
+        raise ProtocolError(
+            f"The other VMM answered with version {welcome.version} of the migration protocol, this release "
+            f"speaks {VERSION}"
+        )
+
+
 def readable(text: str, limit: int = MAX_REASON_CHARACTERS) -> str:
     """Return what somebody else said so that it can stand in a line of ours: in the log, in an answer."""
     return "".join(character if character.isprintable() else "?" for character in text[:limit])

@@ -19,7 +19,7 @@ from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import MemoryZoneUpdate, MigrationMemoryMode, RestoredVfioConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import EngineError, LinkLost, NotSupportedYet, ResetRequested
+from cloudvmm.engine.base import EngineError, ImageLocked, LinkLost, NotSupportedYet, ResetRequested
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
 from cloudvmm.engine.fake.phase import Phase
 from cloudvmm.errors import error_chain
@@ -737,6 +737,19 @@ def test_guest_that_stood_still_for_nothing_is_told_by_events(booted, listening,
     ]
 
 
+def test_vm_waits_for_its_images_where_the_other_vmm_holds_them_yet(booted, url, peer):
+    booted.engine.faults.set("resume", Fail(ImageLocked), times=3)
+    peer.listen()
+    booted(api.vm_send_migration, send(url))
+    peer.accept()
+    peer.take_state()
+    peer.close()
+
+    booted.wait_for_event("vm/resumed")
+    assert not any("stays paused" in text for text in booted.logged)
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
 def test_vm_that_cannot_go_on_stays_paused(booted, url, peer):
     booted.engine.faults.set("resume", Fail(EngineError, "No"), times=1)
     peer.listen()
@@ -803,6 +816,18 @@ def test_sender_of_another_version_is_told(listening, peer, url):
     with pytest.raises(PeerRefused, match="speaks version 7, 8 of the migration protocol"):
         peer.control.receive(Welcome)
     assert_failed(listening, ABORTED, "Migration was aborted")
+
+
+def test_receiver_that_chooses_another_version_is_left(booted, url, peer):
+    peer.listen()
+    booted(api.vm_send_migration, send(url))
+    peer.control = peer.listener.accept_sender()
+    peer.control.receive(Hello)
+    peer.control.send(Welcome(version=7))
+
+    booted.wait_for_event("vm/migration-failed")
+    assert any("answered with version 7 of the migration protocol" in text for text in booted.logged)
+    assert booted(api.vm_info).state is api.VmState.RUNNING
 
 
 def test_name_of_a_sender_does_not_break_the_line(listening, url):
