@@ -17,13 +17,13 @@ DISK_BYTES = 64 * 1024
 
 # Two loads, each of which checks itself: what is in memory against its sums, and what is on the disk.
 _LOAD = """
-mkdir -p /tmp/load; cd /tmp/load
+mkdir -p /tmp/load; cd /tmp/load; rm -f stop still rested
 head -c 4m /dev/urandom >kept; md5sum kept >kept.sum
 (n=0; while [ ! -e stop ]; do
   n=$((n+1)); f=$((n%4))
   dd if=/dev/urandom of=$f bs=64k count=4 2>/dev/null; md5sum $f >$f.sum; md5sum -c -s $f.sum || echo $n >>bad
   echo $n >turn.new; mv turn.new turn
-done) >/dev/null 2>&1 &
+done; touch rested) >/dev/null 2>&1 &
 (while [ ! -e stop ]; do
   head -c 64k /dev/urandom >page
   dd if=page of=/dev/vda bs=64k conv=fsync && cp page written
@@ -39,6 +39,29 @@ cd /tmp/load; until [ -e turn ]; do usleep 50000; done
 n=$(($(cat turn)+2)); until [ $(cat turn) -ge $n ]; do usleep 50000; done
 [ ! -e bad ] && md5sum -c -s kept.sum
 """
+_REST = """
+cd /tmp/load; touch stop; until [ -e still ] && [ -e rested ]; do usleep 50000; done
+[ ! -e bad ] && md5sum -c -s kept.sum
+"""
+
+
+def begin_load(guest: Booted) -> None:
+    """Have the guest write to its memory and its disk from now on."""
+    guest.run(_LOAD, timeout_s=GUEST_S)
+
+
+def check_load(guest: Booted) -> None:
+    """Fail unless the load goes on, and all in the guest is as it was written."""
+    assert guest.info()["state"] == "Running"
+    guest.run(_TWO_TURNS, timeout_s=GUEST_S)
+
+
+def end_load(guest: Booted, disk: Path) -> None:
+    """Stop the load and compare what the guest wrote last with what `disk` holds."""
+    guest.run(_REST, timeout_s=GUEST_S)
+    wrote = guest.run("md5sum </tmp/load/written", timeout_s=GUEST_S).split()[0]
+    with disk.open("rb") as file:
+        assert hashlib.md5(file.read(DISK_BYTES)).hexdigest() == wrote
 
 
 class Traveller:
@@ -54,8 +77,7 @@ class Traveller:
         self.place = undo.enter_context(booting(folder / "0", config, *flags))
 
     def load(self) -> None:
-        """Have the guest write to its memory and its disk from now on."""
-        self.place.run(_LOAD, timeout_s=GUEST_S)
+        begin_load(self.place)
 
     def flood(self) -> None:
         """Have the guest write to its memory as fast as it can, until `calm`."""
@@ -65,18 +87,10 @@ class Traveller:
         self.place.run("touch /tmp/load/calm", timeout_s=GUEST_S)
 
     def check(self) -> None:
-        """Fail unless the load goes on, and all in the guest is as it was written."""
-        assert self.place.info()["state"] == "Running"
-        self.place.run(_TWO_TURNS, timeout_s=GUEST_S)
+        check_load(self.place)
 
     def rest(self, disk: Path) -> None:
-        """Stop the load and compare what the guest wrote last with what `disk` holds."""
-        self.place.run(
-            "touch /tmp/load/stop; until [ -e /tmp/load/still ]; do usleep 50000; done", timeout_s=GUEST_S
-        )
-        wrote = self.place.run("md5sum </tmp/load/written", timeout_s=GUEST_S).split()[0]
-        with disk.open("rb") as file:
-            assert hashlib.md5(file.read(DISK_BYTES)).hexdigest() == wrote
+        end_load(self.place, disk)
 
     def next_place(self) -> Booted:
         """Return a fresh server."""
