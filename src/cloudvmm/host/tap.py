@@ -24,6 +24,8 @@ _MAX_NAME_BYTES: Final = 15
 _TUNSETIFF: Final = 0x400454CA
 _TUNGETIFF: Final = 0x800454D2
 _TUNGETDEVNETNS: Final = 0x54E3
+_TUNGETVNETHDRSZ: Final = 0x800454D7
+_TUNSETVNETHDRSZ: Final = 0x400454D8
 _IFF_TAP: Final = 0x0002
 _IFF_NO_PI: Final = 0x1000
 _IFF_VNET_HDR: Final = 0x4000
@@ -137,6 +139,20 @@ def interface_of(fd: int) -> str | None:
         return _name_in(request) if os.fstat(namespace).st_ino == ours.st_ino else None
     finally:
         os.close(namespace)
+
+
+class HeaderSize:
+    """The size of the header before each frame of the interface whose queue `fd`, lent, is."""
+
+    def __init__(self, fd: int) -> None:
+        """:raises OSError: it is no queue of a TAP interface."""
+        self._fd = fd
+        self._size = bytes(fcntl.ioctl(fd, _TUNGETVNETHDRSZ, bytes(4)))
+
+    def keep(self) -> None:
+        """Have it be what it was, where somebody has changed it."""
+        if bytes(fcntl.ioctl(self._fd, _TUNGETVNETHDRSZ, bytes(4))) != self._size:
+            fcntl.ioctl(self._fd, _TUNSETVNETHDRSZ, self._size)
 
 
 def _check_name(name: str | None) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from cloudvmm.host.tap import (
     ConfigureTap,
+    HeaderSize,
     InvalidNetmask,
     InvalidTapName,
     QueueMismatch,
@@ -25,6 +26,7 @@ from cloudvmm.host.tap import (
 )
 
 CLONE_NEWNET = 0x4000_0000
+TUNGETVNETHDRSZ, TUNSETVNETHDRSZ = 0x800454D7, 0x400454D8
 TIMEOUT_S = 10
 
 InNamespace = Callable[[Callable[[], Any]], Any]
@@ -153,6 +155,27 @@ def test_interface_of_names_a_queue_in_our_namespace_only(inside):
 def test_interface_of_anything_else_is_none():
     with open(os.devnull, "rb") as file:
         assert interface_of(file.fileno()) is None
+
+
+def test_size_of_the_header_is_kept(inside):
+    def work() -> tuple[int, int]:
+        tap = open_tap("kept")
+        try:
+            size = HeaderSize(tap.fds[0])
+            before = header_bytes(tap.fds[0])
+            fcntl.ioctl(tap.fds[0], TUNSETVNETHDRSZ, struct.pack("i", before + 2))
+            assert header_bytes(tap.fds[0]) == before + 2
+            size.keep()
+            return before, header_bytes(tap.fds[0])
+        finally:
+            tap.close()
+
+    before, after = inside(work)
+    assert before == after
+
+
+def header_bytes(fd: int) -> int:
+    return struct.unpack("i", fcntl.ioctl(fd, TUNGETVNETHDRSZ, bytes(4)))[0]
 
 
 def test_queues_are_non_blocking_close_on_exec_and_speak_vnet_headers(inside):

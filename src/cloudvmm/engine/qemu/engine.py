@@ -22,7 +22,7 @@ from cloudvmm.engine.qemu.binary import find_binary, learn_facts
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
-from cloudvmm.engine.qemu.handover import take_memory
+from cloudvmm.engine.qemu.handover import Handover, QueueGuard, take
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import LaunchSpec, launch
@@ -152,10 +152,10 @@ class QemuEngine:
         saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn) else None
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
-            memory_fds = None
+            handover = Handover()
             if isinstance(spec.origin, ReceivedFrom) and spec.origin.is_local:
-                memory_fds = take_memory(spec.origin.link_fd, undo, attempt.check)
-            resources = acquire(spec, owned, attempt=attempt, memory_fds=memory_fds)
+                handover = take(spec.origin.link_fd, undo, attempt.check)
+            resources = acquire(spec, owned, attempt=attempt, handover=handover)
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
             is_coming = isinstance(origin, ReceivedFrom)
@@ -180,7 +180,8 @@ class QemuEngine:
                 thp=memory.thp,
                 timeout_s=_START_TIMEOUT_S + resources.memory.size / _PREFAULT_BYTES_PER_S,
             )
-            process, monitors = launch(launch_spec, facts, owned, attempt=attempt, observe=self._observe)
+            with QueueGuard(handover.queues):
+                process, monitors = launch(launch_spec, facts, owned, attempt=attempt, observe=self._observe)
             machine = QemuMachine(
                 spec,
                 process=process,

@@ -330,6 +330,7 @@ class QemuMachine:
         if target.is_postcopy:
             return self._send_early(target)
         memories = self._saver.memories_apart()
+        is_sent = False
         with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
             try:
                 stopped_s = None
@@ -339,15 +340,20 @@ class QemuMachine:
                 last_stopped_s = carrier.send(
                     target,
                     memories=memories,
+                    taps=self._resources.shareable_taps,
                     reader=self._monitors.reader,
                     unlock=self._unlock_images,
                 )
+                is_sent = True
                 return last_stopped_s if stopped_s is None else stopped_s
             except EngineError:
                 carrier.cancel()
                 raise
             finally:
-                self._stand_still()
+                if is_sent:  # it stands still: the other machine waits, and the guest with it
+                    self._drivers.rest()
+                else:
+                    self._stand_still()
 
     def receive(self, source: ReceivedFrom) -> None:
         """Blocking. Take the state that `send` of another machine sends: to be done once, instead of `boot`.

@@ -28,7 +28,7 @@ from cloudvmm.engine.base import (
     StateError,
     Transferred,
 )
-from cloudvmm.engine.qemu.handover import MAPPED, offer_memory
+from cloudvmm.engine.qemu.handover import MAPPED, offer
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.migration_watch import MAX_DOWNTIME_MS, MigrationWatch, told
 from cloudvmm.engine.qemu.process import ChildProcess
@@ -128,18 +128,19 @@ class Carrier:
         target: SentTo,
         *,
         memories: dict[str, RamBacking],
+        taps: dict[str, list[int]],
         reader: QmpClient,
         unlock: Callable[[], None],
     ) -> float:
         """Blocking. Send all, from a guest that runs until little is left; `unlock` when it runs no more.
 
-        To a local target `memories` are handed over instead. Return since when, on the monotonic clock, the
-        guest stands still. `reader` is asked how far it is.
+        To a local target `memories` are handed over instead, and `taps`, queues by device, besides. Return
+        since when, on the monotonic clock, the guest stands still. `reader` is asked how far it is.
 
         :raises NotSent: QEMU refused, or failed. :raises LinkLost: the other side is gone.
         """
         if target.is_local:
-            offer_memory(self._links[0], memories)
+            offer(self._links[0], memories, taps)
             if self._read(self._links[0], 1) != MAPPED:
                 raise LinkLost("The other side did not say that it has the memory")
         near, far = socket.socketpair()

@@ -15,14 +15,18 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.disk import ImageType
+from cloudvmm.config.net import NetConfig
+from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, MachineSpec, StateError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.disk import DiskBacking
+from cloudvmm.engine.qemu.handover import Handover
 from cloudvmm.engine.qemu.ivshmem import open_ivshmem
 from cloudvmm.engine.qemu.kind import devices_of, open_backing
 from cloudvmm.engine.qemu.memory import RamBacking, module_id
+from cloudvmm.engine.qemu.net import NetBacking
 from cloudvmm.engine.qemu.numa import Memory, memory_of
 from cloudvmm.engine.qemu.payload import is_elf
 from cloudvmm.engine.qemu.slot import check_slots
@@ -92,6 +96,15 @@ class Resources(msgspec.Struct, kw_only=True):
         return {device_id: interface for device_id, interface in found if interface is not None}
 
     @property
+    def shareable_taps(self) -> dict[str, list[int]]:
+        """Device id to TAP queues that another machine can have beside this one. Lent.
+
+        A rate limit belongs to one machine, and goes with it.
+        """
+        nets = (backing for backing in self.backings.values() if isinstance(backing, NetBacking))
+        return {net.device_id: net.queues for net in nets if net.limit is None}
+
+    @property
     def disks(self) -> list[DiskBacking]:
         return [backing for backing in self.backings.values() if isinstance(backing, DiskBacking)]
 
@@ -138,19 +151,20 @@ def acquire(
     undo: ExitStack,
     *,
     attempt: Attempt | None = None,
-    memory_fds: dict[str, int] | None = None,
+    handover: Handover | None = None,
 ) -> Resources:
     """Open what `spec` names. `undo` closes it all; nothing stays open after a failure once `undo` has run.
-    `attempt` may be aborted meanwhile. `memory_fds` are memory that is there already, by name; lent.
+    `attempt` may be aborted meanwhile. `handover` is what another machine has of it, and shares.
 
     :raises MachineGone: it was.
     :raises NotSupportedYet: the configuration asks for what this engine cannot give.
     :raises DeviceError: an image, an interface or a descriptor cannot be had; the cause tells why.
-    :raises StateError: `memory_fds` are those of another machine.
+    :raises StateError: `handover` is that of another machine.
     :raises SlotError: the slots in `spec` do not fit this machine.
     :raises EngineError: the memory configuration is not valid, or there is no such memory.
     """
     attempt = attempt or Attempt()
+    handover = handover or Handover()
     vm_config = spec.vm_config
     check_supported(vm_config)
     check_slots(spec.slots)
@@ -161,12 +175,12 @@ def acquire(
     }
     resources.zones = zones_of(vm_config.memory)
     resources.modules = [resources.module(number, size) for number, size in enumerate(spec.modules)]
-    _open_memories(resources.memories, memory_fds or {})
+    _open_memories(resources.memories, handover.memory)
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
     for device in devices_of(vm_config):
-        backing = open_backing(device, attempt)
+        backing = open_backing(_on_queues(device, handover), attempt)
         resources.hold(backing)
         backing.check_in(vm_config)
     if vm_config.ivshmem is not None:
@@ -196,6 +210,14 @@ def _open_memories(memories: dict[str, RamBacking], given: dict[str, int]) -> No
             memory.adopt(given[name])
         else:
             memory.open()
+
+
+def _on_queues(device: PciDevice, handover: Handover) -> PciDevice:
+    """Have a network device whose queues were handed over stand on them, as on any that are passed."""
+    queues = handover.taps.get(device.id or "")
+    if queues is None or not isinstance(device, NetConfig):
+        return device
+    return msgspec.structs.replace(device, fds=queues)
 
 
 def _duplicate_stream(sink: ConsoleSink) -> int | None:
