@@ -45,8 +45,9 @@ class ConsolePathMissing(ConsoleError):
 class Consoles:
     """Serial port, virtio console and debug console of one VM, in this order."""
 
-    def __init__(self, vm_config: VmConfig) -> None:
-        """Open them all, or none.
+    def __init__(self, vm_config: VmConfig, *, is_continued: bool = False) -> None:
+        """Open them all, or none. Those that are `is_continued` another VMM on this host has open, too: what
+        is in their files stays, and their sockets lie beside the other's until `take_places`.
 
         :raises ConsoleError: one cannot be had; the cause tells why.
         """
@@ -55,6 +56,7 @@ class Consoles:
         self._pty_paths: dict[int, str] = {}
         self._modes = [console.mode for console in _consoles(vm_config)]
         self._is_terminal_taken = False
+        self._is_continued = is_continued
         try:
             self._relay = self._open_all(vm_config)
         except (OSError, RuntimeError, ValueError, HostError) as error:
@@ -78,6 +80,12 @@ class Consoles:
     def renew_streams(self) -> None:
         """Make new streams for a new machine; the users' ends stay as they are."""
         self._relay.renew_streams()
+
+    def take_places(self) -> None:
+        """Put sockets where the other VMM has its own. :raises OSError: it cannot be done."""
+        for line in self._lines.values():
+            if isinstance(line.port, SocketPort):
+                line.port.take_place()
 
     def close(self) -> None:
         """Blocking, briefly. Restore the terminal, remove the socket, close the PTYs."""
@@ -105,9 +113,9 @@ class Consoles:
                 is_first, self._is_terminal_taken = not self._is_terminal_taken, True
                 return TerminalPort(has_terminal=is_first)
             case ConsoleOutputMode.FILE:
-                self._files[number] = _create_file(console.file)
+                self._files[number] = _create_file(console.file, is_kept=self._is_continued)
             case ConsoleOutputMode.SOCKET:
-                return _open_socket(console)
+                return _open_socket(console, is_beside=self._is_continued)
             case ConsoleOutputMode.OFF | ConsoleOutputMode.NULL:
                 pass
         return None
@@ -120,30 +128,30 @@ class Consoles:
         return ConsoleSink(kind=SinkKind.OFF if mode is ConsoleOutputMode.OFF else SinkKind.NULL)
 
 
-def open_consoles(vm_config: VmConfig) -> Consoles:
-    """Blocking. Open what `vm_config` asks for.
+def open_consoles(vm_config: VmConfig, *, is_continued: bool = False) -> Consoles:
+    """Blocking. Open what `vm_config` asks for, as `Consoles` does.
 
     :raises ConsoleError: one cannot be had; then none is open.
     """
-    return Consoles(vm_config)
+    return Consoles(vm_config, is_continued=is_continued)
 
 
 def _consoles(vm_config: VmConfig) -> tuple[AnyConsole, AnyConsole, AnyConsole]:
     return vm_config.serial, vm_config.console, vm_config.debug_console
 
 
-def _create_file(path: str | None) -> str:
+def _create_file(path: str | None, *, is_kept: bool) -> str:
     if not path:
         raise ConsolePathMissing
     # Non-blocking for the open alone: a FIFO that nobody reads must not hang us.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
-    os.close(os.open(path, flags, 0o600))
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    os.close(os.open(path, flags if is_kept else flags | os.O_TRUNC, 0o600))
     return path
 
 
-def _open_socket(console: AnyConsole) -> SocketPort:
+def _open_socket(console: AnyConsole, *, is_beside: bool) -> SocketPort:
     if not isinstance(console, SerialConfig):
         raise NoSocketOptionSupport
     if not console.socket:
         raise ConsolePathMissing
-    return SocketPort(console.socket)
+    return SocketPort(console.socket, is_beside=is_beside)

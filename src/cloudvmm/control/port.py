@@ -129,25 +129,36 @@ def _open_input() -> int | None:
 
 
 class SocketPort:
-    """A listening UNIX socket at `path`, with one client at a time: a new one takes the old one's place."""
+    """A listening UNIX socket at `path`, with one client at a time: a new one takes the old one's place.
 
-    def __init__(self, path: str) -> None:
+    One `is_beside` another VMM's socket at `path` is moved there by `take_place`.
+    """
+
+    def __init__(self, path: str, *, is_beside: bool = False) -> None:
         """:raises OSError: the path exists, or cannot be bound. :raises ValueError: it holds a NUL."""
         if "\0" in path:
             raise ValueError(
                 "embedded null byte"
             )  # the kernel would take it as a name outside the file system
-        self._path = path
+        self._final_path = path
+        self._path = f"{path}.{os.getpid()}" if is_beside else path
         self._client: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         try:
             os.fchmod(self._listener.fileno(), 0o600)
-            self._listener.bind(path)
+            self._listener.bind(self._path)
+            self._inode = os.lstat(self._path).st_ino
             self._listener.listen(1)
             self._listener.setblocking(False)
         except OSError:
             self._listener.close()
             raise
+
+    def take_place(self) -> None:
+        """:raises OSError: the system refuses."""
+        if self._path != self._final_path:
+            os.rename(self._path, self._final_path)
+            self._path = self._final_path
 
     def listen_fd(self) -> int | None:
         return self._listener.fileno()
@@ -186,7 +197,8 @@ class SocketPort:
         self._drop_client()
         self._listener.close()
         with contextlib.suppress(OSError):
-            os.unlink(self._path)
+            if os.lstat(self._path).st_ino == self._inode:  # another VMM may have taken the place
+                os.unlink(self._path)
 
     def accept(self) -> None:
         with contextlib.suppress(OSError):

@@ -133,11 +133,14 @@ class Power:
             raise api_error.Coredump from error
         return DONE
 
-    def open_consoles(self) -> Steps:
-        """Open what the config asks for, and write the paths of new PTYs into it."""
+    def open_consoles(self, *, is_continued: bool = False) -> Steps:
+        """Open what the config asks for, and write the paths of new PTYs into it.
+
+        With `is_continued` another VMM on this host has them open, until `settle_consoles`.
+        """
         stored = self._holding.created_config()
         try:
-            consoles: Consoles = yield partial(open_consoles, stored)
+            consoles: Consoles = yield partial(open_consoles, stored, is_continued=is_continued)
         except ConsoleError as error:
             raise api_error.CreateConsoleDevices from error
         self._holding.consoles = consoles
@@ -145,6 +148,15 @@ class Power:
             vm_config: VmConfig = yield partial(copy.deepcopy, stored)
             consoles.write_paths(vm_config)
             self._holding.vm_config = vm_config
+        return DONE
+
+    def settle_consoles(self) -> Steps:
+        """The other VMM has no use for its consoles any more: be where they are."""
+        if self._holding.consoles is not None:
+            try:
+                yield Cleanup(self._holding.consoles.take_places)
+            except OSError as error:
+                self._warn(f"The socket of a console is not where it was: {error}")
         return DONE
 
     def renew_consoles(self) -> Steps:

@@ -154,7 +154,7 @@ class Receive:
         yield from self._clear()
         self._holding.vm_config = vm_config
         forget(data, descriptors_of(vm_config))
-        yield from self._power.open_consoles()
+        yield from self._power.open_consoles(is_continued=offer.is_local)
         token = os.urandom(16).hex()
         yield partial(control.send, Accept(token=token, is_postcopy=offer.is_postcopy))
         states: list[Link] = yield partial(listener.accept_states, token, control, offer.connections)
@@ -193,6 +193,8 @@ class Receive:
         told_s = time.monotonic()
         if not complete.is_paused:
             yield from self._power.resume()
+        if offer.is_local:
+            yield from self._power.settle_consoles()
         downtime_ms = None
         if complete.stood_ms is not None and not complete.is_paused:
             downtime_ms = complete.stood_ms + (time.monotonic() - told_s) * 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -100,6 +101,26 @@ def test_a_file_is_truncated(tmp_path):
     open_consoles(config(SerialConfig(mode=MODE.FILE, file=str(path)))).close()
 
     assert path.read_text() == ""
+
+
+def test_what_another_vmm_has_open_is_gone_on_with(tmp_path):
+    path, log = tmp_path / "socket", tmp_path / "log"
+    vm_config = config(
+        SerialConfig(mode=MODE.SOCKET, socket=str(path)), ConsoleConfig(mode=MODE.FILE, file=str(log))
+    )
+    before = open_consoles(vm_config)
+    log.write_text("said before")
+    with contextlib.closing(open_consoles(vm_config, is_continued=True)) as after:
+        assert log.read_text() == "said before"
+        with client_of(path) as client, engine_end(before) as guest:
+            client.sendall(b"x")
+            assert receive(guest, 1) == b"x"
+        after.take_places()
+        before.close()
+        with client_of(path) as client, engine_end(after) as guest:
+            client.sendall(b"y")
+            assert receive(guest, 1) == b"y"
+    assert os.listdir(tmp_path) == ["log"]
 
 
 def test_a_megabyte_goes_through_a_socket_whole_in_both_directions(on_socket, tmp_path):
