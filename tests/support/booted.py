@@ -147,10 +147,15 @@ class Booted:
 
 @contextlib.contextmanager
 def serving(
-    folder: Path, *flags: str, pass_fds: Sequence[int] = (), has_socket: bool = True
+    folder: Path,
+    *flags: str,
+    pass_fds: Sequence[int] = (),
+    has_socket: bool = True,
+    succeeds: Booted | None = None,
 ) -> Iterator[Booted]:
     """Start a server that runs VMs with QEMU; its end, and what it leaves behind, are checked.
 
+    One that `succeeds` another is to take its VM and its place over; until it has, the other answers there.
     A failure inside is not hidden by a failure of that check.
     """
     folder.mkdir(exist_ok=True)
@@ -160,6 +165,7 @@ def serving(
         [*choose_engine("qemu").flags, "--event-monitor", f"path={events.path}", *flags],
         pass_fds=pass_fds,
         has_socket=has_socket,
+        succeeds=None if succeeds is None else succeeds.server,
     )
     booted = Booted(server, folder, events)
     try:

@@ -27,7 +27,10 @@ LEFTOVER_TIMEOUT_S = 2.0
 
 
 class Server:
-    """Owns the process. `folder` is empty at the start and holds the socket's lock alone at the end."""
+    """Owns the process. `folder` is empty at the start and holds the socket's lock alone at the end.
+
+    One that `succeeds` another takes over its VM, and its socket, which lies in the other's folder.
+    """
 
     def __init__(
         self,
@@ -37,19 +40,23 @@ class Server:
         on_answer: OnAnswer | None = None,
         pass_fds: Sequence[int] = (),
         has_socket: bool = True,
+        succeeds: Server | None = None,
     ) -> None:
         folder.mkdir()
         self.folder = folder
-        self.socket_path = str(folder / "api")
+        self.socket_path = str(folder / "api") if succeeds is None else succeeds.socket_path
         self.has_socket = has_socket
         self.expected_status = 0
         self._on_answer = on_answer
-        self._kept = {"api.lock"} if has_socket else set()
+        self._kept = {"api.lock"} if has_socket and succeeds is None else set()
         self._children: set[ProcessId] = set()
         self._stderr_path = folder.with_name(f"{folder.name}.stderr")
         self.traffic = folder.with_name(f"{folder.name}.traffic")
         self.traffic.mkdir()
         socket_flags = ["--api-socket", self.socket_path] if has_socket else []
+        if succeeds is not None:
+            succeeds.keep("api")
+            socket_flags = ["upgrade", *socket_flags]
         with open(self._stderr_path, "wb") as stderr:
             self._process = subprocess.Popen(
                 [*INTERPRETER, "-m", "support.tapped", str(self.traffic), *socket_flags, *flags],

@@ -99,3 +99,14 @@ class FlagNotAvailable(FlagError):
 
     def __init__(self, flag: str) -> None:
         super().__init__(f"--{flag} is not available in this version of cloudvmm")
+
+
+class UpgradeNeedsPath(FlagError):
+    """An upgrade needs --api-socket with the path of the VMM whose VM is to be taken over"""
+
+    hint = "--api-socket <path> or path=<path>"
+
+
+class UpgradeTakesNoVm(FlagError):
+    def __init__(self, flag: str) -> None:
+        super().__init__(f"An upgrade takes the VM as it is: --{flag} does not go with it")

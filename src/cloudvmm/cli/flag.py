@@ -25,6 +25,8 @@ from cloudvmm.cli.error import (
     ParsingEventMonitor,
     ParsingGdb,
     ParsingMaxConnections,
+    UpgradeNeedsPath,
+    UpgradeTakesNoVm,
 )
 from cloudvmm.cli.log import DEFAULT_FORMAT
 from cloudvmm.cli.usage import USAGE_STATUS, UsageParser, shape_of
@@ -33,8 +35,9 @@ from cloudvmm.options.grammar import Options, parse_options, read_options
 
 MOST_CONNECTIONS = 4096  # each is a thread
 OWN_COMMANDS = (
-    "Beside the flags there are the commands 'cloudvmm guest' (a small guest for first steps) and "
-    "'cloudvmm completion' (for your shell); --help behind one tells more."
+    "Beside the flags there are the commands 'cloudvmm guest' (a small guest for first steps), "
+    "'cloudvmm upgrade' (take the VM of a running cloudvmm over) and 'cloudvmm completion' (for your shell); "
+    "--help behind one tells more."
 )
 
 
@@ -161,6 +164,20 @@ def check_available(args: argparse.Namespace) -> None:
         raise FlagNotAvailable("gdb")
     if args.landlock and not wants_vm(args):
         raise FlagNotAvailable("landlock")
+
+
+def check_upgrade(args: argparse.Namespace, api_socket: str | int | None) -> None:
+    """Refuse what goes with a VM of one's own.
+
+    :raises UpgradeNeedsPath: nobody knows whose VM is to be taken over.
+    :raises UpgradeTakesNoVm: for the first such flag.
+    """
+    if not isinstance(api_socket, str):
+        raise UpgradeNeedsPath
+    for flag in FLAGS:
+        is_of_vm = flag.group in (Group.VM, Group.PAYLOAD) or flag.name == "restore"
+        if is_of_vm and flag.name in args.given:
+            raise UpgradeTakesNoVm(flag.name)
 
 
 def parse_api_socket(text: str) -> str | int:

@@ -1,6 +1,6 @@
-"""The command `cloudvmm`: the drop-in's flags, and our own `cloudvmm guest` and `cloudvmm completion`.
+"""The command `cloudvmm`: the drop-in's flags, and our own `cloudvmm guest`, `completion` and `upgrade`.
 
-The first word decides: these two are our own commands, all else are Cloud Hypervisor's flags. Installed
+The first word decides: these are our own commands, all else are Cloud Hypervisor's flags. Installed
 under the name `cloud-hypervisor` it says so where clients read the name.
 """
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _completion(words[1:])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     os.umask(0o077)
-    return _run(words, program=_program())
+    is_upgrade = words[:1] == ["upgrade"]
+    return _run(words[1:] if is_upgrade else words, program=_program(), is_upgrade=is_upgrade)
 
 
 def _program() -> str:
@@ -49,10 +50,10 @@ def _program() -> str:
     return name if name in ("cloudvmm", "cloud-hypervisor") else "cloudvmm"
 
 
-def _run(words: list[str], *, program: str) -> int:
+def _run(words: list[str], *, program: str, is_upgrade: bool) -> int:
     from cloudvmm.cli.flag import parse_args
 
-    args = parse_args(words, program=program)
+    args = parse_args(words, program=f"{program} upgrade" if is_upgrade else program)
     if args.version:
         return _print_version(args, program)
     from cloudvmm.cli.serve import report
@@ -65,7 +66,7 @@ def _run(words: list[str], *, program: str) -> int:
         api_socket = None if args.api_socket is None else parse_api_socket(args.api_socket)
         log = open_log(verbosity=args.v, log_file=args.log_file, log_format=args.log_format)
         log.info(f"{program} {_version(program)} starting")
-        _serve(args, api_socket, log)
+        _serve(args, api_socket, log, is_upgrade=is_upgrade)
         log.info("Cloud Hypervisor exited successfully")
     except VmmError as error:
         if log is not None:
@@ -96,10 +97,11 @@ def _version(program: str) -> str:
     return __version__ if program == "cloudvmm" else f"v{REFERENCE_VERSION}"
 
 
-def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) -> None:
+def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger, *, is_upgrade: bool) -> None:
     from cloudvmm.cli.flag import (
         check_available,
         check_dbus,
+        check_upgrade,
         parse_event_monitor,
         parse_max_connections,
         wants_vm,
@@ -117,6 +119,8 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
         return read_restore(args.restore)
 
     check_available(args)
+    if is_upgrade:
+        check_upgrade(args, api_socket)
     serve(
         Settings(
             engine=_engine(args, log),
@@ -131,6 +135,7 @@ def _serve(args: argparse.Namespace, api_socket: str | int | None, log: Logger) 
             state_dir=args.state_dir,
             no_shutdown=args.no_shutdown,
             max_connections=parse_max_connections(args.max_connections),
+            is_upgrade=is_upgrade,
         )
     )
 

@@ -72,7 +72,8 @@ class Settings(msgspec.Struct, kw_only=True):
     """What the flags ask for. File descriptors inside belong to the server from here on.
 
     `read_vm_config` gives the VM to boot, else `read_restore` what to restore. They are called when the API
-    is there already, as in the reference, and raise VmmError.
+    is there already, as in the reference, and raise VmmError. With `is_upgrade` the VM is the one of the VMM
+    at `api_socket`, a path, whose place is taken.
     """
 
     engine: Engine
@@ -85,6 +86,7 @@ class Settings(msgspec.Struct, kw_only=True):
     state_dir: str | None = None
     no_shutdown: bool = False
     max_connections: int = 10
+    is_upgrade: bool = False
 
 
 class ExitSignals:
@@ -140,11 +142,14 @@ def serve(settings: Settings) -> None:
     server: HttpServer | None = None
     failure: VmmError | None = None
     try:
+        if settings.is_upgrade:
+            server = _take_over(settings, vmm, events)
         dbus = _start_dbus(settings, vmm, events)
-        server = _start_http(settings, vmm, events)
-        first_steps = _first_steps(settings, vmm)
-        _warm_up(settings)
-        first_steps()
+        if server is None:
+            server = _start_http(settings, vmm, events)
+            first_steps = _first_steps(settings, vmm)
+            _warm_up(settings)
+            first_steps()
     except VmmError as error:
         # What a signal or another client's vmm.shutdown overtook has not failed.
         failure = None if signals.came or _is_overtaken(error) else error
@@ -237,6 +242,24 @@ def _start_dbus(settings: Settings, vmm: VmmThread, events: EventHub) -> DbusSer
         )
     except VmmError as error:
         raise StartError("Failed to start the VMM thread") from error
+    return server
+
+
+def _take_over(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServer:
+    """Have the VM of the VMM at the API socket, and its place there."""
+    from cloudvmm.cli.upgrade import take_over
+
+    _warm_up(settings)
+    path = settings.api_socket
+    assert isinstance(path, str)
+    options = {"max_connections": settings.max_connections, "events": events, "log": settings.log}
+    server = api.start_http_path_thread(path, vmm.api_evt, vmm.api_sender, is_beside=True, **options)
+    assert isinstance(server, HttpServer)
+    try:
+        take_over(path, vmm, server, log=settings.log)
+    except BaseException:
+        server.close(remove_socket=True, deadline_s=HTTP_END_S)
+        raise
     return server
 
 

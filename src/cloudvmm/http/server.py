@@ -93,6 +93,14 @@ class HttpServer:
         with self._changed:
             return len(self._streams)
 
+    def take_place(self, path: str) -> str:
+        """As `Listener.take_place`, of a server that was started beside `path`."""
+        return self._listener.take_place(path)
+
+    def claim(self) -> bool:
+        """As `Listener.claim`."""
+        return self._listener.claim()
+
     def close(self, *, remove_socket: bool = False, deadline_s: float = CLOSE_DEADLINE_S) -> bool:
         """Stop serving; return whether every answer under way was sent within `deadline_s`.
 
@@ -236,12 +244,13 @@ def start_http_path_thread(
     max_streams: int = MAX_STREAMS,
     events: EventHub | None = None,
     log: Log = ignore,
+    is_beside: bool = False,
 ) -> HttpServer:
-    """Serve on a new UNIX socket at `path`, mode 0600.
+    """Serve on a new UNIX socket at `path`, mode 0600; with `is_beside` beside it, for `take_place`.
 
     :raises HttpServerError: another instance serves there, or the socket cannot be made.
     """
-    listener = Listener.at_path(path)
+    listener = Listener.beside(path) if is_beside else Listener.at_path(path)
     try:
         return HttpServer(
             listener,

@@ -9,12 +9,15 @@ from cloudvmm.cli.error import (
     ParsingApiSocket,
     ParsingEventMonitor,
     ParsingMaxConnections,
+    UpgradeNeedsPath,
+    UpgradeTakesNoVm,
 )
 from cloudvmm.cli.flag import (
     FLAGS,
     Arity,
     check_available,
     check_dbus,
+    check_upgrade,
     parse_api_socket,
     parse_args,
     parse_event_monitor,
@@ -373,3 +376,23 @@ def test_max_connections_that_is_none_is_refused_with_the_reason(text, why):
     with pytest.raises(ParsingMaxConnections) as caught:
         parse_max_connections(text)
     assert error_chain(caught.value) == ["Error parsing --max-connections", why]
+
+
+@pytest.mark.parametrize("words", [[], ["--qemu", "/q", "--state-dir", "/s", "--no-shutdown", "-v"]])
+def test_upgrade_takes_the_flags_of_a_vmm(words):
+    check_upgrade(parse_args(["--api-socket", "/a", *words]), "/a")
+
+
+@pytest.mark.parametrize("api_socket", [None, 3])
+def test_upgrade_needs_the_path_of_a_socket(api_socket):
+    with pytest.raises(UpgradeNeedsPath):
+        check_upgrade(parse_args(["--api-socket", "/a"]), api_socket)
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("kernel", ["/k"]), ("cpus", ["boot=1", "--kernel", "/k"]), ("restore", ["source_url=file:///s"])],
+)
+def test_upgrade_takes_no_vm_of_its_own(flag, words):
+    with pytest.raises(UpgradeTakesNoVm, match=f"--(kernel|{flag}) does not go with it"):
+        check_upgrade(parse_args(["--api-socket", "/a", f"--{flag}", *words]), "/a")
