@@ -1,19 +1,24 @@
 """A guest goes to another host and back: two network namespaces, each with its own address, bridge and TAP.
 
-What the guest sends over TCP to the first host arrives without a gap, wherever it is.
+What the guest sends over TCP to the first host arrives without a gap, wherever it is, and by whatever way it
+came there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from support.booted import MIB, make_image, vm_config
+from support.certificate import Authority
 from support.deadline import GUEST_S
 from support.namespace import Host, ip, network_namespace, other_host
 from support.traveller import Traveller
@@ -24,6 +29,27 @@ pytestmark = [pytest.mark.qemu, pytest.mark.root]
 HERE, THERE, GUEST = "10.99.0.1", "10.99.0.2", "10.99.0.10"
 HERE_6, THERE_6 = "fd99::1", "fd99::2"
 PORT = 4444
+ROUNDS = 50
+
+
+class Way(msgspec.Struct, frozen=True):
+    """How the guest goes: `send` is what is asked for besides. With `is_local` it stays on its host."""
+
+    url: str
+    send: dict[str, Any] = {}
+    is_tls: bool = False
+    is_local: bool = False
+
+
+# {host} is the address that the guest goes to, {port} a port there, {folder} one that both see.
+WAYS = {
+    "unix": Way("unix:{folder}/way"),
+    "local": Way("unix:{folder}/way", {"local": True}, is_local=True),
+    "tcp": Way("tcp:{host}:{port}"),
+    "TLS": Way("tcp:{host}:{port}", is_tls=True),
+    "several connections": Way("tcp:{host}:{port}", {"connections": 4}),
+    "TLS over several connections": Way("tcp:{host}:{port}", {"connections": 2}, is_tls=True),
+}
 
 
 class Stream:
@@ -85,21 +111,31 @@ def bridge(address: str, address_6: str) -> None:
     ip("link set bridge up")
 
 
+def config_on(disk: Path) -> dict[str, Any]:
+    return vm_config(
+        memory={"size": 256 * MIB, "shared": True},
+        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}],
+        net=[{"id": "n", "tap": "moving"}],
+    )
+
+
+def count_over(traveller: Traveller, stream: Stream) -> None:
+    """Have the guest count, and tell each number, over one connection."""
+    traveller.place.run(f"ifconfig eth0 {GUEST} netmask 255.255.255.0 up")
+    count = "(n=0; while :; do n=$((n+1)); echo $n; usleep 10000; done)"
+    traveller.place.run(f"({count} | nc {HERE} {stream.port}) >/dev/null 2>&1 &")
+    stream.wait_more()
+
+
 def test_guest_goes_to_another_host_and_back(there: Host, tmp_path: Path) -> None:
     disk = make_image(tmp_path / "disk", 4 * MIB)
-    config = vm_config(
-        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}], net=[{"id": "n", "tap": "moving"}]
-    )
     has_ipv6 = Path("/proc/sys/net/ipv6").exists()
     with contextlib.ExitStack() as undo:
-        traveller = Traveller(tmp_path, config, undo)
+        traveller = Traveller(tmp_path, config_on(disk), undo)
         traveller.load()
         stream = Stream()
         undo.callback(stream.close)
-        traveller.place.run(f"ifconfig eth0 {GUEST} netmask 255.255.255.0 up")
-        count = "(n=0; while :; do n=$((n+1)); echo $n; usleep 10000; done)"
-        traveller.place.run(f"({count} | nc {HERE} {stream.port}) >/dev/null 2>&1 &")
-        stream.wait_more()
+        count_over(traveller, stream)
         with there.entered():
             target = traveller.next_place()
 
@@ -110,4 +146,30 @@ def test_guest_goes_to_another_host_and_back(there: Host, tmp_path: Path) -> Non
         traveller.move(f"tcp:{HERE}:{PORT}", connections=2)
         stream.wait_more()
         traveller.check()
+        traveller.rest(disk)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_guest_goes_to_and_fro_all_ways(there: Host, tmp_path: Path) -> None:
+    disk = make_image(tmp_path / "disk", 4 * MIB)
+    tls = {"tls_dir": Authority(tmp_path / "ca", HERE, THERE).tls_dir}
+    is_there = False
+    with contextlib.ExitStack() as undo:
+        traveller = Traveller(tmp_path, config_on(disk), undo)
+        traveller.load()
+        stream = Stream()
+        undo.callback(stream.close)
+        count_over(traveller, stream)
+        for number, way in zip(range(ROUNDS), itertools.cycle(WAYS.values())):
+            is_there = is_there if way.is_local else not is_there
+            with there.entered() if is_there else contextlib.nullcontext():
+                target = traveller.next_place()
+            url = way.url.format(host=THERE if is_there else HERE, port=PORT + number, folder=tmp_path)
+            more = tls if way.is_tls else {}
+
+            traveller.move(url, more, to=target, **way.send, **more)
+
+            stream.wait_more()
+            traveller.check()
         traveller.rest(disk)

@@ -132,7 +132,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """`strike` is the blow, at a random moment. One that `is_prepared` stands before the migration begins.
 
     `kills` names the side that it may end; then its VM may be gone with it. What `is_special` has a
-    destination of its own.
+    destination of its own. One that `may_be_local` needs no link: the VM may be handed over.
     """
 
     name: str
@@ -142,6 +142,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     is_special: bool = False
     is_tls: bool = False
     engines: tuple[str, ...] = ("fake", "qemu")
+    may_be_local: bool = False
     needs_root: bool = False
     tls_dir: str = "tls"
 
@@ -218,23 +219,44 @@ def _fill_state_folder(round_: Round) -> None:
 
 
 FAULTS = (
-    Fault(name="kill the source's manager", strike=_kill_manager("source"), kills="source"),
-    Fault(name="kill the destination's manager", strike=_kill_manager("destination"), kills="destination"),
-    Fault(name="kill the source's QEMU", strike=_kill_qemu("source"), kills="source", engines=("qemu",)),
+    Fault(
+        name="kill the source's manager", strike=_kill_manager("source"), kills="source", may_be_local=True
+    ),
+    Fault(
+        name="kill the destination's manager",
+        strike=_kill_manager("destination"),
+        kills="destination",
+        may_be_local=True,
+    ),
+    Fault(
+        name="kill the source's QEMU",
+        strike=_kill_qemu("source"),
+        kills="source",
+        engines=("qemu",),
+        may_be_local=True,
+    ),
     Fault(
         name="kill the destination's QEMU",
         strike=_kill_qemu("destination"),
         kills="destination",
         engines=("qemu",),
+        may_be_local=True,
     ),
     Fault(name="cut the control connection", strike=lambda round_: round_.link.cut(0)),
     Fault(name="cut the first state connection", strike=lambda round_: round_.link.cut(1)),
     Fault(name="cut the last state connection", strike=lambda round_: round_.link.cut(CONNECTIONS)),
     Fault(name="cut every connection", strike=lambda round_: round_.link.cut()),
-    Fault(name="halt the source's manager", strike=_halt("source", _manager)),
-    Fault(name="halt the destination's manager", strike=_halt("destination", _manager)),
-    Fault(name="halt the source's QEMU", strike=_halt("source", find_qemu), engines=("qemu",)),
-    Fault(name="halt the destination's QEMU", strike=_halt("destination", find_qemu), engines=("qemu",)),
+    Fault(name="halt the source's manager", strike=_halt("source", _manager), may_be_local=True),
+    Fault(name="halt the destination's manager", strike=_halt("destination", _manager), may_be_local=True),
+    Fault(
+        name="halt the source's QEMU", strike=_halt("source", find_qemu), engines=("qemu",), may_be_local=True
+    ),
+    Fault(
+        name="halt the destination's QEMU",
+        strike=_halt("destination", find_qemu),
+        engines=("qemu",),
+        may_be_local=True,
+    ),
     Fault(name="delay every connection", strike=_delay),
     Fault(name="corrupt the control connection", strike=lambda round_: round_.link.corrupt(0), is_tls=True),
     Fault(name="corrupt a state connection", strike=lambda round_: round_.link.corrupt(1), is_tls=True),
@@ -310,7 +332,7 @@ class Rounds:
             for side in self._sides:
                 error.add_note(f"{side.server.folder.name} said:\n{side.server.stderr[-3000:]}")
             raise
-        if fault.is_special and outcome == "stayed":
+        if fault.is_special and outcome.startswith("stayed"):
             self._drop_destination()
         self.outcomes.setdefault(fault.name, set()).add(outcome)
 
@@ -330,6 +352,10 @@ class Rounds:
         speed = self._random.choice((None, 200 * MIB, 30 * MIB))
         receive: dict[str, Any] = {"receiver_url": f"tcp:{HOST}:{port}"}
         send: dict[str, Any] = {"connections": CONNECTIONS}
+        is_local = fault.may_be_local and self._random.random() < 0.5
+        if is_local:
+            receive["receiver_url"] = f"unix:{self._home}/way{port}"
+            send = {"destination_url": receive["receiver_url"], "local": True}
         if fault.is_tls:
             receive["tls_dir"] = str(self._home / "tls")
             send["tls_dir"] = str(self._home / fault.tls_dir)
@@ -349,7 +375,10 @@ class Rounds:
                 fault.strike(round_)
             if round_.bereft is not None:
                 wait_until(lambda: round_.bereft.state is None, "it misses its QEMU", timeout_s=HOST_S)
-            return self._judge(fault, source, destination, answer, was)
+            outcome = self._judge(fault, source, destination, answer, was)
+            if is_local:
+                self._check_way(Path(receive["receiver_url"].removeprefix("unix:")), fault)
+            return f"{outcome}, handed over" if is_local else outcome
 
     def _wait_for_moment(
         self,
@@ -378,6 +407,11 @@ class Rounds:
             return self._left_in_doubt(fault, source, destination, there, was)
         assert state is None, state
         return self._left(fault, source, destination, there, was)
+
+    def _check_way(self, path: Path, fault: Fault) -> None:
+        if fault.kills == "destination":
+            path.unlink(missing_ok=True)  # whoever is killed cannot remove its socket
+        assert not path.exists()
 
     def _stayed(self, destination: Side, there: str | None, was: str) -> str:
         assert there is None, there
@@ -480,7 +514,8 @@ class Rounds:
             side.guest.open_shell()
             return side
         payload = choose_engine("fake").payload(self._home)
-        side.vmm.put("vm.create", {"payload": payload, "console": {"mode": "Off"}})
+        shared = {"size": MIB, "shared": True}
+        side.vmm.put("vm.create", {"payload": payload, "memory": shared, "console": {"mode": "Off"}})
         side.vmm.put("vm.boot")
         if self._random.random() < 0.3:
             side.vmm.put("vm.pause")
@@ -490,7 +525,7 @@ class Rounds:
         """Boot a guest, and save it under load with what is on its disk, for when it is gone."""
         side = self._new()
         disk = {"id": "d", "path": str(self._disk), "image_type": "Raw"}
-        side.vmm.put("vm.create", vm_config(disks=[disk]))
+        side.vmm.put("vm.create", vm_config(memory={"size": 256 * MIB, "shared": True}, disks=[disk]))
         side.guest.open_shell()
         side.vmm.put("vm.boot")
         side.guest.wait_ready()
