@@ -2,8 +2,8 @@
 
 The guest writes a character to its serial port every few milliseconds; what counts is the longest silence in
 the files of both sides. The same guest, with the same work, is moved between two QEMUs by hand beside it,
-either way. An emulated guest is silent for longer than it stands still: the other QEMU translates its code
-anew, and starts beside it. So the time is taken, too, that the destination tells: from its stop until it runs.
+either way. An emulated guest is silent longer than it stands still: the other QEMU translates its code
+anew, and starts beside it. So the time that the destination tells is taken too: from its stop until it runs.
 
     python benches/migration.py [--runs N] [--json FILE]
 """

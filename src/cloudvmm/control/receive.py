@@ -160,7 +160,7 @@ class Receive:
         states: list[Link] = yield partial(listener.accept_states, token, control, offer.connections)
         try:
             yield from self._receive_state(offer, record, states, migration)
-            downtime_ms = yield from self._complete(control, migration)
+            downtime_ms = yield from self._complete(offer, control, migration)
             if offer.is_postcopy:
                 migration.enter(MigrationPhase.POSTCOPY)
                 yield from self._receive_rest(states, partial(_accept_again, listener, token, control))
@@ -184,7 +184,9 @@ class Receive:
         if not offer.is_postcopy:
             yield Cleanup(partial(_close_all, states))
 
-    def _complete(self, control: Link, migration: Migration) -> Generator[Job, Any, float | None]:
+    def _complete(
+        self, offer: Offer, control: Link, migration: Migration
+    ) -> Generator[Job, Any, float | None]:
         """Let the guest run once it is ours; return for how many milliseconds it stood still."""
         migration.enter(MigrationPhase.LOADING)
         yield partial(control.send, Ready())

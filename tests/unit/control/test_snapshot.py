@@ -69,7 +69,7 @@ def change_config(folder, change) -> None:
 
 
 def test_snapshot_writes_config_state_and_the_engines_files(paused, folder):
-    before = paused(api.vm_info)
+    before = paused.settled_info()
 
     paused(api.vm_snapshot, to(folder))
 
