@@ -11,7 +11,7 @@ from cloudvmm.engine.base import DeviceError, ImageLocked
 from cloudvmm.engine.qemu.affinity import thread_objects, thread_properties
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image, preallocate
-from cloudvmm.engine.qemu.name import node_name, qdev_id
+from cloudvmm.engine.qemu.name import below_name, node_name, qdev_id
 from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
 from cloudvmm.engine.qemu.rate_limit import limiter_id, throttle_group
 from cloudvmm.engine.qemu.seat import Seat
@@ -37,11 +37,15 @@ class ImageNotResizable(DeviceError):
 
 
 class DiskBacking(Backing, kw_only=True):
-    """An open disk image, how much of it is locked, and whether it has its whole space from the start."""
+    """An open disk image, how much of it is locked, and whether it has its whole space from the start.
+
+    `image_node` is QEMU's name of the node of `image`, "" where it has none.
+    """
 
     image: Image
     granularity: LockGranularity
     is_preallocated: bool = False
+    image_node: str = ""
 
     @property
     def fds(self) -> list[int]:
@@ -98,6 +102,26 @@ class DiskBacking(Backing, kw_only=True):
             if self.granularity is LockGranularity.BYTE_RANGE and image.size_bytes:
                 unlock_file(image.fd, start=image.size_bytes)
 
+    def lock_overlay(self, overlay: Image) -> None:
+        """Keep others from an image that is to be above this one.
+
+        :raises ImageLocked: another process holds it.
+        :raises ImageLockError: the file system cannot lock.
+        """
+        _lock(overlay, self.granularity, overlay.size_bytes)
+
+    def stand_on(self, overlay: Image, *, node: str) -> None:
+        """Go on with `overlay`, which is locked and QEMU's `node`; the image until now is below, for reading.
+
+        Others may read that, too, from now on.
+        """
+        self.image.readonly = True
+        with suppress(ImageLocked, ImageLockError):  # it has one for writing, of which this is a part
+            _lock(self.image, self.granularity, self.image.size_bytes)
+        overlay.base = self.image
+        self.image, self.image_node = overlay, node
+        self.is_preallocated = False
+
     def unlock(self) -> None:
         """Unlock the chain, for QEMU too, which may hold it open still."""
         for image in self.image.chain():
@@ -123,6 +147,7 @@ def open_disk(disk: DiskConfig) -> DiskBacking:
     """
     if disk.path is None:
         raise DiskPathMissing
+    device_id = id_of(disk.id)
     image = open_image(
         disk.path,
         readonly=disk.readonly,
@@ -131,9 +156,10 @@ def open_disk(disk: DiskConfig) -> DiskBacking:
         backing_files=disk.backing_files,
     )
     return DiskBacking(
-        device_id=id_of(disk.id),
+        device_id=device_id,
         image=image,
         granularity=disk.lock_granularity,
+        image_node=node_name(device_id) if limiter_id(disk) is None else below_name(device_id),
         is_preallocated=not disk.sparse and not disk.readonly and image.image_type is ImageType.RAW,
     )
 
@@ -147,7 +173,8 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
     if not disk.readonly:
         node["discard"] = "unmap" if disk.sparse else "ignore"
     if limiter is not None:
-        node = _throttle_node(limiter, node)
+        # The image has a name, too: an overlay comes between it and the limit.
+        node = _throttle_node(limiter, {"node-name": below_name(backing.device_id), **node})
     node = {"node-name": node_name(backing.device_id), **node}
     device: Properties = {
         "driver": "virtio-blk-pci",
@@ -171,6 +198,12 @@ def disk_parts(disk: DiskConfig, backing: DiskBacking, seat: Seat) -> Parts:
         device["request-merging"] = False  # each of the guest's requests counts
     objects = [*_own_limiter(disk, limiter), *thread_objects(disk)]
     return Parts(fdsets=fdsets, objects=objects, blockdevs=[node], devices=[device])
+
+
+def overlay_node(disk: DiskConfig, image: Image, fdset: FdSet) -> Properties:
+    """Describe `image`, an overlay for `disk` that is above nothing yet, but for its name."""
+    node = _format_node(disk, image, [fdset])
+    return node | {"discard": "unmap" if disk.sparse else "ignore"}
 
 
 def _fdsets(image: Image, first: int) -> list[FdSet]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
@@ -187,7 +188,7 @@ class Hotplug:
         backing = self._resources.backings.get(disk_id)
         if not isinstance(backing, DiskBacking):
             raise DeviceUnknown(disk_id)
-        before_bytes = self._disk_bytes(disk_id)
+        before_bytes = self.disk_sizes([disk_id])[disk_id]
         with self._lock:
             backing.check_resize(size_bytes, before_bytes=before_bytes)
             backing.lock_for(size_bytes)
@@ -202,6 +203,30 @@ class Hotplug:
         finally:
             with self._lock:
                 backing.settle_lock()
+
+    def disk_sizes(self, disk_ids: Iterable[str]) -> dict[str, int]:
+        """Blocking. Return how many bytes the guest has of each disk."""
+        nodes = self._control.execute("query-named-block-nodes", {"flat": True})
+        sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
+        return {disk_id: int(sizes[node_name(disk_id)]) for disk_id in disk_ids}
+
+    def new_fdset(self) -> int:
+        """Return a number that no set of descriptors in QEMU has had."""
+        self._last_fdset += 1
+        return self._last_fdset
+
+    def note_overlay(self, disk_id: str, node: str, fdset: int, *, base_node: str) -> None:
+        """Know that the disk has an overlay `node` above `base_node`: it goes before that, its set last."""
+        gone = Command("blockdev-del", {"node-name": node})
+        with self._lock:
+            before = self._remains.get(disk_id)
+            if before is None:
+                return  # the guest let go of it this moment
+            names = [command.arguments.get("node-name") for command in before]
+            # Where a filter is above, only that can go first, and takes with it what it was made with.
+            at = names.index(base_node) if base_node in names else names.index(node_name(disk_id)) + 1
+            remove = Command("remove-fd", {"fdset-id": fdset})
+            self._remains[disk_id] = [*before[:at], gone, *before[at:], remove]
 
     def ask_removal(self, device_id: str) -> None:
         """Blocking. Ask the guest to let go of a device.
@@ -253,11 +278,6 @@ class Hotplug:
                 self._resources.backings = {
                     name: each for name, each in self._resources.backings.items() if name != device_id
                 }
-
-    def _disk_bytes(self, disk_id: str) -> int:
-        nodes = self._control.execute("query-named-block-nodes", {"flat": True})
-        sizes = {node["node-name"]: node["image"]["virtual-size"] for node in nodes}
-        return int(sizes[node_name(disk_id)])
 
     def _slots_with(self, device_id: str, slot: int) -> dict[str, int]:
         """Return who has which slot once `device_id` has `slot`; wait for one in doubt to leave it."""

@@ -48,8 +48,23 @@ def node_name(device_id: str) -> str:
     whole = qdev_id(device_id)
     if len(whole) <= _MAX_NODE_NAME:
         return whole
+    return _hashed("h", whole)
+
+
+def below_name(device_id: str) -> str:
+    """Return the name of the node of the disk's image, where its own node is a filter above that."""
+    return _hashed("i", qdev_id(device_id))
+
+
+def overlay_name(device_id: str, number: int) -> str:
+    """Return the name of the node of the overlay `number` of the disk `device_id`."""
+    return _hashed(f"o{number}", qdev_id(device_id))
+
+
+def _hashed(mark: str, whole: str) -> str:
+    # A dot is always followed by two hexadecimal digits in `qdev_id`, and `mark` begins with none, so that
+    # this form is never one of its own.
     import hashlib
 
-    # A dot is always followed by two hexadecimal digits in `qdev_id`, so that this form is never one of its
-    # own.
-    return f"{_PREFIX}.h-{hashlib.blake2s(whole.encode(), digest_size=13).hexdigest()}"
+    room = _MAX_NODE_NAME - len(f"{_PREFIX}.{mark}-")
+    return f"{_PREFIX}.{mark}-{hashlib.blake2s(whole.encode(), digest_size=min(13, room // 2)).hexdigest()}"

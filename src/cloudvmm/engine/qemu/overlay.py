@@ -1,0 +1,202 @@
+"""Disks that go on in overlays: each gets a new qcow2 image, and what it had until now is frozen below.
+
+`Freeze` switches disks of a machine, all of them at one point of time, whether its guest runs or stands
+still. From then on their images are only read, with locks that let others read them, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from cloudvmm.config.disk import DiskConfig, ImageType
+from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.qcow2 import BASE_FORMATS, MAX_NAME_BYTES, OverlayError, create_overlay
+from cloudvmm.engine.qemu.disk import DiskBacking, overlay_node
+from cloudvmm.engine.qemu.hotplug import Hotplug
+from cloudvmm.engine.qemu.image import Image, open_image
+from cloudvmm.engine.qemu.name import overlay_name
+from cloudvmm.engine.qemu.parts import FdSet
+from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.resource import Resources
+
+_TIMEOUT_S: Final = 60.0  # what the disks have under way is finished first
+
+
+class NoOverlay(OverlayError):
+    def __init__(self, disk_id: str, *, reason: str) -> None:
+        super().__init__(f"The disk {disk_id} cannot go on in an overlay: {reason}")
+
+
+class SwitchFailed(OverlayError):
+    """The disks could not be switched to overlays; the text is QEMU's own words."""
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """A disk whose image `base_path` is only read now, and goes on in `path`. `size_bytes` is the disk's."""
+
+    disk_id: str
+    path: str
+    base_path: str
+    base_type: ImageType
+    size_bytes: int
+
+
+def check_overlay(disk_id: str, image: Image) -> None:
+    """:raises NoOverlay: `image` cannot be below an overlay."""
+    if image.image_type not in BASE_FORMATS:
+        raise NoOverlay(disk_id, reason=f"no overlay can name an image of type {image.image_type.value}")
+    if image.readonly:
+        raise NoOverlay(disk_id, reason="it is read-only")
+    try:
+        name = os.path.abspath(image.path).encode()
+    except UnicodeEncodeError:
+        raise NoOverlay(disk_id, reason="the path of its image is not UTF-8") from None
+    if len(name) > MAX_NAME_BYTES:
+        raise NoOverlay(disk_id, reason="the path of its image is too long")
+
+
+class Freeze:
+    """Overlays that QEMU has open, and that are above nothing yet; `switch` or `undo` ends that."""
+
+    def __init__(
+        self,
+        paths: Mapping[str, str],
+        disks: Mapping[str, DiskConfig],
+        *,
+        control: QmpClient,
+        hotplug: Hotplug,
+        resources: Resources,
+    ) -> None:
+        """Blocking. Make new images at `paths`, by the ids of the disks that are to go on there.
+
+        `disks` are their configurations. The guest may run.
+
+        :raises OverlayError: it cannot be; nothing has changed, and no file is left.
+        """
+        backings = {disk_id: _backing(resources, disk_id) for disk_id in paths}
+        for disk_id, backing in backings.items():
+            check_overlay(disk_id, backing.image)
+        sizes = hotplug.disk_sizes(paths)
+        self._control = control
+        self._undo = contextlib.ExitStack()
+        self._overlays: list[_Overlay] = []
+        with contextlib.ExitStack() as undo:
+            for disk_id, path in paths.items():
+                base = backings[disk_id].image
+                frozen = Frozen(
+                    disk_id=disk_id,
+                    path=path,
+                    base_path=os.path.abspath(base.path),
+                    base_type=base.image_type,
+                    size_bytes=sizes[disk_id],
+                )
+                overlay = _Overlay(frozen, disks[disk_id], backings[disk_id], hotplug, control, undo)
+                self._overlays.append(overlay)
+            self._undo = undo.pop_all()
+
+    def switch(self) -> list[Frozen]:
+        """Blocking. Let the disks go on in their overlays, all at one point of time, or none of them.
+
+        QEMU must be allowed to write their images now: it is not while a migration has them inactive.
+
+        :raises OverlayError: they cannot; call `undo`.
+        """
+        actions = [
+            {"type": "blockdev-snapshot", "data": {"node": overlay.base_node, "overlay": overlay.node}}
+            for overlay in self._overlays
+        ]
+        if actions:
+            with _in_its_words():
+                self._control.execute("transaction", {"actions": actions}, timeout_s=_TIMEOUT_S)
+        self._undo.pop_all()
+        for overlay in self._overlays:
+            overlay.settle()
+        return [overlay.frozen for overlay in self._overlays]
+
+    def undo(self) -> None:
+        """Blocking. Take everything back, unless the disks have been switched. Idempotent."""
+        self._undo.close()
+
+
+class _Overlay:
+    """One of them; `undo` takes it back."""
+
+    def __init__(
+        self,
+        frozen: Frozen,
+        disk: DiskConfig,
+        backing: DiskBacking,
+        hotplug: Hotplug,
+        control: QmpClient,
+        undo: contextlib.ExitStack,
+    ) -> None:
+        self.frozen = frozen
+        self._backing = backing
+        self._hotplug = hotplug
+        create_overlay(
+            frozen.path,
+            base_path=frozen.base_path,
+            base_type=frozen.base_type,
+            size_bytes=frozen.size_bytes,
+        )
+        undo.callback(_unlink, frozen.path)
+        self._image = image = _open_top(frozen.path, direct=disk.direct)
+        undo.callback(image.close)
+        backing.lock_overlay(image)
+        self._fdset = fdset = FdSet(image.fd, hotplug.new_fdset())
+        self.node = overlay_name(frozen.disk_id, fdset.set_id)
+        self.base_node = backing.image_node
+        with _in_its_words():
+            control.execute("add-fd", {"fdset-id": fdset.set_id}, fds=[fdset.fd])
+            undo.callback(_try, control, "remove-fd", {"fdset-id": fdset.set_id})
+            node = overlay_node(disk, image, fdset)
+            control.execute("blockdev-add", {"node-name": self.node, **node}, timeout_s=_TIMEOUT_S)
+            undo.callback(_try, control, "blockdev-del", {"node-name": self.node})
+
+    def settle(self) -> None:
+        """QEMU writes the overlay now: keep others from it, and let them read what is below."""
+        self._hotplug.note_overlay(
+            self.frozen.disk_id, self.node, self._fdset.set_id, base_node=self.base_node
+        )
+        self._backing.stand_on(self._image, node=self.node)
+
+
+def _backing(resources: Resources, disk_id: str) -> DiskBacking:
+    backing = resources.backings.get(disk_id)
+    if not isinstance(backing, DiskBacking):
+        raise NoOverlay(disk_id, reason="no image of ours is behind it")
+    if not backing.image_node:
+        raise NoOverlay(disk_id, reason="QEMU has no name for its image")
+    return backing
+
+
+def _open_top(path: str, *, direct: bool) -> Image:
+    """Open the overlay alone: what is below is open already."""
+    image = open_image(path, readonly=False, direct=direct, image_type=ImageType.QCOW2, backing_files=True)
+    if image.base is not None:
+        image.base.close()
+        image.base = None
+    return image
+
+
+@contextlib.contextmanager
+def _in_its_words() -> Iterator[None]:
+    try:
+        yield
+    except QmpError as error:
+        raise SwitchFailed(error.description) from None  # the same words
+
+
+def _try(control: QmpClient, command: str, arguments: dict[str, object]) -> None:
+    with contextlib.suppress(EngineError):
+        control.execute(command, arguments)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
