@@ -9,7 +9,10 @@ import threading
 import msgspec
 import pytest
 
+from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import (
+    BeginsAt,
+    DeviceError,
     EngineError,
     LinkLost,
     MachineGone,
@@ -286,3 +289,90 @@ def test_guest_that_was_sent_early_and_did_not_go_on_there_goes_on_here(
 
     player.ping("here")
     assert player.hears("here", timeout_s=player.ready_timeout_s)
+
+
+# Forked
+
+
+@pytest.fixture
+def overlays(spec, tmp_path):
+    (disk,) = spec.vm_config.disks
+    return {disk.id: str(tmp_path / "overlay.qcow2")}
+
+
+def clone_spec(spec, base, folder):
+    """Return the spec of a machine that begins at `base`, with its own overlay."""
+    (disk,) = spec.vm_config.disks
+    path = str(folder / f"clone-{len(os.listdir(folder))}.qcow2")
+    base.make_overlay(disk.id, path)
+    own = msgspec.structs.replace(disk, path=path, image_type=ImageType.QCOW2, backing_files=True)
+    vm_config = msgspec.structs.replace(spec.vm_config, disks=[own])
+    return msgspec.structs.replace(spec, vm_config=vm_config, origin=BeginsAt(base))
+
+
+def test_machines_begin_where_a_running_one_stands_which_goes_on(
+    engine, spec, machine_running, player, overlays, tmp_path
+):
+    player.wait_ready()
+    base = machine_running.fork(overlays)
+    assert base.stood_still_s < SOON_S
+    player.ping("parent")
+    assert player.hears("parent", timeout_s=player.ready_timeout_s)
+    machine_running.pause()  # they all have one console
+
+    for word in ("one", "two"):
+        machine = engine.another().build(clone_spec(spec, base, tmp_path))
+        assert set(machine.counters()) == set(machine_running.counters())
+        machine.resume()
+        player.ping(word)
+        assert player.hears(word, timeout_s=player.ready_timeout_s)
+        machine.close()
+    base.close()
+
+    machine_running.resume()
+    player.ping("again")
+    assert player.hears("again", timeout_s=player.ready_timeout_s)
+
+
+def test_machine_can_begin_after_all_else_is_gone(engine, spec, machine_paused, player, overlays, tmp_path):
+    base = machine_paused.fork(overlays)
+    machine = engine.build(clone_spec(spec, base, tmp_path))
+    machine_paused.close()
+    base.close()
+    machine.resume()
+    machine.pause()
+    machine.close()
+
+
+def test_paused_machine_is_forked_saved_and_forked_again(machine_paused, overlays, folder):
+    machine_paused.fork(overlays).close()
+    machine_paused.save(str(folder))
+    machine_paused.fork({disk_id: f"{path}-2" for disk_id, path in overlays.items()}).close()
+    machine_paused.resume()
+
+
+def test_fork_without_an_overlay_for_each_disk_changes_nothing(machine_running, tmp_path):
+    before = Holdings()
+    with pytest.raises(EngineError):
+        machine_running.fork({})
+    before.assert_nothing_added()
+    machine_running.pause()
+
+
+def test_fork_over_a_file_that_exists_changes_nothing(machine_running, overlays):
+    (path,) = overlays.values()
+    with open(path, "w") as file:
+        file.write("mine")
+    before = Holdings()
+    with pytest.raises(DeviceError):
+        machine_running.fork(overlays)
+    before.assert_nothing_added()
+    with open(path) as file:
+        assert file.read() == "mine"
+    machine_running.pause()
+
+
+def test_machine_that_was_not_booted_is_not_forked(machine_built, overlays):
+    with pytest.raises(EngineError):
+        machine_built.fork(overlays)
+    assert not any(map(os.path.exists, overlays.values()))

@@ -33,7 +33,7 @@ Each blocking call has a deadline of its own and raises `EngineTimeout` when it 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -58,6 +58,7 @@ class EngineError(VmmError):
     ├── DeviceError        a device could not be made
     ├── RemovalPending     the guest still has to let go of a vCPU that was to be removed
     ├── StateError         a saved or received state is incomplete, damaged or of another kind
+    ├── NotForkable        other machines cannot begin where this one stands
     └── LinkLost           the other side of a migration is gone, or says what it must not
     """
 
@@ -102,6 +103,10 @@ class StateError(EngineError):
     pass
 
 
+class NotForkable(EngineError):
+    pass
+
+
 class LinkLost(EngineError):
     pass
 
@@ -133,6 +138,32 @@ class SavedIn(msgspec.Struct, frozen=True):
     folder: str
     is_on_demand: bool = False
     has_prefault: bool = False
+
+
+class Base(Protocol):
+    """The state of a guest at one moment, which any number of machines may begin with; nobody changes it.
+
+    It costs the host the guest's memory once, until it is closed and all those machines are.
+    """
+
+    @property
+    def stood_still_s(self) -> float:
+        """How long the guest that it was taken from stood still for it; 0 for one that was paused."""
+
+    def make_overlay(self, disk_id: str, path: str) -> None:
+        """Blocking. Make a new image at `path`, in which a machine that begins here has the disk `disk_id`.
+
+        :raises DeviceError: it cannot be made; then nothing is there.
+        """
+
+    def close(self) -> None:
+        """Release it, but for what machines that were built from it need. Idempotent."""
+
+
+class BeginsAt(msgspec.Struct, frozen=True):
+    """`base` is what `Machine.fork` gave. Memory stays there, as far as it can, and is read as it is used."""
+
+    base: Base
 
 
 class Transferred(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,6 +247,9 @@ def is_slot(slot: int, first: int, last: int) -> bool:
     return first <= device_number(slot) <= last and 0 <= function_number(slot) < PCI_FUNCTIONS
 
 
+Origin = SavedIn | ReceivedFrom | BeginsAt
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """All that `Engine.build` needs.
 
@@ -233,7 +267,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     console: ConsoleSink
     debug_console: ConsoleSink
     state_dir: str | None = None
-    origin: SavedIn | ReceivedFrom | None = None
+    origin: Origin | None = None
     modules: tuple[int, ...] = ()
 
 
@@ -476,6 +510,15 @@ class Machine(Protocol):
         Every file is new and is synced; their names begin with `engine-`. On failure none is left.
         """
 
+    def fork(self, overlays: Mapping[str, str]) -> Base:
+        """Blocking. Give what other machines can begin with; the guest stands still for a moment at most.
+
+        `overlays` are paths of new images, by the ids of all disks that the guest can write: it goes on in
+        those, and the images until now are only read from then on. On failure everything is as it was.
+
+        :raises NotForkable: there are no means for it, or what the machine has cannot be there twice.
+        """
+
     def send(self, target: SentTo) -> float:
         """Blocking. Stop the guest and hand its whole state over.
 
@@ -530,6 +573,9 @@ class Engine(Protocol):
 
         :raises NotSupportedYet: it may not, with this engine or on this host; the text tells why.
         """
+
+    def another(self) -> Engine:
+        """Return an engine of the same kind, for another VMM; what was found out is taken along."""
 
     def abort_build(self) -> None:
         """Make a `build` under way in another thread fail soon with `MachineGone`."""

@@ -75,6 +75,14 @@ class FakeEngine:
         lifeline = Lifeline()
         strike(self.faults.take("check_postcopy"), lifeline, die=lambda _reason: lifeline.cut())
 
+    def another(self) -> FakeEngine:
+        """Return an engine with the same faults."""
+        return FakeEngine(
+            self._latency_s,
+            self.faults,
+            guest_honours_power_button=self._guest_honours_power_button,
+        )
+
     def abort_build(self) -> None:
         with self._lock:
             for lifeline in self._builds:

@@ -41,6 +41,7 @@ OPERATIONS: Final = frozenset(
         "send",
         "transfer_rest",
         "check_postcopy",
+        "fork",
         "close",
     }
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Mapping
 
 import msgspec
 
@@ -101,6 +102,21 @@ class Hardware:
         """:raises DeviceError: there is no such device."""
         if device_id not in self.slots:
             raise DeviceError(f"There is no device {device_id}")
+
+    def written_disks(self) -> dict[str, tuple[str, ImageType]]:
+        """Return path and type of the image of each disk that the guest can write, by its id."""
+        return {
+            device_id: (disk.path, self.image_types.get(device_id, ImageType.RAW))
+            for device_id, disk in self._devices.items()
+            if isinstance(disk, DiskConfig) and disk.path is not None and not disk.readonly
+        }
+
+    def stand_on(self, overlays: Mapping[str, str]) -> None:
+        """Have the disks of these ids go on in the images at those paths."""
+        for device_id, path in overlays.items():
+            disk = self._devices[device_id]
+            self._devices[device_id] = msgspec.structs.replace(disk, path=path)
+            self.image_types = {**self.image_types, device_id: ImageType.QCOW2}
 
     def unplug(self, device_id: str) -> None:
         self.slots = {known: slot for known, slot in self.slots.items() if known != device_id}

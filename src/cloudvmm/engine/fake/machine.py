@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -22,6 +23,7 @@ from cloudvmm.engine.base import (
     MachineSpec,
     MemoryPassSent,
     ModuleTaken,
+    NotForkable,
     PciBar,
     PciChanged,
     PoweredOff,
@@ -40,7 +42,7 @@ from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
 from cloudvmm.engine.fake.phase import ALLOWED, Phase
-from cloudvmm.engine.fake.state import GuestState, save_state, send_state
+from cloudvmm.engine.fake.state import FakeBase, GuestState, overlay_on, save_state, send_state
 from cloudvmm.host.eventfd import EventFd
 
 BAR_BASE: Final = 0x3800_0000_0000
@@ -199,6 +201,21 @@ class FakeMachine:
     def save(self, folder: str) -> None:
         self._begin("save")
         save_state(self._state(), folder)
+
+    def fork(self, overlays: Mapping[str, str]) -> FakeBase:
+        self._begin("fork")
+        with self._lock:
+            self._check("fork")
+            disks = self._hardware.written_disks()
+            if disks.keys() != overlays.keys():
+                raise NotForkable("The disks that can be written have changed meanwhile")
+            with contextlib.ExitStack() as undo:
+                for disk_id, path in overlays.items():
+                    overlay_on(*disks[disk_id], path)
+                    undo.callback(os.unlink, path)
+                undo.pop_all()
+            self._hardware.stand_on(overlays)
+            return FakeBase(self._state(), disks)
 
     def send(self, target: SentTo) -> float:
         self._check("send")

@@ -17,8 +17,11 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
+    Base,
+    BeginsAt,
     DriverKind,
     EngineError,
     EngineTimeout,
@@ -33,6 +36,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.fake.guest import RequestKind
 from cloudvmm.engine.fake.hardware import HardwareState
 from cloudvmm.engine.fake.lifeline import Lifeline
+from cloudvmm.engine.qcow2 import create_overlay
 
 FILE_NAME: Final = "engine-state.json"
 MAX_BYTES: Final = 1 << 20
@@ -59,6 +63,29 @@ class GuestState(msgspec.Struct, frozen=True, kw_only=True):
     hardware: HardwareState
     active: list[str] = []
     kinds: dict[str, DriverKind] = {}
+
+
+class FakeBase(Base):
+    """`disks` are the images, by disk id, that nobody writes any more."""
+
+    def __init__(self, state: GuestState, disks: dict[str, tuple[str, ImageType]]) -> None:
+        self.state = state
+        self._disks = disks
+
+    @property
+    def stood_still_s(self) -> float:
+        return 0.0
+
+    def make_overlay(self, disk_id: str, path: str) -> None:
+        overlay_on(*self._disks[disk_id], path)
+
+    def close(self) -> None:
+        """There is nothing to release."""
+
+
+def overlay_on(base_path: str, base_type: ImageType, path: str) -> None:
+    """:raises DeviceError: it cannot be made; then nothing is there."""
+    create_overlay(path, base_path=base_path, base_type=base_type, size_bytes=os.stat(base_path).st_size)
 
 
 def ram_bytes_of(vm_config: VmConfig) -> int:
@@ -97,6 +124,10 @@ def find_state(spec: MachineSpec, lifeline: Lifeline) -> GuestState | None:
             return None
         case SavedIn(folder=folder):
             state = _load(folder)
+        case BeginsAt(base=base):
+            if not isinstance(base, FakeBase):
+                raise StateError("The state is that of another engine")
+            state = base.state
         case ReceivedFrom(link_fd=link_fd, on_transferred=on_transferred):
             state = _receive(link_fd, lifeline)
             on_transferred(Transferred(bytes=len(msgspec.json.encode(state))))

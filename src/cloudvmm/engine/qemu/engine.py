@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import msgspec
 
 from cloudvmm.engine.base import (
+    BeginsAt,
     EngineError,
     EngineInfo,
     ImageLocked,
     MachineSpec,
+    Origin,
     PayloadError,
     ReceivedFrom,
     SavedIn,
@@ -129,6 +131,17 @@ class QemuEngine:
 
         check_postcopy(self.facts(), is_receiver=is_receiver)
 
+    def another(self) -> QemuEngine:
+        engine = QemuEngine(
+            self._binary,
+            self._accel,
+            kvm_device=self._kvm_device,
+            has_sandbox=self._has_sandbox,
+            observe=self._observe,
+        )
+        engine._known = self._known
+        return engine
+
     def abort_build(self) -> None:
         for attempt in tuple(self._attempts):
             attempt.abort()
@@ -149,7 +162,7 @@ class QemuEngine:
         memory = spec.vm_config.memory
         check_means(spec.vm_config, facts)
         origin = spec.origin
-        saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn) else None
+        saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn | BeginsAt) else None
         with contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             handover = Handover()
@@ -162,10 +175,16 @@ class QemuEngine:
             lock_error = None if is_coming else _lock_error(resources)
             if lock_error is not None and origin is not None:
                 raise lock_error
-            if isinstance(origin, SavedIn) and saved is not None:
-                if resources.maps_memory:  # who else maps it must see what the guest writes
-                    origin = msgspec.structs.replace(origin, is_on_demand=False)
-                load_memory(saved, resources.memories, origin, check=attempt.check)
+            if isinstance(origin, SavedIn | BeginsAt) and saved is not None:
+                is_on_demand = isinstance(origin, BeginsAt) or origin.is_on_demand
+                load_memory(
+                    saved,
+                    resources.memories,
+                    origin,
+                    # Who else maps it must see what the guest writes.
+                    is_on_demand=is_on_demand and not resources.maps_memory,
+                    check=attempt.check,
+                )
             if lock_error is not None:
                 resources.release_images()
                 spec = _without_disks(spec)
@@ -203,28 +222,28 @@ class QemuEngine:
         return machine
 
 
-def _go_on(machine: QemuMachine, origin: SavedIn | ReceivedFrom | None) -> None:
+def _go_on(machine: QemuMachine, origin: Origin | None) -> None:
     match origin:
-        case SavedIn(folder=folder):
-            machine.restore(folder)
+        case SavedIn() | BeginsAt():
+            machine.restore(origin)
         case ReceivedFrom():
             machine.receive(origin)
         case None:
             pass
 
 
-def _check_saved(spec: MachineSpec, origin: SavedIn, facts: QemuFacts) -> SavedMachine:
+def _check_saved(spec: MachineSpec, origin: SavedIn | BeginsAt, facts: QemuFacts) -> SavedMachine:
     """Return what the machine in `origin` says of itself.
 
     :raises StateError: that of `spec` cannot go on from it.
     """
     vm_config = spec.vm_config
-    saved, rams = read_machine(origin.folder), memory_of(vm_config).rams
+    saved, rams = read_machine(origin), memory_of(vm_config).rams
     first = next(iter(rams.values()))
     modules = {module_id(number): first.module(size) for number, size in enumerate(spec.modules)}
     zones = {zone_id: zone.ram for zone_id, zone in zones_of(vm_config.memory).items()}
     check_machine(saved, origin, facts, vm_config.cpus, {**rams, **modules, **zones})
-    if origin.is_on_demand:
+    if isinstance(origin, SavedIn) and origin.is_on_demand:
         check_on_demand(saved, facts, rams.items())
     return saved
 

@@ -20,7 +20,7 @@ def copy_file(source: int, target: int, *, check: Callable[[], None]) -> None:
     """
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
-    for start, end in _extents(source, size):
+    for start, end in extents(source, size):
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
             check()
@@ -46,7 +46,7 @@ def copy_to_huge_pages(source: int, target: int, *, check: Callable[[], None]) -
     """As `copy_file` for a `target` of huge pages, which cannot be written to but by a mapping."""
     size = os.fstat(source).st_size
     with mmap.mmap(target, size) as mapping, memoryview(mapping) as view:
-        for start, end in _extents(source, size):
+        for start, end in extents(source, size):
             while start < end:
                 check()
                 copied = os.preadv(source, [view[start : min(end, start + _CHUNK_BYTES)]], start)
@@ -62,7 +62,7 @@ def _write_at(fd: int, data: bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _extents(fd: int, size: int) -> Iterable[tuple[int, int]]:
+def extents(fd: int, size: int) -> Iterable[tuple[int, int]]:
     """Yield where the data of a file begins and ends."""
     end = 0
     while end < size:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
+    Base,
+    BeginsAt,
     DeviceRemoved,
     DriverChanged,
     DriverKind,
@@ -26,6 +28,7 @@ from cloudvmm.engine.base import (
     PciBar,
     PciChanged,
     ReceivedFrom,
+    SavedIn,
     SentTo,
     VcpuStarted,
 )
@@ -106,7 +109,9 @@ class QemuMachine:
         self._ram_bytes = resources.memory.size + sum(spec.modules)
         self._balloon_target_bytes = balloon_target_bytes(spec, resources.memory.size)
         self._statistics_source = statistics_source(spec)
-        self._disk_ids = [disk.id for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user]
+        self._disks = {
+            disk.id: disk for disk in spec.vm_config.disks or [] if disk.id and not disk.vhost_user
+        }
         # Device id to interface and what it had counted before.
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
         self._was_booted = False
@@ -179,7 +184,7 @@ class QemuMachine:
 
     def start_counting(self) -> None:
         """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
-        for disk_id in self._disk_ids:
+        for disk_id in self._disks:
             self._monitors.control.execute(*counting_command(disk_id))
 
     def bind_vcpus(self) -> None:
@@ -260,6 +265,7 @@ class QemuMachine:
             self._taps[backing.device_id] = (backing.interface, net_counters(backing.interface))
         if isinstance(device, DiskConfig):
             self._bursts.join(device)
+            self._disks[backing.device_id] = device
         self._watch_helper(backing)
         self._drivers.hurry()
 
@@ -311,14 +317,31 @@ class QemuMachine:
                 raise EngineError("The guest runs: its state cannot be saved")
             self._saver.save(folder, check=self._check_alive)
 
-    def restore(self, folder: str) -> None:
-        """Blocking. Take the state in `folder`: to be done once, instead of `boot`.
+    def fork(self, overlays: Mapping[str, str]) -> Base:
+        from cloudvmm.engine.qemu.fork import fork_guest  # few machines ever are
+
+        self._check_booted()
+        self._check_savable()
+        with self._end_explained():
+            return fork_guest(
+                overlays,
+                self._disks,
+                control=self._monitors.control,
+                resources=self._resources,
+                hotplug=self._hotplug,
+                saver=self._saver,
+                facts=self._facts,
+                check=self._check_alive,
+            )
+
+    def restore(self, origin: SavedIn | BeginsAt) -> None:
+        """Blocking. Take the state that `origin` gives: to be done once, instead of `boot`.
 
         :raises StateError: it is not the state of such a machine.
         """
         try:
             with self._end_explained():
-                load_state(self._monitors.control, folder, self._facts, ram_bytes=self._ram_bytes)
+                load_state(self._monitors.control, origin, self._facts, ram_bytes=self._ram_bytes)
         except MachineGone as error:
             raise NotRestorable("QEMU could not go on from the state") from error
         self._was_restored = self._was_booted = True

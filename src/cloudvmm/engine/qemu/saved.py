@@ -1,6 +1,7 @@
 """What a saved machine says of itself, and whether another can go on from it. Nothing is opened but to read.
 
-The file is `engine-machine`, one JSON object. `snapshot.py` writes and reads the state itself.
+The file is `engine-machine`, one JSON object, in a snapshot's folder or in memory. `snapshot.py` writes and
+reads the state itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.cpu import CpusConfig
-from cloudvmm.engine.base import SavedIn, StateError
+from cloudvmm.config.disk import ImageType
+from cloudvmm.engine.base import Base, BeginsAt, SavedIn, StateError
+from cloudvmm.engine.qcow2 import create_overlay
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import Ram
@@ -35,6 +38,14 @@ class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     name: str
     size: int
+
+
+class FrozenDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """The image at `path` is only read from now on; the guest has `size_bytes` of it."""
+
+    path: str
+    image_type: ImageType
+    size_bytes: int
 
 
 class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +74,58 @@ def cpu_model(cpus: CpusConfig, facts: QemuFacts) -> str:
     return f"{model},{count.partition(',')[2]}"
 
 
-def read_machine(folder: str) -> SavedMachine:
+class MemoryBase(Base):
+    """`files` are what would lie in a snapshot's folder, by name, as sealed descriptors that are ours.
+
+    `disks` have an image below them that nobody writes any more, by their ids.
+    """
+
+    def __init__(self, files: dict[str, int], disks: dict[str, FrozenDisk], stood_still_s: float) -> None:
+        self._files = files
+        self._disks = disks
+        self._stood_still_s = stood_still_s
+
+    @property
+    def stood_still_s(self) -> float:
+        return self._stood_still_s
+
+    def open(self, name: str) -> int:
+        """Return a descriptor of its own of a file, for reading; the caller's.
+
+        :raises OSError: there is no such file any more.
+        """
+        if name not in self._files:
+            raise FileNotFoundError(name)
+        return os.open(f"/proc/self/fd/{self._files[name]}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def make_overlay(self, disk_id: str, path: str) -> None:
+        disk = self._disks[disk_id]
+        create_overlay(path, base_path=disk.path, base_type=disk.image_type, size_bytes=disk.size_bytes)
+
+    def close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def open_saved(origin: SavedIn | BeginsAt, name: str) -> int:
+    """Return a descriptor of the file `name` of a state, for reading; the caller's.
+
+    :raises StateError: it cannot be had.
+    """
+    try:
+        if isinstance(origin, SavedIn):
+            return os.open(f"{origin.folder}/{os.path.basename(name)}", os.O_RDONLY | os.O_CLOEXEC)
+        if isinstance(origin.base, MemoryBase):
+            return origin.base.open(name)
+    except (OSError, ValueError) as error:
+        raise StateError("The state cannot be read") from error
+    raise StateError("The state is that of another engine")
+
+
+def read_machine(origin: SavedIn | BeginsAt) -> SavedMachine:
     """:raises StateError: it cannot be read, or is of a later release."""
     try:
-        with open(f"{folder}/{MACHINE_FILE}", "rb") as file:
+        with open(open_saved(origin, MACHINE_FILE), "rb") as file:
             raw = file.read(_MAX_BYTES)
         found = msgspec.json.decode(raw, type=_Label).format
         if found != _FORMAT:
@@ -79,7 +138,11 @@ def read_machine(folder: str) -> SavedMachine:
 
 
 def check_machine(
-    machine: SavedMachine, origin: SavedIn, facts: QemuFacts, cpus: CpusConfig, rams: dict[str, Ram]
+    machine: SavedMachine,
+    origin: SavedIn | BeginsAt,
+    facts: QemuFacts,
+    cpus: CpusConfig,
+    rams: dict[str, Ram],
 ) -> None:
     """Look whether a machine of `cpus` and `rams`, by their ids, can go on from what is in `origin`.
 
@@ -93,7 +156,7 @@ def check_machine(
     if {piece.name: piece.size for piece in machine.pieces} != apart:
         raise StateError("The state is that of a machine with other RAM")
     for piece in machine.pieces:
-        _check_piece(origin.folder, piece)
+        _check_piece(origin, piece)
 
 
 def check_on_demand(machine: SavedMachine, facts: QemuFacts, rams: Iterable[tuple[str, Ram]]) -> None:
@@ -131,18 +194,15 @@ def _check_origin(machine: SavedMachine, facts: QemuFacts) -> None:
         raise StateError(f"QEMU {saved} saved the state, and QEMU {facts.version_text} is older")
 
 
-def _check_piece(folder: str, piece: SavedPiece) -> None:
+def _check_piece(origin: SavedIn | BeginsAt, piece: SavedPiece) -> None:
+    if isinstance(origin, BeginsAt):
+        return  # nobody could change it
     try:
-        found = os.stat(path_of(folder, piece))
+        found = os.stat(f"{origin.folder}/{os.path.basename(piece.file)}")
     except (OSError, ValueError) as error:
         raise StateError("The state cannot be read") from error
     if not stat.S_ISREG(found.st_mode) or found.st_size != piece.size:
         raise StateError(f"The state is damaged: {piece.file} has not {piece.size} bytes")
-
-
-def path_of(folder: str, piece: SavedPiece) -> str:
-    """Return where the file of `piece` is: in `folder`, whatever it says."""
-    return f"{folder}/{os.path.basename(piece.file)}"
 
 
 def _check_cpu(saved: str | None, wanted: str) -> None:

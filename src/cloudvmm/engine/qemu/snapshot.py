@@ -10,17 +10,24 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from cloudvmm.engine.base import EngineError, SavedIn, StateError
+from cloudvmm.engine.base import BeginsAt, EngineError, SavedIn, StateError
 from cloudvmm.engine.qemu.extent import copy_file, copy_from_huge_pages, copy_to_huge_pages
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
-from cloudvmm.engine.qemu.saved import MACHINE_FILE, SavedMachine, SavedPiece, path_of, read_machine
+from cloudvmm.engine.qemu.saved import (
+    MACHINE_FILE,
+    SavedMachine,
+    SavedPiece,
+    open_saved,
+    read_machine,
+)
 from cloudvmm.engine.qemu.zone import ZoneBacking
 
 STATE_FILE: Final = "engine-state"
@@ -37,6 +44,10 @@ _OPENS_SETS: Final = (9, 1, 0)
 # An older QEMU has its images inactive from when it has given its state until its guest runs again.
 _ACTIVATES: Final = (10, 0, 0)
 _END: Final = {"completed", "failed", "cancelled"}
+
+
+MakeFile = Callable[[str], contextlib.AbstractContextManager[int]]
+CopyMemory = Callable[[RamBacking, int, Callable[[], None]], None]
 
 
 class NotSaved(EngineError):
@@ -93,13 +104,21 @@ class Saver:
         if not self._written:
             self.check_unspent()
         with contextlib.ExitStack() as undo:
-            if self._written:
-                for name, source in self._written.items():
-                    with _created(folder, name, undo) as fd:
-                        copy_file(source, fd, check=check)
-            else:
-                self._write_all(folder, undo, check)
+            self.write_into(partial(_created, folder, undo=undo), copy_memory, check=check)
             undo.pop_all()
+
+    def write_into(self, made: MakeFile, copy: CopyMemory, *, check: Callable[[], None]) -> None:
+        """Blocking. Write the state of a guest that stands still into the files that `made` gives.
+
+        `copy` is what copies a memory to its file. Otherwise as `save`.
+        """
+        if not self._written:
+            self.check_unspent()
+            self._write_all(made, copy, check)
+            return
+        for name, source in self._written.items():
+            with made(name) as fd:
+                copy_file(source, fd, check=check)
 
     def memories_apart(self) -> dict[str, RamBacking]:
         """Return the memory that another machine can be given as it is, by its ids."""
@@ -130,25 +149,35 @@ class Saver:
         self.note_change()
         self._is_spent = False
 
-    def _write_all(self, folder: str, undo: contextlib.ExitStack, check: Callable[[], None]) -> None:
-        _check_blockers(self._control)
-        written = undo.enter_context(contextlib.ExitStack())
-        fds: dict[str, int] = {}
+    def check_blockers(self) -> None:
+        """:raises NotSaved: a device has a state that QEMU cannot give; the text has every reason."""
+        reasons = self._control.execute("query-migrate").get("blocked-reasons", ())
+        if reasons:
+            raise NotSaved("; ".join(reason.rstrip(".") for reason in reasons))
 
-        @contextlib.contextmanager
-        def file(name: str) -> Iterator[int]:
-            with _created(folder, name, undo) as fd:
-                yield fd
-                fds[name] = os.dup(fd)
-                written.callback(os.close, fds[name])
+    def _write_all(self, made: MakeFile, copy: CopyMemory, check: Callable[[], None]) -> None:
+        self.check_blockers()
+        with contextlib.ExitStack() as undo:
+            fds: dict[str, int] = {}
 
+            @contextlib.contextmanager
+            def file(name: str) -> Iterator[int]:
+                with made(name) as fd:
+                    yield fd
+                    fds[name] = os.dup(fd)
+                    undo.callback(os.close, fds[name])
+
+            self._write_files(file, copy, check)
+            undo.pop_all()
+        self._written = fds
+
+    def _write_files(self, file: MakeFile, copy: CopyMemory, check: Callable[[], None]) -> None:
         version = self._facts.version
         is_ram_apart = self._can_be_apart()
         pieces = []
         for number, (name, memory) in enumerate(self.memories_apart().items()):
             with file(f"{RAM_FILE}{number}") as fd:
-                assert memory.fd is not None
-                (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
+                copy(memory, fd, check)
             pieces.append(SavedPiece(f"{RAM_FILE}{number}", name, memory.ram.size))
         machine = SavedMachine(
             qemu=version,
@@ -161,8 +190,6 @@ class Saver:
             _write(fd, msgspec.json.encode(machine))
         with file(STATE_FILE) as fd:
             self._migrate(fd, is_ram_apart=is_ram_apart)
-        written.pop_all()
-        self._written = fds
 
     def _can_be_apart(self) -> bool:
         """Say whether our files hold all of the RAM that is shared.
@@ -197,8 +224,22 @@ class Saver:
                 self._control.execute("blockdev-set-active", {"active": True})
 
 
+def copy_memory(memory: RamBacking, fd: int, check: Callable[[], None]) -> None:
+    """Blocking. Copy the memory of a guest that stands still to the file of `fd`.
+
+    :raises OSError: the system refused.
+    """
+    assert memory.fd is not None
+    (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
+
+
 def load_memory(
-    machine: SavedMachine, memories: dict[str, RamBacking], origin: SavedIn, *, check: Callable[[], None]
+    machine: SavedMachine,
+    memories: dict[str, RamBacking],
+    origin: SavedIn | BeginsAt,
+    *,
+    is_on_demand: bool,
+    check: Callable[[], None],
 ) -> None:
     """Blocking. Fill the memory of a machine that is about to be built with what `check_machine` found good.
 
@@ -207,14 +248,15 @@ def load_memory(
 
     :raises StateError: it cannot be read.
     """
+    has_prefault = isinstance(origin, SavedIn) and origin.has_prefault
     for memory in memories.values():
-        if origin.has_prefault and not isinstance(memory, ZoneBacking):
+        if has_prefault and not isinstance(memory, ZoneBacking):
             memory.ram = msgspec.structs.replace(memory.ram, prefault=True)
     for piece in machine.pieces:
         memory = memories[piece.name]
+        source = open_saved(origin, piece.file)
         try:
-            source = os.open(path_of(origin.folder, piece), os.O_RDONLY | os.O_CLOEXEC)
-            if origin.is_on_demand and not isinstance(memory, ZoneBacking):
+            if is_on_demand and not isinstance(memory, ZoneBacking):
                 memory.stand_on(source)
             else:
                 _fill(memory, source, check)
@@ -230,17 +272,14 @@ def _fill(memory: RamBacking, source: int, check: Callable[[], None]) -> None:
         os.close(source)
 
 
-def load_state(control: QmpClient, folder: str, facts: QemuFacts, *, ram_bytes: int) -> None:
+def load_state(control: QmpClient, origin: SavedIn | BeginsAt, facts: QemuFacts, *, ram_bytes: int) -> None:
     """Blocking. Have a QEMU that was started with `INCOMING` take the state; its guest then stands paused.
 
     :raises StateError: it is not the state of such a machine.
     """
+    fd = open_saved(origin, STATE_FILE)
     try:
-        fd = os.open(f"{folder}/{STATE_FILE}", os.O_RDONLY | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        raise StateError("The state cannot be read") from error
-    try:
-        is_ram_apart = read_machine(folder).is_ram_apart
+        is_ram_apart = read_machine(origin).is_ram_apart
         _migrate(
             control,
             "migrate-incoming",
@@ -311,13 +350,6 @@ def _reopened(fd: int, access: int) -> Iterator[int]:
         os.close(again)
 
 
-def _check_blockers(control: QmpClient) -> None:
-    """:raises NotSaved: a device has a state that QEMU cannot give; its text has every reason there is."""
-    reasons = control.execute("query-migrate").get("blocked-reasons", ())
-    if reasons:
-        raise NotSaved("; ".join(reason.rstrip(".") for reason in reasons))
-
-
 def _shared(memories: dict[str, RamBacking]) -> Iterator[tuple[str, RamBacking]]:
     """Yield the memories that are not in the stream."""
     for name, memory in memories.items():
@@ -326,7 +358,7 @@ def _shared(memories: dict[str, RamBacking]) -> Iterator[tuple[str, RamBacking]]
 
 
 @contextlib.contextmanager
-def _created(folder: str, name: str, undo: contextlib.ExitStack) -> Iterator[int]:
+def _created(folder: str, name: str, *, undo: contextlib.ExitStack) -> Iterator[int]:
     """Make a new file, give its descriptor, and sync it; `undo` removes it."""
     path = f"{folder}/{name}"
     try:

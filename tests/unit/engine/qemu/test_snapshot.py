@@ -56,12 +56,18 @@ def saved(tmp_path):
 
 def load(folder, machine, memory, *, check=lambda: None, **how):
     origin = SavedIn(str(folder), **how)
-    load_memory(read(folder, machine, memory), {"ram0": memory}, origin, check=check)
+    load_memory(
+        read(folder, machine, memory),
+        {"ram0": memory},
+        origin,
+        is_on_demand=origin.is_on_demand,
+        check=check,
+    )
 
 
 def read(folder, machine, memory, *, cpus=CPUS):
     (folder / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
-    saved = read_machine(str(folder))
+    saved = read_machine(SavedIn(str(folder)))
     check_machine(saved, SavedIn(str(folder)), FACTS, cpus, {"ram0": memory.ram})
     return saved
 
