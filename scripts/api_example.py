@@ -48,6 +48,8 @@ ORDER: dict[str, tuple[str, ...]] = {
     "state": (
         "vm.coredump",
         "vm.snapshot",
+        "vm.snapshot-progress",
+        "vm.cancel-snapshot",
         "vm.restore",
         "vm.send-migration",
         "vm.receive-migration",
@@ -62,6 +64,7 @@ NOT_RUN: dict[str, str] = {
     "vm.receive-migration": "it waits for a VM; the first block has run it",
     "vm.migration-progress": "the VMM that has sent its VM has ended",
     "vm.cancel-migration": "there is no migration any more",
+    "vm.cancel-snapshot": "the snapshot is there",
 }
 REMOTE: dict[str, str] = {
     "vmm.ping": "ping",

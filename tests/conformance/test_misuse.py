@@ -10,6 +10,7 @@ from cloudvmm.api import (
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
+    VmSnapshotProgress,
 )
 from support.rest import plain_answer
 
@@ -51,6 +52,7 @@ BODILESS = [
     "vm.power-button",
     "vm.nmi",
     "vm.cancel-migration",
+    "vm.cancel-snapshot",
 ]
 
 
@@ -210,5 +212,5 @@ def test_ping_and_info_are_written_as_json(client):
 
 
 def test_answers_are_the_kinds_the_table_says():
-    kinds = {Empty, VmActionPayload, VmInfo, VmMigrationProgress, VmmPingResponse}
+    kinds = {Empty, VmActionPayload, VmInfo, VmMigrationProgress, VmmPingResponse, VmSnapshotProgress}
     assert {command.answer for command in COMMANDS} == kinds

@@ -97,6 +97,40 @@ def test_save_over_a_file_that_exists_is_refused(machine_paused, folder):
         machine_paused.save(str(folder))
 
 
+class CalledOff(Exception):
+    pass
+
+
+@pytest.mark.parametrize("is_mergeable", [False, True], ids=["shared", "mergeable"])
+@pytest.mark.parametrize("is_last", [False, True], ids=["first", "last"])
+def test_saving_that_is_called_off_leaves_nothing_and_can_be_done_again(
+    engine, spec, folder, is_mergeable, is_last
+):
+    memory = msgspec.structs.replace(spec.vm_config.memory, mergeable=is_mergeable)
+    spec = msgspec.structs.replace(spec, vm_config=msgspec.structs.replace(spec.vm_config, memory=memory))
+    machine = engine.build(spec)
+    machine.boot()
+    machine.pause()
+
+    def call_off(saved):
+        if not is_last or saved.bytes == saved.total_bytes:
+            raise CalledOff
+
+    with pytest.raises(CalledOff):
+        machine.save(str(folder), call_off)
+    assert os.listdir(folder) == []
+
+    told = []
+    machine.save(str(folder), told.append)
+    assert [saved.bytes for saved in told] == sorted(saved.bytes for saved in told)
+    assert told[-1].bytes == told[-1].total_bytes > 0
+    machine.resume()
+    machine.close()
+    machine = engine.build(from_origin(spec, SavedIn(str(folder))))
+    machine.resume()
+    machine.close()
+
+
 def test_machine_goes_on_from_what_was_saved(engine, spec, machine_running, player, folder):
     player.wait_ready()
     machine_running.pause()

@@ -6,7 +6,10 @@ On the oldest QEMU one whole way is gone by default; zones and saving twice are 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,6 +113,44 @@ def test_saved_guest_goes_on_as_well_and_one_state_serves_many(tmp_path: Path) -
             vm.run("echo changed again >/tmp/kept")
             vm.vmm.put("vm.shutdown")
             vm.vmm.put("vm.delete")
+
+
+def test_snapshot_is_called_off_while_qemu_stands_still(tmp_path: Path) -> None:
+    config = vm_config(memory={"size": 256 * MIB, "mergeable": True})  # which goes through QEMU's stream
+    folder, chains = tmp_path / "snapshot", []
+    folder.mkdir()
+    with booting(tmp_path / "run", config) as vm, vm.vmm.second() as other:
+        vm.run("head -c 20m /dev/urandom >/tmp/filled; md5sum </tmp/filled >/tmp/sum")
+        vm.vmm.put("vm.pause")
+        body = {"destination_url": f"file://{folder}"}
+        asking = threading.Thread(target=lambda: chains.append(other.put("vm.snapshot", body, expect=500)))
+        with standing_still(vm.qemu_pid()):
+            asking.start()
+            wait_until(lambda: list(folder.iterdir()), "the snapshot is begun", timeout_s=GUEST_S)
+            assert vm.vmm.get("vm.snapshot-progress")["phase"] == "Saving"
+            vm.vmm.put("vm.cancel-snapshot", expect=204)
+        asking.join(GUEST_S)
+        assert [chain[-1] for chain in chains] == ["The snapshot was cancelled"]
+        assert list(folder.iterdir()) == []
+        assert vm.vmm.get("vm.snapshot-progress")["phase"] == "Cancelled"
+        assert vm.info()["state"] == "Paused"
+        vm.vmm.put("vm.snapshot", body, expect=204)
+        told = vm.vmm.get("vm.snapshot-progress")
+        assert (told["phase"], told["saved_bytes"]) == ("Finished", told["total_bytes"])
+        vm.vmm.put("vm.resume")
+        assert vm.run("md5sum </tmp/filled") == vm.run("cat /tmp/sum")
+        vm.vmm.put("vm.delete")
+        restore(vm, f"file://{folder}")
+        assert vm.run("md5sum </tmp/filled") == vm.run("cat /tmp/sum")
+
+
+@contextlib.contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def _refused(vm: Booted, folder: Path) -> list[str]:

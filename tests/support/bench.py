@@ -178,6 +178,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
             "vm.power-button",
             "vm.nmi",
             "vm.cancel-migration",
+            "vm.cancel-snapshot",
         )
     },
     "vm.create": ("PUT", "vm.create", Bench.config),

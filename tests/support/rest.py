@@ -22,10 +22,12 @@ from cloudvmm.api import (
     EventFd,
     MigrationPhase,
     MigrationRole,
+    SnapshotPhase,
     VmActionPayload,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
+    VmSnapshotProgress,
     VmState,
     api_channel,
 )
@@ -36,6 +38,9 @@ TIMEOUT_S = 10.0
 PONG = VmmPingResponse(build_version="v54.0.0", version="54.0.0", pid=7, features=["io_uring", "kvm"])
 UNDER_WAY = VmMigrationProgress(
     role=MigrationRole.SENDER, phase=MigrationPhase.SENDING, elapsed_ms=5, transferred_bytes=1 << 20
+)
+SAVING = VmSnapshotProgress(
+    phase=SnapshotPhase.SAVING, elapsed_ms=5, saved_bytes=1 << 20, total_bytes=1 << 28
 )
 PING = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -50,6 +55,8 @@ def plain_answer(command: type[ApiRequest]) -> Answer:
         return VmInfo(config=VmConfig(), state=VmState.CREATED, memory_actual_size=512 << 20)
     if command.answer is VmMigrationProgress:
         return UNDER_WAY
+    if command.answer is VmSnapshotProgress:
+        return SAVING
     if command.name == "vm.counters":
         return VmActionPayload(b'{"_disk0":{"read_bytes":512}}')
     if command.answer is VmActionPayload:

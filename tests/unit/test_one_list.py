@@ -31,7 +31,10 @@ PYTHON_NAMES = {re.sub("[.-]", "_", name): name for name in NAMES}
 CAMEL_NAMES = {"".join(word.capitalize() for word in re.split("[.-]", name)): name for name in NAMES}
 
 # Shut out of the reference's D-Bus interface, or not in the reference; and shut out of its actions on the VM.
-NOT_ON_DBUS = {"vm.nmi", "vm.resize-disk", "vm.migration-progress", "vm.cancel-migration"}
+NOT_ON_DBUS = {
+    *("vm.nmi", "vm.resize-disk", "vm.migration-progress", "vm.cancel-migration"),
+    *("vm.snapshot-progress", "vm.cancel-snapshot"),
+}
 NOT_AN_ACTION = {"vmm.ping", "vmm.shutdown", "vm.info", "vm.create"}
 
 

@@ -19,6 +19,7 @@ from cloudvmm.api.data import (
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
+    VmSnapshotProgress,
 )
 from cloudvmm.config import device, operation
 from cloudvmm.config.disk import DiskConfig
@@ -320,6 +321,28 @@ class VmSendMigration(ApiRequest):
     error = error.VmSendMigrationError
 
 
+class VmSnapshotProgressRequest(ApiRequest):
+    """Tell how far a snapshot is. Allowed always; an extension. Fails where there has been none."""
+
+    name = "vm.snapshot-progress"
+    answer = VmSnapshotProgress
+    error = error.VmSnapshotProgressError
+    effect = Effect.READS
+    is_on_dbus = False
+
+
+class VmCancelSnapshot(ApiRequest):
+    """End the snapshot that is being taken; nothing of it stays, and the VM is as before. An extension.
+
+    It is answered at once, and `vm.snapshot` fails soon. It fails where there is none, or where it is all but
+    there.
+    """
+
+    name = "vm.cancel-snapshot"
+    error = error.VmCancelSnapshotError
+    is_on_dbus = False
+
+
 class VmMigrationProgressRequest(ApiRequest):
     """Tell how far a migration is. Allowed always; an extension. Fails where there has been none."""
 
@@ -376,6 +399,8 @@ COMMANDS: tuple[type[ApiRequest], ...] = (
     VmSendMigration,
     VmMigrationProgressRequest,
     VmCancelMigration,
+    VmSnapshotProgressRequest,
+    VmCancelSnapshot,
 )
 
 
@@ -414,3 +439,5 @@ class VmAction(enum.Enum):
     SEND_MIGRATION = VmSendMigration
     MIGRATION_PROGRESS = VmMigrationProgressRequest
     CANCEL_MIGRATION = VmCancelMigration
+    SNAPSHOT_PROGRESS = VmSnapshotProgressRequest
+    CANCEL_SNAPSHOT = VmCancelSnapshot

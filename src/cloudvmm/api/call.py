@@ -18,6 +18,7 @@ from cloudvmm.api.data import (
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
+    VmSnapshotProgress,
 )
 from cloudvmm.api.error import EventFdWrite, ResponsePayloadType
 from cloudvmm.config import device, operation
@@ -26,7 +27,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.host.eventfd import EventFd
 
-P = TypeVar("P", Empty, VmInfo, VmmPingResponse, VmActionPayload, VmMigrationProgress)
+P = TypeVar("P", Empty, VmInfo, VmmPingResponse, VmActionPayload, VmMigrationProgress, VmSnapshotProgress)
 
 
 def send_request(
@@ -208,6 +209,14 @@ def vm_migration_progress(api_evt: EventFd, api_sender: ApiSender) -> VmMigratio
 
 def vm_cancel_migration(api_evt: EventFd, api_sender: ApiSender) -> None:
     _expect(Empty, api_evt, api_sender, action.VmCancelMigration)
+
+
+def vm_snapshot_progress(api_evt: EventFd, api_sender: ApiSender) -> VmSnapshotProgress:
+    return _expect(VmSnapshotProgress, api_evt, api_sender, action.VmSnapshotProgressRequest)
+
+
+def vm_cancel_snapshot(api_evt: EventFd, api_sender: ApiSender) -> None:
+    _expect(Empty, api_evt, api_sender, action.VmCancelSnapshot)
 
 
 def vm_action(

@@ -125,4 +125,28 @@ class VmMigrationProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaul
     downtime_ms: float | None = None
 
 
-ApiResponsePayload = Empty | VmInfo | VmmPingResponse | VmActionPayload | VmMigrationProgress
+class SnapshotPhase(enum.Enum):
+    """Saving, while the engine writes, and Completing, while the files get their names."""
+
+    SAVING = "Saving"
+    COMPLETING = "Completing"
+    FINISHED = "Finished"
+    FAILED = "Failed"
+    CANCELLED = "Cancelled"
+
+
+class VmSnapshotProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """The snapshot that is being taken, or the last one.
+
+    `saved_bytes` of `total_bytes` are done with, memory that the guest never used included.
+    """
+
+    phase: SnapshotPhase
+    elapsed_ms: int
+    saved_bytes: int
+    total_bytes: int
+
+
+ApiResponsePayload = (
+    Empty | VmInfo | VmmPingResponse | VmActionPayload | VmMigrationProgress | VmSnapshotProgress
+)

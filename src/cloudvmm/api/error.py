@@ -160,6 +160,14 @@ class VmSendMigrationError(ApiError):
     """Error dispatching the migration worker"""
 
 
+class VmSnapshotProgressError(ApiError):
+    """Error looking at the snapshot"""
+
+
+class VmCancelSnapshotError(ApiError):
+    """Error cancelling the snapshot"""
+
+
 class VmMigrationProgressError(ApiError):
     """Error looking at the migration"""
 
@@ -413,6 +421,18 @@ class NotMigratable(MigratableError):
 
 class LocalNeedsSharedMemory(MigratableError):
     """Local migration requires shared memory or hugepages enabled"""
+
+
+class NoSnapshot(MigratableError):
+    """No snapshot is being taken"""
+
+
+class SnapshotCompletes(MigratableError):
+    """The snapshot is all but there and cannot be cancelled any more"""
+
+
+class SnapshotCancelled(MigratableError):
+    """The snapshot was cancelled"""
 
 
 class NoMigration(MigratableError):

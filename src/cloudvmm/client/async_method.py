@@ -12,7 +12,14 @@ from cloudvmm.client.failure import NotFound, ServerFull
 from cloudvmm.client.follow import Patience, Removal, Resizing, is_running, may_be_well_later
 
 if TYPE_CHECKING:
-    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmMigrationProgress, VmmPingResponse
+    from cloudvmm.api.data import (
+        PciDeviceInfo,
+        VmCounters,
+        VmInfo,
+        VmMigrationProgress,
+        VmmPingResponse,
+        VmSnapshotProgress,
+    )
     from cloudvmm.client.async_stream import AsyncEventStream
     from cloudvmm.client.table import Command
     from cloudvmm.config.device import (
@@ -310,3 +317,11 @@ class AsyncMethods(abc.ABC):
     async def vm_cancel_migration(self) -> None:
         """Call off the migration under way; events tell of its end."""
         await self.call(table.VM_CANCEL_MIGRATION)
+
+    async def vm_snapshot_progress(self) -> VmSnapshotProgress:
+        """Tell how far the snapshot that is being taken is, or how the last one ended."""
+        return await self.call(table.VM_SNAPSHOT_PROGRESS)
+
+    async def vm_cancel_snapshot(self) -> None:
+        """Call off the snapshot that is being taken: whoever asked for it gets an error."""
+        await self.call(table.VM_CANCEL_SNAPSHOT)

@@ -22,6 +22,7 @@ from cloudvmm.api.data import (
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
+    VmSnapshotProgress,
     VmState,
 )
 from cloudvmm.client.error import AnswerNotUnderstood
@@ -178,7 +179,8 @@ _ping_decoder = msgspec.json.Decoder(_Ping)
 _info_decoder = msgspec.json.Decoder(_Info)
 _device_decoder = msgspec.json.Decoder(PciDeviceInfo)
 _counters_decoder = msgspec.json.Decoder(VmCounters)
-_progress_decoder = msgspec.json.Decoder(VmMigrationProgress)
+_migration_decoder = msgspec.json.Decoder(VmMigrationProgress)
+_snapshot_decoder = msgspec.json.Decoder(VmSnapshotProgress)
 
 
 def _decode_ping(body: bytes) -> VmmPingResponse:
@@ -244,6 +246,7 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "ping": _decode_ping,
     "info": _decode_info,
     "counters": _counters_decoder.decode,
-    "progress": _progress_decoder.decode,
+    "migration-progress": _migration_decoder.decode,
+    "snapshot-progress": _snapshot_decoder.decode,
     "device": _decode_device,
 }

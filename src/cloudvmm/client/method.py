@@ -15,7 +15,14 @@ from cloudvmm.client.failure import NotFound, ServerFull
 from cloudvmm.client.follow import Patience, Removal, Resizing, is_running, may_be_well_later
 
 if TYPE_CHECKING:
-    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmMigrationProgress, VmmPingResponse
+    from cloudvmm.api.data import (
+        PciDeviceInfo,
+        VmCounters,
+        VmInfo,
+        VmMigrationProgress,
+        VmmPingResponse,
+        VmSnapshotProgress,
+    )
     from cloudvmm.client.stream import EventStream
     from cloudvmm.client.table import Command
     from cloudvmm.config.device import (
@@ -311,3 +318,11 @@ class Methods(abc.ABC):
     def vm_cancel_migration(self) -> None:
         """Call off the migration under way; events tell of its end."""
         self.call(table.VM_CANCEL_MIGRATION)
+
+    def vm_snapshot_progress(self) -> VmSnapshotProgress:
+        """Tell how far the snapshot that is being taken is, or how the last one ended."""
+        return self.call(table.VM_SNAPSHOT_PROGRESS)
+
+    def vm_cancel_snapshot(self) -> None:
+        """Call off the snapshot that is being taken: whoever asked for it gets an error."""
+        self.call(table.VM_CANCEL_SNAPSHOT)

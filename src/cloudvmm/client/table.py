@@ -9,11 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 if TYPE_CHECKING:
-    from cloudvmm.api.data import PciDeviceInfo, VmCounters, VmInfo, VmMigrationProgress, VmmPingResponse
+    from cloudvmm.api.data import (
+        PciDeviceInfo,
+        VmCounters,
+        VmInfo,
+        VmMigrationProgress,
+        VmmPingResponse,
+        VmSnapshotProgress,
+    )
 
 T = TypeVar("T")
 
-AnswerKind = Literal["nothing", "ping", "info", "counters", "progress", "device"]
+AnswerKind = Literal[
+    "nothing", "ping", "info", "counters", "migration-progress", "snapshot-progress", "device"
+]
+_CHANGING = ("nothing", "device")
 
 
 class Command(Generic[T]):
@@ -24,7 +34,7 @@ class Command(Generic[T]):
     def __init__(self, name: str, answer: AnswerKind = "nothing", *, is_long: bool = False) -> None:
         self.name = name
         self.answer = answer
-        self.method = "GET" if answer in ("ping", "info", "counters", "progress") else "PUT"
+        self.method = "PUT" if answer in _CHANGING else "GET"
         self.is_long = is_long
 
     def __repr__(self) -> str:
@@ -62,8 +72,10 @@ VM_RESTORE: Command[None] = Command("vm.restore", is_long=True)
 VM_COREDUMP: Command[None] = Command("vm.coredump", is_long=True)
 VM_RECEIVE_MIGRATION: Command[None] = Command("vm.receive-migration", is_long=True)
 VM_SEND_MIGRATION: Command[None] = Command("vm.send-migration", is_long=True)
-VM_MIGRATION_PROGRESS: Command[VmMigrationProgress] = Command("vm.migration-progress", "progress")
+VM_MIGRATION_PROGRESS: Command[VmMigrationProgress] = Command("vm.migration-progress", "migration-progress")
 VM_CANCEL_MIGRATION: Command[None] = Command("vm.cancel-migration")
+VM_SNAPSHOT_PROGRESS: Command[VmSnapshotProgress] = Command("vm.snapshot-progress", "snapshot-progress")
+VM_CANCEL_SNAPSHOT: Command[None] = Command("vm.cancel-snapshot")
 
 COMMANDS: tuple[Command[Any], ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Command)

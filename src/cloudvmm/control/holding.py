@@ -22,6 +22,7 @@ from cloudvmm.engine.base import Machine
 
 if TYPE_CHECKING:
     from cloudvmm.control.migration import Migration
+    from cloudvmm.control.saving import Saving
     from cloudvmm.migration.cut import Cut
 
 # What the guest asked for, by name, and the steps of it.
@@ -42,7 +43,8 @@ class Lent(msgspec.Struct):
 class Holding:
     """`on_machine` and `on_machine_gone` tell the loop which machine to watch.
 
-    `cut` ends the migration that is under way, whichever way it goes; `migration` tells of the last one.
+    `cut` ends the migration that is under way, whichever way it goes; `migration` tells of the last one, and
+    `saving` of the last snapshot.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Holding:
         self.lent: Lent | None = None
         self.cut: Cut | None = None
         self.migration: Migration | None = None
+        self.saving: Saving | None = None
         self._info: VmInfo | None = None
         self._info_of: tuple[object, ...] = ()
         self._on_machine = on_machine

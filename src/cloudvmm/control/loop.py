@@ -12,11 +12,12 @@ import contextlib
 import select
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from cloudvmm.api import action
 from cloudvmm.api.channel import ApiReceiver
 from cloudvmm.api.data import Empty, VmmPingResponse, VmState
-from cloudvmm.api.error import NoMigration, VmError, VmmShuttingDown
+from cloudvmm.api.error import NoMigration, NoSnapshot, VmError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.holding import GUEST_RESET, Holding
 from cloudvmm.control.journal import Journal
@@ -32,6 +33,9 @@ from cloudvmm.engine import base
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 from cloudvmm.host.eventfd import EventFd
+
+if TYPE_CHECKING:
+    from cloudvmm.control.undertaking import Undertaking
 
 ABORT_RETRY_S = 0.1
 
@@ -151,7 +155,9 @@ class ControlLoop:
         elif isinstance(request, action.VmCountersRequest):
             self._reader.answer_counters(request)
         elif isinstance(request, action.VmMigrationProgressRequest | action.VmCancelMigration):
-            self._answer_about_migration(request)
+            self._answer_about(self._holding.migration or NoMigration(), request)
+        elif isinstance(request, action.VmSnapshotProgressRequest | action.VmCancelSnapshot):
+            self._answer_about(self._holding.saving or NoSnapshot(), request)
         elif isinstance(request, action.VmmShutdown):
             self._runner.add_shutdown(request)
         else:
@@ -171,18 +177,16 @@ class ControlLoop:
             # The engine does not tell when the guest moves a BAR: whoever looks causes the next look.
             self._reader.look_at_bars()
 
-    def _answer_about_migration(
-        self, request: action.VmMigrationProgressRequest | action.VmCancelMigration
-    ) -> None:
+    def _answer_about(self, what: Undertaking[Any] | VmmError, request: action.ApiRequest) -> None:
+        """Answer at once, whatever goes on, who looks at it or calls it off."""
         try:
-            migration = self._holding.migration
-            if migration is None:
-                raise NoMigration
-            if isinstance(request, action.VmCancelMigration):
-                migration.cancel()
-                request.reply.send(Empty())
+            if isinstance(what, VmmError):
+                raise what
+            if request.effect is action.Effect.READS:
+                request.reply.send(what.progress())
             else:
-                request.reply.send(migration.progress())
+                what.cancel()
+                request.reply.send(Empty())
         except VmmError as error:
             request.reply.send(failed(request.error, error))
 

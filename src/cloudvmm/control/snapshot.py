@@ -9,10 +9,12 @@ import msgspec
 
 from cloudvmm import __version__
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import DeviceTree, Empty, VmState
+from cloudvmm.api.data import DeviceTree, Empty, SnapshotPhase, VmState
 from cloudvmm.config import form
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.record import encode_record
+from cloudvmm.control.saving import Saving
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Steps
 from cloudvmm.engine.base import Engine, EngineError
@@ -42,12 +44,22 @@ class Snapshot:
                 raise api_error.MigratableSnapshot from api_error.SnapshotOfRunningVm()
         except api_error.MigratableSnapshot as error:
             raise api_error.VmSnapshotFailed from error
+        self._holding.saving = saving = Saving()
+        is_done = False
+        try:
+            yield from self._write(vm, vm_config, destination_url, saving)
+            is_done = True
+        finally:
+            saving.end(is_done=is_done)
+        return Empty()
+
+    def _write(self, vm: Vm, vm_config: VmConfig, destination_url: str, saving: Saving) -> Steps:
         try:
             draft: Draft = yield partial(_begin, destination_url)
         except api_error.MigratableSend as error:
             raise api_error.VmSnapshotSendFailed from error
         try:
-            yield from self._save(vm, draft)
+            yield from self._save(vm, draft, saving)
             self._events.emit("vm", "snapshotted")
             describe = partial(_describe, self._engine, encode_record(vm), vm.tree)
             config = form.encode(vm_config)
@@ -59,10 +71,11 @@ class Snapshot:
             yield Cleanup(draft.discard)
         return Empty()
 
-    def _save(self, vm: Vm, draft: Draft) -> Steps:
+    def _save(self, vm: Vm, draft: Draft, saving: Saving) -> Steps:
         try:
-            yield partial(vm.machine.save, draft.folder)
-        except EngineError as error:
+            yield partial(vm.machine.save, draft.folder, saving.note_saved)
+            saving.enter(SnapshotPhase.COMPLETING)
+        except (EngineError, api_error.SnapshotCancelled) as error:
             failure = api_error.MigratableSnapshot()
             failure.__cause__ = error
             raise api_error.VmSnapshotFailed from failure

@@ -270,7 +270,7 @@ def _value(command: Command[Any], payload: api.ApiResponsePayload) -> Any:
                 memory_actual_size=payload.memory_actual_size,
                 device_tree=payload.device_tree,
             )
-        case api.VmmPingResponse() | api.VmMigrationProgress():
+        case api.VmmPingResponse() | api.VmMigrationProgress() | api.VmSnapshotProgress():
             return payload
         case _:
             return None

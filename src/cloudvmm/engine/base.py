@@ -225,6 +225,20 @@ class SentTo(msgspec.Struct, frozen=True, kw_only=True):
     on_transferred: OnTransferred = drop_transferred
 
 
+class Saved(msgspec.Struct, frozen=True):
+    """How far the saving of a machine is: `bytes` of `total_bytes` are done with, written or holes."""
+
+    bytes: int
+    total_bytes: int
+
+
+OnSaved = Callable[[Saved], None]
+
+
+def drop_saved(_: Saved) -> None:
+    """The `OnSaved` of those who do not want to know."""
+
+
 PCI_DEVICES: Final = 32
 PCI_FUNCTIONS: Final = 8
 
@@ -504,10 +518,12 @@ class Machine(Protocol):
     def resize_disk(self, disk_id: str, size_bytes: int) -> None:
         """Blocking. Give the image a new size and tell the guest."""
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, on_saved: OnSaved = drop_saved) -> None:
         """Blocking. Write the state of a paused guest into `folder`, which exists; it stays paused.
 
         Every file is new and is synced; their names begin with `engine-`. On failure none is left.
+        `on_saved` is called now and then by the thread that saves, and last when all is written. What it
+        raises calls the saving off, which then fails with that.
         """
 
     def fork(self, overlays: Mapping[str, str]) -> Base:

@@ -15,7 +15,13 @@ import msgspec
 
 from cloudvmm import __version__
 from cloudvmm.api import COMMANDS, STREAMS, ApiRequest, Stream, VmActionPayload, VmInfo, VmmPingResponse
-from cloudvmm.api.data import AddressRange, PciBarResource, PciDeviceInfo, VmMigrationProgress
+from cloudvmm.api.data import (
+    AddressRange,
+    PciBarResource,
+    PciDeviceInfo,
+    VmMigrationProgress,
+    VmSnapshotProgress,
+)
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES
 from cloudvmm.http.sample import SAMPLES
@@ -52,6 +58,8 @@ _TAG_OF: Final = {
     "vm.send-migration": "state",
     "vm.migration-progress": "state",
     "vm.cancel-migration": "state",
+    "vm.snapshot-progress": "state",
+    "vm.cancel-snapshot": "state",
 }
 # Statuses besides success, 400, 500 and 503, which every path can answer.
 _NOT_THERE: Final = ("vm.info", "vm.boot", "vm.reboot", "vm.resize", "vm.resize-disk", "vm.resize-zone",
@@ -139,7 +147,7 @@ def _success(command: type[ApiRequest]) -> Schema:
             return {"200": {"description": "Done; the body is empty", "x-bodies": [EMPTY_BODY]}}
         case "vm.counters", _:
             return {"200": _answer("What each device has counted", _ref("VmCounters"))}
-        case _, answer if answer in (VmInfo, VmmPingResponse, VmMigrationProgress):
+        case _, answer if answer in (VmInfo, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress):
             return {"200": _answer("The answer", _ref(answer.__name__))}
         case _, answer if answer is VmActionPayload:
             device = _answer("The device was added to the VM object", _ref("PciDeviceInfo"))
@@ -271,7 +279,10 @@ def _headers() -> Schema:
 
 def _schemas() -> dict[str, Schema]:
     sent = sent_schemas(command.body for command in COMMANDS if command.body is not None)
-    kinds = (VmConfig, VmmPingResponse, VmMigrationProgress, PciDeviceInfo, PciBarResource, AddressRange)
+    kinds = (
+        *(VmConfig, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress),
+        *(PciDeviceInfo, PciBarResource, AddressRange),
+    )
     told = told_schemas(kinds, sent=sent)
     return sent | told | _handwritten()
 

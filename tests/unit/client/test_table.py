@@ -12,7 +12,8 @@ ANSWERS = {
     api.VmmPingResponse: ("ping", "VmmPingResponse"),
     api.VmInfo: ("info", "VmInfo"),
     api.VmActionPayload: ("device", "PciDeviceInfo | None"),
-    api.VmMigrationProgress: ("progress", "VmMigrationProgress"),
+    api.VmMigrationProgress: ("migration-progress", "VmMigrationProgress"),
+    api.VmSnapshotProgress: ("snapshot-progress", "VmSnapshotProgress"),
 }
 
 

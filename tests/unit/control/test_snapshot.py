@@ -15,7 +15,9 @@ from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import MemoryRestoreMode, MemoryZoneUpdate, RestoredNetConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, StateError
-from cloudvmm.engine.fake import Die, Fail, FakeEngine, Hang
+from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
+from cloudvmm.errors import error_chain
+from cloudvmm.snapshot.draft import Draft
 
 from .conftest import DEADLINE_S, Caller
 
@@ -78,6 +80,84 @@ def test_snapshot_writes_config_state_and_the_engines_files(paused, folder):
     assert (config["disks"][0]["id"], "device_tree" in config) == ("_disk0", False)
     assert paused(api.vm_info) == before
     assert paused.names()[-2:] == ["vm/snapshotting", "vm/snapshotted"]
+
+
+def test_progress_is_told_while_the_engine_saves_and_afterwards(paused, folder):
+    assert paused.refusal(api.vm_snapshot_progress)[-1] == "No snapshot is being taken"
+    paused.engine.faults.set("save", Delay(0.3))
+    answer = paused.beside(api.vm_snapshot, to(folder))
+    told = wait_for_phase(paused, api.SnapshotPhase.SAVING)
+    assert (told.saved_bytes, told.total_bytes > 0) == (0, True)
+    assert answer.result() is None
+    told = paused(api.vm_snapshot_progress)
+    assert told.phase is api.SnapshotPhase.FINISHED
+    assert told.saved_bytes == told.total_bytes
+    assert told.elapsed_ms >= 300
+
+
+def test_snapshot_that_is_called_off_leaves_nothing_and_the_vm_as_it_was(paused, folder):
+    paused.engine.faults.set("save", Delay(0.3), times=1)
+    before = paused(api.vm_info)
+    answer = paused.beside(api.vm_snapshot, to(folder))
+    wait_for_phase(paused, api.SnapshotPhase.SAVING)
+
+    paused(api.vm_cancel_snapshot)
+
+    assert error_chain(answer.result()) == [
+        "The VM could not be snapshotted",
+        "Cannot snapshot VM",
+        "Failed to snapshot migratable component",
+        "The snapshot was cancelled",
+    ]
+    assert os.listdir(folder) == []
+    assert paused(api.vm_info) == before
+    assert paused.names()[-1] == "vm/snapshotting"
+    assert paused(api.vm_snapshot_progress).phase is api.SnapshotPhase.CANCELLED
+    paused(api.vm_snapshot, to(folder))
+    assert sorted(os.listdir(folder)) == FILES
+
+
+def test_there_is_nothing_to_call_off_before_and_after(paused, folder):
+    words = ["Error cancelling the snapshot", "No snapshot is being taken"]
+    assert paused.refusal(api.vm_cancel_snapshot) == words
+    paused(api.vm_snapshot, to(folder))
+    assert paused.refusal(api.vm_cancel_snapshot) == words
+
+
+def test_snapshot_that_gets_its_names_cannot_be_called_off_any_more(paused, folder, monkeypatch):
+    refusals = []
+    publish = Draft.publish
+
+    def publish_late(draft, *arguments):
+        refusals.append(paused.refusal(api.vm_cancel_snapshot)[-1])
+        publish(draft, *arguments)
+
+    monkeypatch.setattr(Draft, "publish", publish_late)
+    paused(api.vm_snapshot, to(folder))
+    assert refusals == ["The snapshot is all but there and cannot be cancelled any more"]
+
+
+def test_snapshot_that_failed_says_so(paused, folder):
+    paused.engine.faults.set("save", Fail(EngineError), times=1)
+    assert paused.refusal(api.vm_snapshot, to(folder))
+    assert paused(api.vm_snapshot_progress).phase is api.SnapshotPhase.FAILED
+
+
+def wait_for_phase(caller, phase):
+    def progress():
+        if caller.vmm.is_running and caller.names()[-1] == "vm/snapshotting":
+            told = told_of(caller)
+            return told if told is not None and told.phase is phase else None
+        return None
+
+    return support.wait.wait_until(progress, f"the phase {phase}", timeout_s=DEADLINE_S)
+
+
+def told_of(caller):
+    try:
+        return caller(api.vm_snapshot_progress)
+    except api.VmSnapshotProgressError:  # it has not begun
+        return None
 
 
 def test_snapshot_of_a_running_vm_names_the_state(booted, folder):

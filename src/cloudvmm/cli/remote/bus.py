@@ -17,7 +17,17 @@ from cloudvmm.cli.remote.log import note
 from cloudvmm.cli.remote.request import Request
 
 INTERFACE = "org.cloudhypervisor.DBusApi1"
-ABSENT = frozenset({"cancel-migration", "events", "migration-progress", "nmi", "resize-disk"})
+ABSENT = frozenset(
+    {
+        "cancel-migration",
+        "cancel-snapshot",
+        "events",
+        "migration-progress",
+        "nmi",
+        "resize-disk",
+        "snapshot-progress",
+    }
+)
 """Sub-commands that the interface has no method for."""
 
 _SYSTEM_BUS = "unix:path=/var/run/dbus/system_bus_socket"

@@ -87,6 +87,7 @@ SUBCOMMANDS = (
     Subcommand(
         "cancel-migration", "Call off a VM migration (extension)", "vm.cancel-migration", is_ours=True
     ),
+    Subcommand("cancel-snapshot", "Call off a snapshot (extension)", "vm.cancel-snapshot", is_ours=True),
     Subcommand(
         "coredump",
         "Create a coredump from VM",
@@ -204,6 +205,9 @@ SUBCOMMANDS = (
         "vm.snapshot",
         argument=Argument("snapshot_config", "Where to write it, an existing folder: file://<path>"),
         doing="Writing the snapshot",
+    ),
+    Subcommand(
+        "snapshot-progress", "How far a snapshot is (extension)", "vm.snapshot-progress", "GET", is_ours=True
     ),
 )
 

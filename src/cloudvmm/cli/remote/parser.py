@@ -219,7 +219,10 @@ def _no_subcommand(program: str) -> str:
 def _similar(word: str) -> str | None:
     from difflib import get_close_matches
 
-    matches = [f"'{match}'" for match in get_close_matches(word, [*BY_NAME, "help"])]
+    ours = [name for name, subcommand in BY_NAME.items() if subcommand.is_ours]
+    theirs = [name for name in (*BY_NAME, "help") if name not in ours]
+    found = get_close_matches(word, theirs) or get_close_matches(word, ours)
+    matches = [f"'{match}'" for match in found]
     if not matches:
         return None
     start = "a similar subcommand exists" if len(matches) == 1 else "some similar subcommands exist"

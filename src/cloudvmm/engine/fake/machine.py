@@ -24,14 +24,17 @@ from cloudvmm.engine.base import (
     MemoryPassSent,
     ModuleTaken,
     NotForkable,
+    OnSaved,
     PciBar,
     PciChanged,
     PoweredOff,
     ResetRequested,
+    Saved,
     SentTo,
     VcpusChanged,
     VcpusRemoved,
     ZoneChanged,
+    drop_saved,
 )
 from cloudvmm.engine.fake.check import check_payload
 from cloudvmm.engine.fake.console import Console
@@ -198,8 +201,11 @@ class FakeMachine:
         with self._changing("resize_disk"):
             self._hardware.resize_disk(disk_id, size_bytes)
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, on_saved: OnSaved = drop_saved) -> None:
+        total_bytes = self._hardware.ram_bytes
+        on_saved(Saved(0, total_bytes))
         self._begin("save")
+        on_saved(Saved(total_bytes, total_bytes))
         save_state(self._state(), folder)
 
     def fork(self, overlays: Mapping[str, str]) -> FakeBase:

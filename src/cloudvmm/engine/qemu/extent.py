@@ -10,11 +10,12 @@ from typing import Final
 _CHUNK_BYTES: Final = 16 * 1024 * 1024  # between two looks at whether to go on
 _PAGE_BYTES: Final = 2 * 1024 * 1024
 
+# Called now and then with how many bytes of a file are done with, holes too. What it raises ends the copy.
+OnCopied = Callable[[int], None]
 
-def copy_file(source: int, target: int, *, check: Callable[[], None]) -> None:
+
+def copy_file(source: int, target: int, *, check: OnCopied) -> None:
     """Blocking. Copy what there is of `source` to the same place in `target`, which gets the same size.
-
-    `check` is called every now and then, and what it raises ends the copy.
 
     :raises OSError: the system refused.
     """
@@ -23,32 +24,32 @@ def copy_file(source: int, target: int, *, check: Callable[[], None]) -> None:
     for start, end in extents(source, size):
         os.lseek(target, start, os.SEEK_SET)
         while start < end:
-            check()
+            check(start)
             copied = os.sendfile(target, source, start, min(end - start, _CHUNK_BYTES))
             if copied == 0:
                 raise OSError("The file became shorter")
             start += copied
 
 
-def copy_from_huge_pages(source: int, target: int, *, check: Callable[[], None]) -> None:
+def copy_from_huge_pages(source: int, target: int, *, check: OnCopied) -> None:
     """As `copy_file` for a `source` of huge pages, which the kernel sends nowhere, and has no holes of."""
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     nothing = bytes(_PAGE_BYTES)
     for start in range(0, size, _PAGE_BYTES):
-        check()
+        check(start)
         data = os.pread(source, _PAGE_BYTES, start)
         if data != nothing[: len(data)]:
             _write_at(target, data, start)
 
 
-def copy_to_huge_pages(source: int, target: int, *, check: Callable[[], None]) -> None:
+def copy_to_huge_pages(source: int, target: int, *, check: OnCopied) -> None:
     """As `copy_file` for a `target` of huge pages, which cannot be written to but by a mapping."""
     size = os.fstat(source).st_size
     with mmap.mmap(target, size) as mapping, memoryview(mapping) as view:
         for start, end in extents(source, size):
             while start < end:
-                check()
+                check(start)
                 copied = os.preadv(source, [view[start : min(end, start + _CHUNK_BYTES)]], start)
                 if copied == 0:
                     raise OSError("The file became shorter")

@@ -10,10 +10,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.engine.base import NotForkable
+from cloudvmm.engine.qemu.extent import OnCopied
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.memory import RamBacking
@@ -57,7 +59,7 @@ def fork_guest(
         undo.callback(freeze.undo)
         files.take(saver.memories_apart(), check)
         with _standing_still(control, saver) as stood:
-            saver.write_into(files.made, files.copy, check=check)
+            saver.write_into(files.made, files.copy, lambda _: check())
             frozen = freeze.switch()
         sealed = files.seal()
         undo.pop_all()
@@ -135,9 +137,9 @@ class _Files:
             raise MemoryNotTaken from error
         yield fd
 
-    def copy(self, memory: RamBacking, fd: int, check: Callable[[], None]) -> None:
+    def copy(self, memory: RamBacking, fd: int, check: OnCopied) -> None:
         """Blocking. Copy the memory of a guest that stands still."""
-        next(twin for twin in self._twins.values() if twin.fd == fd).copy(check)
+        next(twin for twin in self._twins.values() if twin.fd == fd).copy(partial(check, 0))
 
     def seal(self) -> dict[str, int]:
         """Let nobody change the files any more; return their descriptors, which are the caller's."""

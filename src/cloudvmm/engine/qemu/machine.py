@@ -25,12 +25,15 @@ from cloudvmm.engine.base import (
     Exited,
     MachineGone,
     MachineSpec,
+    OnSaved,
     PciBar,
     PciChanged,
     ReceivedFrom,
+    Saved,
     SavedIn,
     SentTo,
     VcpuStarted,
+    drop_saved,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing
@@ -309,13 +312,18 @@ class QemuMachine:
         with self._end_explained():
             self._hotplug.resize_disk(disk_id, size_bytes)
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: str, on_saved: OnSaved = drop_saved) -> None:
         self._check_booted()
         self._check_savable()
         with self._end_explained():
             if self._monitors.control.execute("query-status")["running"]:
                 raise EngineError("The guest runs: its state cannot be saved")
-            self._saver.save(folder, check=self._check_alive)
+
+            def tell(saved: Saved) -> None:
+                self._check_alive()
+                on_saved(saved)
+
+            self._saver.save(folder, tell)
 
     def fork(self, overlays: Mapping[str, str]) -> Base:
         from cloudvmm.engine.qemu.fork import fork_guest  # few machines ever are

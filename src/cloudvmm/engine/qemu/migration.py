@@ -30,7 +30,7 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.handover import MAPPED, offer
 from cloudvmm.engine.qemu.memory import RamBacking
-from cloudvmm.engine.qemu.migration_watch import MAX_DOWNTIME_MS, MigrationWatch, told
+from cloudvmm.engine.qemu.migration_watch import MAX_BYTES_PER_S, MAX_DOWNTIME_MS, MigrationWatch, told
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 
@@ -43,7 +43,6 @@ _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SLICE_MS: Final = 100
 SILENCE_S: Final = 60.0
 _REPORT_BYTES: Final = 16 * 1024 * 1024
-_BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
 ENDED: Final = ("completed", "failed", "cancelled")
 
 
@@ -73,7 +72,7 @@ def begin_migration(
             {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
         )
         if downtime_ms is not None:
-            limits = {"downtime-limit": downtime_ms, "max-bandwidth": _BYTES_PER_S}
+            limits = {"downtime-limit": downtime_ms, "max-bandwidth": MAX_BYTES_PER_S}
             control.execute("migrate-set-parameters", limits)
         control.execute("getfd", {"fdname": _FD_NAME}, fds=[far.fileno()])
         control.execute(command, {"uri": f"fd:{_FD_NAME}"})

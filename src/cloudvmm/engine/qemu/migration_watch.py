@@ -17,6 +17,7 @@ from cloudvmm.engine.base import EngineError, SentTo, Transferred
 from cloudvmm.engine.qemu.qmp import QmpClient
 
 MAX_DOWNTIME_MS: Final = 2_000_000  # QEMU takes no more
+MAX_BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
 _PACE_S: Final = 0.2
 _ANSWER_S: Final = 1.0
 _PAGE_BYTES: Final = 4096

@@ -33,6 +33,7 @@ MAX_KEPT_EVENTS = 256
 _RECEIVE_BYTES = 64 * 1024
 _RECEIVES_PER_POLL = 16
 _HANDSHAKE_ID = 0
+_SLICE_S = 0.2
 
 Observer = Callable[[str, dict[str, Any]], None]
 
@@ -146,10 +147,12 @@ class QmpClient:
         event: str,
         timeout_s: float,
         is_last: Callable[[Event], bool] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Event:
         """Blocking. Execute `command`, whose work is done when QEMU sends `event`, and return that event.
 
         Of several events of that name it is the first that `is_last`. Nobody else takes one meanwhile.
+        `check` is called every now and then, may execute commands, and what it raises ends the waiting.
 
         :raises EngineError: as `execute` and `wait_event`.
         """
@@ -158,7 +161,7 @@ class QmpClient:
             self._events.clear()
             self.execute(command, arguments)
             while True:
-                found = self.wait_event(event, timeout_s=deadline - time.monotonic())
+                found = self._wait_checking(event, deadline, check)
                 if is_last is None or is_last(found):
                     return found
 
@@ -223,6 +226,15 @@ class QmpClient:
         """Close the socket. No call may be under way."""
         self._aborted = True
         self._socket.close()
+
+    def _wait_checking(self, name: str, deadline: float, check: Callable[[], None] | None) -> Event:
+        while True:
+            left_s = deadline - time.monotonic()
+            if check is None or left_s <= _SLICE_S:
+                return self.wait_event(name, timeout_s=left_s)
+            with contextlib.suppress(EngineTimeout):
+                return self.wait_event(name, timeout_s=_SLICE_S)
+            check()
 
     @contextlib.contextmanager
     def _taking_turn(self, command: str, timeout_s: float) -> Iterator[None]:

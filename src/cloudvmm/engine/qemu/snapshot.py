@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from cloudvmm.engine.base import BeginsAt, EngineError, SavedIn, StateError
-from cloudvmm.engine.qemu.extent import copy_file, copy_from_huge_pages, copy_to_huge_pages
+from cloudvmm.engine.base import BeginsAt, EngineError, EngineTimeout, OnSaved, Saved, SavedIn, StateError
+from cloudvmm.engine.qemu.extent import OnCopied, copy_file, copy_from_huge_pages, copy_to_huge_pages
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.migration_watch import MAX_BYTES_PER_S
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.saved import (
@@ -44,10 +46,12 @@ _OPENS_SETS: Final = (9, 1, 0)
 # An older QEMU has its images inactive from when it has given its state until its guest runs again.
 _ACTIVATES: Final = (10, 0, 0)
 _END: Final = {"completed", "failed", "cancelled"}
+_ANSWER_S: Final = 1.0
+_CALLED_OFF_S: Final = 30.0
 
 
 MakeFile = Callable[[str], contextlib.AbstractContextManager[int]]
-CopyMemory = Callable[[RamBacking, int, Callable[[], None]], None]
+CopyMemory = Callable[[RamBacking, int, OnCopied], None]
 
 
 class NotSaved(EngineError):
@@ -93,10 +97,11 @@ class Saver:
         self._written: dict[str, int] = {}
         self._is_spent = False
 
-    def save(self, folder: str, *, check: Callable[[], None]) -> None:
+    def save(self, folder: str, tell: OnSaved) -> None:
         """Blocking. Write the state of a guest that stands still into `folder`; it stays there, and paused.
 
-        Every file is new and synced; on failure none is left. What `check` raises ends the copying of RAM.
+        Every file is new and synced; on failure none is left. `tell` is told how far it is; what it raises
+        calls it off.
 
         :raises NotSaved: QEMU refused, or the state is larger than the disk.
         :raises StateSpent: QEMU gives its state only when the guest has run again.
@@ -104,21 +109,19 @@ class Saver:
         if not self._written:
             self.check_unspent()
         with contextlib.ExitStack() as undo:
-            self.write_into(partial(_created, folder, undo=undo), copy_memory, check=check)
+            self.write_into(partial(_created, folder, undo=undo), copy_memory, tell)
             undo.pop_all()
 
-    def write_into(self, made: MakeFile, copy: CopyMemory, *, check: Callable[[], None]) -> None:
+    def write_into(self, made: MakeFile, copy: CopyMemory, tell: OnSaved) -> None:
         """Blocking. Write the state of a guest that stands still into the files that `made` gives.
 
         `copy` is what copies a memory to its file. Otherwise as `save`.
         """
-        if not self._written:
+        if self._written:
+            self._copy_all(made, tell)
+        else:
             self.check_unspent()
-            self._write_all(made, copy, check)
-            return
-        for name, source in self._written.items():
-            with made(name) as fd:
-                copy_file(source, fd, check=check)
+            self._write_all(made, copy, tell)
 
     def memories_apart(self) -> dict[str, RamBacking]:
         """Return the memory that another machine can be given as it is, by its ids."""
@@ -155,7 +158,15 @@ class Saver:
         if reasons:
             raise NotSaved("; ".join(reason.rstrip(".") for reason in reasons))
 
-    def _write_all(self, made: MakeFile, copy: CopyMemory, check: Callable[[], None]) -> None:
+    def _copy_all(self, made: MakeFile, tell: OnSaved) -> None:
+        done_bytes, total_bytes = 0, sum(os.fstat(fd).st_size for fd in self._written.values())
+        for name, source in self._written.items():
+            with made(name) as fd:
+                copy_file(source, fd, check=_behind(tell, done_bytes, total_bytes))
+            done_bytes += os.fstat(source).st_size
+        tell(Saved(total_bytes, total_bytes))
+
+    def _write_all(self, made: MakeFile, copy: CopyMemory, tell: OnSaved) -> None:
         self.check_blockers()
         with contextlib.ExitStack() as undo:
             fds: dict[str, int] = {}
@@ -167,17 +178,20 @@ class Saver:
                     fds[name] = os.dup(fd)
                     undo.callback(os.close, fds[name])
 
-            self._write_files(file, copy, check)
+            total_bytes = sum(memory.ram.size for memory in self._resources.memories.values())
+            self._write_files(file, copy, tell, total_bytes)
             undo.pop_all()
         self._written = fds
+        tell(Saved(total_bytes, total_bytes))
 
-    def _write_files(self, file: MakeFile, copy: CopyMemory, check: Callable[[], None]) -> None:
+    def _write_files(self, file: MakeFile, copy: CopyMemory, tell: OnSaved, total_bytes: int) -> None:
         version = self._facts.version
         is_ram_apart = self._can_be_apart()
-        pieces = []
+        done_bytes, pieces = 0, []
         for number, (name, memory) in enumerate(self.memories_apart().items()):
             with file(f"{RAM_FILE}{number}") as fd:
-                copy(memory, fd, check)
+                copy(memory, fd, _behind(tell, done_bytes, total_bytes))
+            done_bytes += memory.ram.size
             pieces.append(SavedPiece(f"{RAM_FILE}{number}", name, memory.ram.size))
         machine = SavedMachine(
             qemu=version,
@@ -189,7 +203,17 @@ class Saver:
         with file(MACHINE_FILE) as fd:
             _write(fd, msgspec.json.encode(machine))
         with file(STATE_FILE) as fd:
-            self._migrate(fd, is_ram_apart=is_ram_apart)
+            look = partial(self._look, tell, done_bytes, total_bytes)
+            self._migrate(fd, is_ram_apart=is_ram_apart, check=look)
+
+    def _look(self, tell: OnSaved, done_bytes: int, total_bytes: int) -> None:
+        """Tell how far QEMU is with the RAM that is in its stream; `done_bytes` are behind beside that."""
+        left_bytes = total_bytes - done_bytes
+        if left_bytes:
+            with contextlib.suppress(EngineTimeout):  # it answers nobody while it writes the last part
+                ram = self._control.execute("query-migrate", timeout_s=_ANSWER_S).get("ram", {})
+                left_bytes = min(left_bytes, ram.get("remaining", left_bytes))
+        tell(Saved(total_bytes - left_bytes, total_bytes))
 
     def _can_be_apart(self) -> bool:
         """Say whether our files hold all of the RAM that is shared.
@@ -202,8 +226,15 @@ class Saver:
             return False
         return not has_zones or self._facts.version >= _KEEPS_ZONES
 
-    def _migrate(self, fd: int, *, is_ram_apart: bool) -> None:
+    def _migrate(self, fd: int, *, is_ram_apart: bool, check: Callable[[], None]) -> None:
         ram_bytes = sum(memory.ram.size for memory in self._resources.memories.values())
+        is_under_way = False
+
+        def look() -> None:
+            nonlocal is_under_way
+            is_under_way = True
+            check()
+
         try:
             with _reopened(fd, os.O_WRONLY) as stream:
                 _migrate(
@@ -213,18 +244,36 @@ class Saver:
                     version=self._facts.version,
                     is_ram_apart=is_ram_apart,
                     ram_bytes=ram_bytes,
+                    check=look,
                 )
-        except EngineError:
-            with contextlib.suppress(EngineError):
-                self._control.execute("migrate_cancel")
-            raise
+        except Exception:
+            if not self._has_completed() or not is_under_way:  # then it was one before
+                raise
         self._is_spent = True
         if self._facts.version >= _ACTIVATES:
             with contextlib.suppress(QmpError):  # as when the guest runs: nobody else was given the images
                 self._control.execute("blockdev-set-active", {"active": True})
 
+    def _has_completed(self) -> bool:
+        """Call off what QEMU does and wait until it does nothing; say whether it had come to its end."""
+        deadline_s = time.monotonic() + _CALLED_OFF_S
+        try:
+            self._control.execute("migrate_cancel")
+            while True:
+                status = self._control.execute("query-migrate").get("status")
+                if status is None or status in _END or time.monotonic() > deadline_s:
+                    return bool(status == "completed")
+                with contextlib.suppress(EngineTimeout):
+                    self._control.wait_event("MIGRATION", timeout_s=_ANSWER_S)
+        except EngineError:
+            return False
 
-def copy_memory(memory: RamBacking, fd: int, check: Callable[[], None]) -> None:
+
+def _behind(tell: OnSaved, done_bytes: int, total_bytes: int) -> OnCopied:
+    return lambda copied_bytes: tell(Saved(done_bytes + copied_bytes, total_bytes))
+
+
+def copy_memory(memory: RamBacking, fd: int, check: OnCopied) -> None:
     """Blocking. Copy the memory of a guest that stands still to the file of `fd`.
 
     :raises OSError: the system refused.
@@ -267,7 +316,8 @@ def load_memory(
 def _fill(memory: RamBacking, source: int, check: Callable[[], None]) -> None:
     assert memory.fd is not None
     try:
-        (copy_to_huge_pages if memory.ram.hugepages else copy_file)(source, memory.fd, check=check)
+        copy = copy_to_huge_pages if memory.ram.hugepages else copy_file
+        copy(source, memory.fd, check=lambda _: check())
     finally:
         os.close(source)
 
@@ -302,6 +352,7 @@ def _migrate(
     version: tuple[int, int, int],
     is_ram_apart: bool,
     ram_bytes: int,
+    check: Callable[[], None] | None = None,
 ) -> None:
     timeout_s = _TIMEOUT_S + ram_bytes / _BYTES_PER_S
     capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
@@ -310,6 +361,8 @@ def _migrate(
             "migrate-set-capabilities",
             {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
         )
+        if not is_ram_apart:
+            control.execute("migrate-set-parameters", {"max-bandwidth": MAX_BYTES_PER_S})
         with _given(control, fd, version) as uri:
             control.execute_until(
                 command,
@@ -317,6 +370,7 @@ def _migrate(
                 event="MIGRATION",
                 timeout_s=timeout_s,
                 is_last=lambda event: event.data["status"] in _END,
+                check=check,
             )
         info = control.execute("query-migrate")
     except QmpError as error:

@@ -9,7 +9,7 @@ from cloudvmm.cli.remote.command import BY_NAME, SUBCOMMANDS
 from cloudvmm.cli.remote.parser import build_parser
 from cloudvmm.cli.remote.request import _BUILDERS
 
-READING = {"counters", "events", "info", "migration-progress", "ping"}
+READING = {"counters", "events", "info", "migration-progress", "ping", "snapshot-progress"}
 
 
 def test_every_command_and_stream_has_one_subcommand():

@@ -211,6 +211,33 @@ def test_execute_until_passes_by_events_that_are_not_the_last(talking, peer, bes
     assert done.data == {"status": "completed"}
 
 
+def test_execute_until_looks_whether_to_go_on_and_the_look_may_ask(talking, peer, beside):
+    def answer():
+        peer.answer()
+        peer.answer({"status": "active"})
+        peer.say(event="MIGRATION", data={"status": "completed"})
+
+    looks = []
+    beside(answer)
+    done = talking.execute_until(
+        "migrate",
+        event="MIGRATION",
+        timeout_s=LONG_S,
+        check=lambda: looks.append(talking.execute("query-migrate", timeout_s=LONG_S)),
+    )
+
+    assert (looks, done.data) == ([{"status": "active"}], {"status": "completed"})
+
+
+def test_look_that_fails_ends_the_waiting(talking, peer, beside):
+    def end():
+        raise MachineGone("ended")
+
+    beside(peer.answer)
+    with pytest.raises(MachineGone, match="ended"):
+        talking.execute_until("migrate", event="MIGRATION", timeout_s=LONG_S, check=end)
+
+
 def test_silence_is_a_timeout_and_the_late_answer_is_dropped(talking, peer, beside):
     with pytest.raises(EngineTimeout):
         talking.execute("stop", timeout_s=SHORT_S)

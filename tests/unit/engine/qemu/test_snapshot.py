@@ -10,7 +10,7 @@ import pytest
 
 from cloudvmm.config.cpu import CpuFeatures, CpusConfig
 from cloudvmm.config.memory import MemoryConfig
-from cloudvmm.engine.base import MachineGone, SavedIn, StateError
+from cloudvmm.engine.base import EngineError, MachineGone, Saved, SavedIn, StateError
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking, memory_parts, rams_of
 from cloudvmm.engine.qemu.saved import (
@@ -23,7 +23,7 @@ from cloudvmm.engine.qemu.saved import (
     cpu_model,
     read_machine,
 )
-from cloudvmm.engine.qemu.snapshot import load_memory
+from cloudvmm.engine.qemu.snapshot import STATE_FILE, Saver, load_memory
 
 RAM_BYTES = 1 << 20
 CPUS = CpusConfig(boot_vcpus=1, max_vcpus=1)
@@ -171,3 +171,102 @@ def test_memory_that_cannot_be_on_demand_is_refused(saved, memory, version, chan
 def test_memory_can_be_on_demand_from_8_2_on(saved, memory):
     facts = msgspec.structs.replace(FACTS, version=(8, 2, 0))
     check_on_demand(saved, facts, {"ram0": memory.ram}.items())
+
+
+# Saving, with a QEMU that is played
+
+
+class CalledOff(Exception):
+    pass
+
+
+class PlayedQemu:
+    """Answers as a QEMU whose migration has one more look at it before it is done, or hears in time."""
+
+    def __init__(self, folder, *, is_quick=False, refuses=None):
+        self.commands = []
+        self.status = None
+        self._folder = folder
+        self._is_quick = is_quick
+        self._refuses = refuses
+
+    def execute(self, command, arguments=None, **_):
+        self.commands.append(command)
+        if command == self._refuses:
+            raise EngineError("No")
+        if command == "migrate_cancel" and self.status == "active":
+            self.status = "cancelled"
+        answers = {"add-fd": {"fdset-id": 1}, "query-migrate": self._told()}
+        return answers.get(command, {})
+
+    def _told(self):
+        told = {} if self.status is None else {"status": self.status}
+        return told | ({"ram": {"total": RAM_BYTES, "remaining": 4096}} if self.status == "active" else {})
+
+    def execute_until(self, command, arguments, *, check, **_):
+        self.execute(command, arguments)
+        self.status = "active"
+        check()
+        (self._folder / STATE_FILE).write_bytes(b"state")
+        self.status = "completed"
+        if self._is_quick:
+            check()
+
+
+class Played:
+    def __init__(self, ram):
+        self.memories = {"ram0": ram}
+
+
+@pytest.fixture
+def private():
+    return RamBacking(device_id="mem0", ram=rams_of(MemoryConfig(size=RAM_BYTES, mergeable=True))[0])
+
+
+def saver_of(qemu, memory):
+    return Saver(qemu, Played(memory), FACTS, cpu="", has_ivshmem=False)
+
+
+def test_saving_tells_how_far_qemu_is_with_its_stream(tmp_path, private):
+    told = []
+    saver_of(PlayedQemu(tmp_path), private).save(str(tmp_path), told.append)
+    assert told == [Saved(RAM_BYTES - 4096, RAM_BYTES), Saved(RAM_BYTES, RAM_BYTES)]
+
+
+def test_stream_that_is_called_off_is_cancelled_and_can_be_asked_for_again(tmp_path, private):
+    def call_off(saved):
+        if saved.bytes < saved.total_bytes:
+            raise CalledOff
+
+    qemu = PlayedQemu(tmp_path)
+    saver = saver_of(qemu, private)
+    with pytest.raises(CalledOff):
+        saver.save(str(tmp_path), call_off)
+    assert (qemu.status, os.listdir(tmp_path)) == ("cancelled", [])
+    saver.save(str(tmp_path), lambda _: None)
+    assert qemu.commands.count("migrate") == 2
+
+
+def test_state_that_was_given_before_qemu_heard_is_kept_for_the_next_time(tmp_path, private):
+    """It gives it once."""
+
+    def call_off(saved):
+        if qemu.status == "completed":
+            raise CalledOff
+
+    qemu = PlayedQemu(tmp_path, is_quick=True)
+    saver = saver_of(qemu, private)
+    with pytest.raises(CalledOff):
+        saver.save(str(tmp_path), call_off)
+    assert os.listdir(tmp_path) == []
+    saver.save(str(tmp_path), lambda _: None)
+    assert (tmp_path / STATE_FILE).read_bytes() == b"state"
+    assert qemu.commands.count("migrate") == 1
+
+
+def test_migration_before_is_not_taken_for_the_one_that_was_refused(tmp_path, private):
+    qemu = PlayedQemu(tmp_path, refuses="migrate")
+    qemu.status = "completed"
+    with pytest.raises(EngineError, match="No"):
+        saver_of(qemu, private).save(str(tmp_path), lambda _: None)
+    assert os.listdir(tmp_path) == []
