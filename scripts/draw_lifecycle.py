@@ -30,7 +30,8 @@ _TAIL = """\
 A transition that the table does not allow is refused with `InvalidStateTransition`, and nothing changes.
 
 - `Shutdown` is passed through and never seen: when the VM object is gone, `vm.info` says `Created`.
-- `BreakPoint` belongs to the debugger stub, which this release does not have.
+- `BreakPoint` is a VM that was booted with `gdb`, or that a debugger has stopped (`--gdb`). `vm.resume`
+  lets it run.
 - A VM object in `Created` is what a `vm.boot` leaves behind that failed in its last step. `vm.shutdown`
   or `vm.delete` clears it away.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
+import msgspec
 import pytest
 
 from cloudvmm.engine.base import (
@@ -41,6 +42,16 @@ def test_paused_guest_answers_only_after_resume(machine_running, player):
     assert not player.hears("stillness", timeout_s=SILENCE_S)
     machine_running.resume()
     assert player.hears("stillness", timeout_s=GUEST_S)
+
+
+def test_guest_that_is_to_wait_for_a_debugger_stands_still_at_its_boot(engine, spec, player):
+    waiting = msgspec.structs.replace(spec.vm_config, gdb=True)
+    machine = engine.build(msgspec.structs.replace(spec, vm_config=waiting))
+    machine.boot()
+    assert not player.hears("ready uptime=", timeout_s=SILENCE_S)
+    machine.resume()
+    player.wait_ready()
+    machine.close()
 
 
 def test_machine_can_be_paused_and_resumed_again(machine_paused):

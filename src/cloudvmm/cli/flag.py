@@ -156,12 +156,7 @@ def check_available(args: argparse.Namespace) -> None:
     """Refuse flags that would be ignored in silence; `--landlock` of a VM is `vm.create`'s to refuse.
 
     :raises FlagNotAvailable: for the first such flag.
-    :raises ParsingGdb: when `--gdb` does not parse.
-    :raises BareGdb: when it has no path.
     """
-    if args.gdb is not None:
-        _check_gdb(args.gdb)
-        raise FlagNotAvailable("gdb")
     if args.landlock and not wants_vm(args):
         raise FlagNotAvailable("landlock")
 
@@ -233,13 +228,20 @@ def parse_event_monitor(text: str) -> str | int:
     return target
 
 
-def _check_gdb(text: str) -> None:
+def parse_gdb(text: str) -> str:
+    """Return the path of the socket on which a debugger is served.
+
+    :raises ParsingGdb: when `text` does not parse.
+    :raises BareGdb: when it has no path.
+    """
     try:
         options = parse_options(text, ("path",))
     except GrammarError as error:
         raise ParsingGdb from error
-    if options.get("path") is None:
+    path = options.get("path")
+    if path is None:
         raise BareGdb
+    return path
 
 
 def check_dbus(args: argparse.Namespace) -> bool:

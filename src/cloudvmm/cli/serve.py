@@ -5,8 +5,10 @@ Reference: cli.md section 3, lifecycle.md section 17.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -85,6 +87,7 @@ class Settings(msgspec.Struct, kw_only=True):
     dbus: DbusSettings | None = None
     state_dir: str | None = None
     no_shutdown: bool = False
+    gdb_socket: str | None = None
     max_connections: int = 10
     is_upgrade: bool = False
 
@@ -136,7 +139,8 @@ def serve(settings: Settings) -> None:
     events = EventHub()
     events.subscribe(lambda event: settings.log("info", partial(log_text, event)))
     monitor = _start_monitor(settings, events)
-    vmm = _start_vmm(settings, events)
+    debuggers = _listen_for_debuggers(settings)
+    vmm = _start_vmm(settings, events, debuggers)
     signals = _listen_for_signals(settings, vmm)
     dbus: DbusServer | None = None
     server: HttpServer | None = None
@@ -164,6 +168,10 @@ def serve(settings: Settings) -> None:
         server.close(remove_socket=failure is None, deadline_s=HTTP_END_S)
     signals.close()
     vmm.close()
+    if debuggers is not None:
+        debuggers.close()
+        with contextlib.suppress(OSError):
+            os.unlink(settings.gdb_socket or "")
     if monitor is not None:
         monitor.close()
     if failure is not None:
@@ -203,13 +211,30 @@ def _start_monitor(settings: Settings, events: EventHub) -> EventMonitor | None:
     return monitor
 
 
-def _start_vmm(settings: Settings, events: EventHub) -> VmmThread:
+def _listen_for_debuggers(settings: Settings) -> socket.socket | None:
+    """Return a socket that listens, None without one. As in the reference a failure is only logged."""
+    if settings.gdb_socket is None:
+        return None
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(settings.gdb_socket)
+        listening.listen(1)
+    except OSError as error:
+        listening.close()
+        settings.log("error", f"Failed to create a Unix domain socket listener: {error}")
+        return None
+    settings.log("info", f"Waiting for a GDB connection on {settings.gdb_socket}...")
+    return listening
+
+
+def _start_vmm(settings: Settings, events: EventHub, debuggers: socket.socket | None) -> VmmThread:
     try:
         return VmmThread(
             settings.engine,
             events=events,
             state_dir=settings.state_dir,
             no_shutdown=settings.no_shutdown,
+            debugger_fd=None if debuggers is None else debuggers.fileno(),
             log=settings.log,
         )
     except OSError as error:

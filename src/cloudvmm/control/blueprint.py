@@ -85,11 +85,13 @@ def build_vm(
     state_dir: str | None,
     *,
     origin: Origin | None = None,
+    debugger_fd: int | None = None,
     warn: Warn = unheard,
 ) -> Built:
     """Blocking. Leave `stored` as it is; on failure nothing is left behind.
 
-    With `origin` the machine goes on, paused, where that one stood; devices keep ids and slots.
+    With `origin` the machine goes on, paused, where that one stood; devices keep ids and slots. Debuggers
+    are served on `debugger_fd`, which is lent.
 
     :raises VmError: as `check_config`.
     :raises CpuManager: the engine cannot give so many vCPUs.
@@ -116,7 +118,9 @@ def build_vm(
             numbering = origin.numbering
             check_numbering(numbering, device_ids(vm_config, used_ids), info)
         check_devices(vm_config)
-        machine = _build_machine(engine, vm_config, numbering, consoles, state_dir, origin=origin)
+        machine = _build_machine(
+            engine, vm_config, numbering, consoles, state_dir, origin=origin, debugger_fd=debugger_fd
+        )
     except (StateError, LinkLost, UnknownDevices, BadSlots) as error:
         raise VmRestoreFailed from _chained(MigratableRestore(), error)
     except ImageLocked as error:
@@ -183,6 +187,7 @@ def _build_machine(
     state_dir: str | None,
     *,
     origin: Origin | None,
+    debugger_fd: int | None,
 ) -> Machine:
     serial, console, debug_console = consoles.sinks()
     return engine.build(
@@ -194,6 +199,7 @@ def _build_machine(
             debug_console=debug_console,
             state_dir=state_dir,
             origin=None if origin is None else origin.source,
+            debugger_fd=debugger_fd,
             modules=() if origin is None else tuple(origin.ram.modules),
         )
     )

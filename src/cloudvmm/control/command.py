@@ -20,7 +20,7 @@ from typing import Any
 
 from cloudvmm.api import action
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import Empty
+from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of
 from cloudvmm.control.holding import Holding
@@ -98,6 +98,9 @@ class Commands:
         return DONE
 
     def vmm_shutdown(self) -> Steps:
+        vm = self._holding.vm
+        if vm is not None and vm.state is VmState.BREAK_POINT:  # from which there is no way to Shutdown
+            yield from self.power.drop_vm(vm)
         yield from self.delete()
         self._events.emit("vmm", "shutdown")
         return DONE

@@ -44,12 +44,17 @@ class Holding:
     """`on_machine` and `on_machine_gone` tell the loop which machine to watch.
 
     `cut` ends the migration that is under way, whichever way it goes; `migration` tells of the last one, and
-    `saving` of the last snapshot.
+    `saving` of the last snapshot. On `debugger_fd` each machine serves a debugger; lent.
     """
 
     def __init__(
-        self, on_machine: Callable[[Machine], None], on_machine_gone: Callable[[Machine], None]
+        self,
+        on_machine: Callable[[Machine], None],
+        on_machine_gone: Callable[[Machine], None],
+        *,
+        debugger_fd: int | None = None,
     ) -> None:
+        self.debugger_fd = debugger_fd
         self.vm_config: VmConfig | None = None
         self.consoles: Consoles | None = None
         self.vm: Vm | None = None

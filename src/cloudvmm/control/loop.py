@@ -65,13 +65,14 @@ class ControlLoop:
         journal: Journal | None,
         log: Log,
         no_shutdown: bool,
+        debugger_fd: int | None = None,
     ) -> None:
         self._events = events
         self._receiver = receiver
         self._ping = ping
         self._log = log
         self._no_shutdown = no_shutdown
-        self._holding = Holding(self._watch, self._unwatch)
+        self._holding = Holding(self._watch, self._unwatch, debugger_fd=debugger_fd)
         self._watched: base.Machine | None = None
         self._lane = Lane(self._watch_lane, self._unregister, log)
         state_dir = journal.state_dir if journal is not None else None
@@ -242,6 +243,10 @@ class ControlLoop:
                 self._from_guest(vm, "guest power-off", self._commands.power.shutdown)
             case base.PoweredOff():
                 self._runner.leave()
+            case base.DebuggerStopped():
+                self._on_debugger(vm, is_held=True)
+            case base.DebuggerContinued():
+                self._on_debugger(vm, is_held=False)
             case base.ZoneChanged(zone_id=zone_id, plugged_bytes=plugged_bytes):
                 vm.note_zone(zone_id, plugged_bytes)
                 self._tell_progress(vm.progress.follow(*vm.sized_by_zone(zone_id)))
@@ -270,6 +275,19 @@ class ControlLoop:
                 self._tell_driver(event)
             case base.Exited(reason=reason):
                 self._on_machine_exit(vm, reason)
+
+    def _on_debugger(self, vm: Vm, *, is_held: bool) -> None:
+        """A debugger has stopped the guest, or let it go on: as if that had been asked for here."""
+        vm.is_held = is_held
+        if is_held and vm.state is VmState.RUNNING:
+            self._events.emit("vm", "pausing")
+            vm.state = VmState.BREAK_POINT
+            self._events.emit("vm", "paused")
+        elif not is_held and vm.state in (VmState.BREAK_POINT, VmState.PAUSED):
+            self._events.emit("vm", "resuming")
+            vm.state = VmState.RUNNING
+            self._events.emit("vm", "resumed")
+        self._reader.look_at_bars()
 
     def _on_device_removed(self, vm: Vm, device_id: str) -> None:
         bdf = vm.drop_device(device_id)

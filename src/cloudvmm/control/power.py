@@ -181,7 +181,13 @@ class Power:
         stored, consoles = self._holding.vm_config, self._holding.consoles
         assert consoles is not None
         built: Built = yield partial(
-            build_vm, self._engine, stored, consoles, self._state_dir, warn=self._warn
+            build_vm,
+            self._engine,
+            stored,
+            consoles,
+            self._state_dir,
+            debugger_fd=self._holding.debugger_fd,
+            warn=self._warn,
         )
         self._holding.vm_config = built.vm_config
         vm = Vm(built.machine, built.numbering, built.vm_config)
@@ -193,7 +199,8 @@ class Power:
             raise refusal from refusal.__cause__
         if vm.exit_reason is not None:
             raise api_error.DeviceManager from MachineGone(vm.exit_reason)
-        vm.state = VmState.RUNNING
+        is_held = built.vm_config.gdb if vm.is_held is None else vm.is_held
+        vm.state = VmState.BREAK_POINT if is_held else VmState.RUNNING
         return DONE
 
     def _stop_vcpus(self, vm: Vm) -> Steps:

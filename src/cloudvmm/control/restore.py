@@ -106,6 +106,7 @@ class Restore:
             self._state_dir,
             record,
             source,
+            self._holding.debugger_fd,
             partial(self._log, "warn"),
         )
         self._holding.vm_config = built.vm_config
@@ -134,6 +135,7 @@ def _build(
     state_dir: str | None,
     record: VmRecord,
     source: SavedIn | ReceivedFrom,
+    debugger_fd: int | None,
     warn: Warn,
 ) -> Built:
     try:
@@ -144,7 +146,7 @@ def _build(
         origin = Origin(record.numbering(engine.info), source, record.ram)
     except EngineError as error:
         raise api_error.DeviceManager from error
-    return build_vm(engine, stored, consoles, state_dir, origin=origin, warn=warn)
+    return build_vm(engine, stored, consoles, state_dir, origin=origin, debugger_fd=debugger_fd, warn=warn)
 
 
 def _load_config(data: RestoreConfig) -> tuple[str, VmConfig, list[str]]:

@@ -18,6 +18,7 @@ class Vm:
 
     `vcpus` and `ram` are what the machine was last told, `guest_vcpus` and `guest_ram` what its guest made of
     it.
+    `is_held` is whether a debugger has stopped it, None where none has done anything yet.
     `unreported` is what its drivers did before it was told that the VM has booted.
     """
 
@@ -26,6 +27,7 @@ class Vm:
         self.numbering = numbering
         self.state = VmState.CREATED
         self.exit_reason: str | None = None
+        self.is_held: bool | None = None
         self.unreported: list[DriverChanged] = []
         self.vcpus = Vcpus(vm_config.cpus.boot_vcpus)
         self.ram = ram_of(vm_config.memory)

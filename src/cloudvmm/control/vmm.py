@@ -43,9 +43,10 @@ class VmmThread:
         events: EventHub | None = None,
         state_dir: str | None = None,
         no_shutdown: bool = False,
+        debugger_fd: int | None = None,
         log: Log = _ignore,
     ) -> None:
-        """Start the thread.
+        """Start the thread. On `debugger_fd`, a listening stream socket that is lent, debuggers are served.
 
         :raises HostError: the state folder cannot be had.
         :raises OSError: the state folder cannot be made or written.
@@ -59,6 +60,7 @@ class VmmThread:
         self.failure: VmmError | None = None
         self._engine = engine
         self._no_shutdown = no_shutdown
+        self._debugger_fd = debugger_fd
         self._log = log
         if self._journal is not None and self._journal.unfinished:
             log("warn", f"The last VMM ended during: {', '.join(self._journal.unfinished)}")
@@ -91,6 +93,7 @@ class VmmThread:
                 journal=self._journal,
                 log=self._log,
                 no_shutdown=self._no_shutdown,
+                debugger_fd=self._debugger_fd,
             )
             loop.run()
             self.failure = loop.failure

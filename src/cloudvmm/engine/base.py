@@ -273,6 +273,8 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     files, or None: then the machine leaves no file behind, however its manager ends. `origin` is where the
     guest's state comes from; without it the guest starts from its payload. `modules` are the sizes in bytes
     of the memory modules that such a guest has beside the RAM of `vm_config`, in the order of their addition.
+    On `debugger_fd`, a listening stream socket that is lent, debuggers are served from `boot` on, or once
+    the machine stands where it goes on; an engine without means for it leaves it alone.
     """
 
     vm_config: VmConfig
@@ -282,6 +284,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     debug_console: ConsoleSink
     state_dir: str | None = None
     origin: Origin | None = None
+    debugger_fd: int | None = None
     modules: tuple[int, ...] = ()
 
 
@@ -309,6 +312,14 @@ class ResetRequested(msgspec.Struct, frozen=True):
 
 class PoweredOff(msgspec.Struct, frozen=True):
     """The guest switched itself off and stands still until it is closed."""
+
+
+class DebuggerStopped(msgspec.Struct, frozen=True):
+    """A debugger has stopped the guest, which stood still by nobody else's will."""
+
+
+class DebuggerContinued(msgspec.Struct, frozen=True):
+    """A debugger lets the guest run, which stood still before by whoever's will."""
 
 
 class Exited(msgspec.Struct, frozen=True):
@@ -412,6 +423,8 @@ EngineEvent = (
     GuestPanicked
     | ResetRequested
     | PoweredOff
+    | DebuggerStopped
+    | DebuggerContinued
     | Exited
     | BalloonChanged
     | PciChanged
@@ -460,6 +473,8 @@ class Machine(Protocol):
 
     def boot(self) -> None:
         """Blocking. Have the images locked, check the payload, start the vCPUs.
+
+        With `gdb` in the configuration they stand still until `resume`, or until a debugger lets them go.
 
         :raises ImageLocked: another process holds an image.
         :raises PayloadError: kernel, firmware or initramfs is missing or invalid.

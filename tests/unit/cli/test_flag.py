@@ -21,6 +21,7 @@ from cloudvmm.cli.flag import (
     parse_api_socket,
     parse_args,
     parse_event_monitor,
+    parse_gdb,
     parse_max_connections,
     version_text,
     wants_vm,
@@ -231,7 +232,6 @@ def test_fw_cfg_config_alone_starts_no_vm():
 @pytest.mark.parametrize(
     ("argv", "flag"),
     [
-        (["--gdb", "path=/g"], "gdb"),
         (["--fw-cfg-config", "e820=on", "--landlock"], "landlock"),
     ],
 )
@@ -251,8 +251,12 @@ def test_flag_without_means_is_refused_at_the_start(argv, flag):
 )
 def test_gdb_without_a_path_is_refused_as_such(text, chain):
     with pytest.raises(FlagError) as caught:
-        check_available(parse_args(["--gdb", text]))
+        parse_gdb(text)
     assert error_chain(caught.value) == chain
+
+
+def test_gdb_has_a_path():
+    assert parse_gdb("path=/g") == "/g"
 
 
 @pytest.mark.parametrize(

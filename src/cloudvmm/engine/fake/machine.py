@@ -77,6 +77,7 @@ class FakeMachine:
         self._phase = Phase.BUILT
         self._was_booted = False
         self._was_sent = self._is_elsewhere = False
+        self._is_to_start = False
         self._is_closed = False
         self._events: list[EngineEvent] = []
         self._driven_ids = driven_ids(spec)
@@ -122,13 +123,10 @@ class FakeMachine:
         with self._lock:
             self._check("boot")
             self._was_booted = True
-            self._phase = Phase.RUNNING
-            self._console.start()
-            self._report(PciChanged())
-            for device_id in self._driven_ids:
-                self.drivers.bind(device_id)
-            self.guest.wake()
-            self._ask_configured_ram()
+            self._is_to_start = True
+            self._phase = Phase.PAUSED
+            if not self._hardware.vm_config.gdb:
+                self._let_run()
 
     def pause(self) -> None:
         self._begin("pause")
@@ -142,9 +140,8 @@ class FakeMachine:
             raise EngineError("The guest has gone on in another machine")
         with self._lock:
             self._check("resume")
-            self._phase = Phase.RUNNING
             self._console.set_awake(True)
-            self.guest.wake()
+            self._let_run()
 
     def power_button(self) -> None:
         self._press("power_button")
@@ -386,6 +383,18 @@ class FakeMachine:
         with self._lock:
             self._check(what)
             self.guest.notice(what)
+
+    def _let_run(self) -> None:
+        self._phase = Phase.RUNNING
+        if self._is_to_start:
+            self._console.start()
+            self._report(PciChanged())
+            for device_id in self._driven_ids:
+                self.drivers.bind(device_id)
+        self.guest.wake()
+        if self._is_to_start:
+            self._is_to_start = False
+            self._ask_configured_ram()
 
     def _stand_still(self, phase: Phase) -> None:
         self.guest.sleep()

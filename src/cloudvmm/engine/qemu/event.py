@@ -36,6 +36,7 @@ from cloudvmm.engine.qemu.vcpu import QUERY, Vcpus, is_refusal
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.companion import Companion
+    from cloudvmm.engine.qemu.debugger import DebugWatch
     from cloudvmm.engine.qemu.driver import DriverWatch
     from cloudvmm.engine.qemu.process import ChildProcess
     from cloudvmm.engine.qemu.qmp import QmpClient
@@ -102,6 +103,8 @@ class EventStream:
 
     `vcpus` hears how many are left after each event that may mean that one is gone.
 
+    `debugger` tells which stops of the guest, and which ends of one, are those of a debugger.
+
     `expect_end` makes the end of the process no event: somebody asked for it.
     """
 
@@ -112,11 +115,14 @@ class EventStream:
         *,
         remains_of: Callable[[str], list[Command] | None],
         vcpus: Vcpus,
+        debugger: DebugWatch | None = None,
     ) -> None:
         self._client = client
         self._process = process
         self._remains_of = remains_of
         self._vcpus = vcpus
+        self._debugger = debugger
+        self._asked_why: dict[int, int] = {}  # the number of a question why the guest stopped, to the turn
         self._counting: set[int] = set()  # the numbers of the commands that ask for the places of vCPUs
         self._helpers: dict[str, Companion] = {}
         self._leaving: dict[int, str] = {}  # the number of the last command for a device to its id
@@ -180,8 +186,7 @@ class EventStream:
             return []
         try:
             told = self._client.poll_events()
-            if any(event.name == "STOP" for event in told):
-                self._client.post("query-status")  # the event does not say why
+            let_go = [event for each in told for event in self._hear_run_state(each)]
             if any(map(self._vcpus.is_told_by, told)):
                 number = self._client.post(QUERY)
                 if number is not None:
@@ -189,13 +194,22 @@ class EventStream:
             refused = [ResizeRefused("vcpus") for event in told if self._vcpus.is_refused_by(event)]
             gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
             gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
-            return [*(event for event in map(translate, told) if event is not None), *refused, *gone]
+            return [*(event for event in map(translate, told) if event is not None), *refused, *let_go, *gone]
         except EngineError as error:
             self._reading = False
             self._epoll.unregister(self._client)
             if not isinstance(error, MachineGone):
                 self._process.kill()  # it speaks no QMP: a QEMU that cannot be watched must not go on
             return []
+
+    def _hear_run_state(self, event: Event) -> list[EngineEvent]:
+        if event.name == "STOP":
+            number = self._client.post("query-status")  # the event does not say why
+            if number is not None and self._debugger is not None:
+                self._asked_why[number] = self._debugger.turn
+        elif event.name == "RESUME" and self._debugger is not None:
+            return self._debugger.hear_resume()
+        return []
 
     def _tell_helpless(self, device_ids: list[str], told: list[EngineEvent]) -> list[EngineEvent]:
         """Tell whose helpers ended, unless the device goes, or QEMU does: then they end as they should."""
@@ -230,8 +244,11 @@ class EventStream:
         if answer.command_id in self._counting:
             self._counting.discard(answer.command_id)
             return [*self._vcpus.judge(answer.value)] if isinstance(answer, Reply) else []
+        turn = self._asked_why.pop(answer.command_id, None) if answer.command_id is not None else None
         if isinstance(answer, Reply):
             self._judge(answer.value)
+            if turn is not None and self._debugger is not None:
+                return self._debugger.judge_stop(answer.value["status"], turn)
         return []
 
     def _judge(self, answer: Any) -> None:

@@ -7,6 +7,7 @@ so neither waits for the other. Starting QEMU is `launch.py`.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ from cloudvmm.engine.qemu.counter import (
     net_counters,
     statistics_question,
 )
+from cloudvmm.engine.qemu.debugger import DebugWatch, serve_debugger
 from cloudvmm.engine.qemu.device import balloon_target_bytes, statistics_source
 from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
@@ -132,9 +134,18 @@ class QemuMachine:
             cpu=cpu_model(spec.vm_config.cpus, facts),
             has_ivshmem=spec.vm_config.ivshmem is not None,
         )
+        self._debugger_fd = None if spec.debugger_fd is None else os.dup(spec.debugger_fd)
+        if self._debugger_fd is not None:
+            undo.callback(os.close, self._debugger_fd)
+        self._debugger = DebugWatch()
+        self._waits_for_debugger = spec.vm_config.gdb
         self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
         self._stream = EventStream(
-            monitors.events, process, remains_of=self._hotplug.remains_of, vcpus=self._vcpus
+            monitors.events,
+            process,
+            remains_of=self._hotplug.remains_of,
+            vcpus=self._vcpus,
+            debugger=None if self._debugger_fd is None else self._debugger,
         )
         self._bursts = BurstWatch(monitors.reader, spec.vm_config)
         self._drivers = DriverWatch(
@@ -211,11 +222,15 @@ class QemuMachine:
         with self._end_explained():
             if self._balloon_target_bytes is not None:
                 self._monitors.control.execute("balloon", {"value": self._balloon_target_bytes})
-            self._monitors.control.execute("cont")
+            if not self._waits_for_debugger:
+                self._let_run()
+            self._serve_debugger()
         self._was_booted = True
         self._drivers.run()
 
     def pause(self) -> None:
+        self._debugger.want(is_to_run=False)
+        self._saver.note_run()  # it has, if by a debugger's will
         with self._end_explained():
             self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
         self._drivers.rest()
@@ -228,7 +243,7 @@ class QemuMachine:
             self._resources.lock_images()
             self._is_unlocked = False
         with self._end_explained():
-            self._monitors.control.execute("cont")
+            self._let_run()
         self._saver.note_run()
         self._hotplug.sweep()
         self._drivers.run()
@@ -316,11 +331,12 @@ class QemuMachine:
         self._check_booted()
         self._check_savable()
         with self._end_explained():
-            if self._monitors.control.execute("query-status")["running"]:
-                raise EngineError("The guest runs: its state cannot be saved")
+            self._check_still()
 
             def tell(saved: Saved) -> None:
                 self._check_alive()
+                if saved.bytes == saved.total_bytes:
+                    self._check_still()  # a debugger may have let it go on meanwhile
                 on_saved(saved)
 
             self._saver.save(folder, tell)
@@ -352,6 +368,7 @@ class QemuMachine:
                 load_state(self._monitors.control, origin, self._facts, ram_bytes=self._ram_bytes)
         except MachineGone as error:
             raise NotRestorable("QEMU could not go on from the state") from error
+        self._serve_debugger()
         self._was_restored = self._was_booted = True
 
     def send(self, target: SentTo) -> float:
@@ -361,6 +378,7 @@ class QemuMachine:
         if target.is_postcopy:
             return self._send_early(target)
         memories = self._saver.memories_apart()
+        self._debugger.want(is_to_run=False)  # from here on QEMU stops it
         is_sent = False
         with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
             try:
@@ -398,6 +416,7 @@ class QemuMachine:
             with contextlib.closing(self._carrier(source)) as carrier:
                 is_ram_apart = any(memory.is_adopted for memory in self._resources.memories.values())
                 carrier.receive(source, is_ram_apart=is_ram_apart, lock=self._resources.lock_images)
+        self._serve_debugger()
         self._was_restored = self._was_booted = True
 
     def transfer_rest(self, link_fd: int | None = None) -> None:
@@ -437,6 +456,14 @@ class QemuMachine:
         self._monitors.control.abort()
         self._monitors.reader.abort()
 
+    def _let_run(self) -> None:
+        self._debugger.want(is_to_run=True)
+        self._monitors.control.execute("cont")
+
+    def _serve_debugger(self) -> None:
+        if self._debugger_fd is not None:
+            serve_debugger(self._monitors.control, self._debugger_fd)
+
     def _watch_helper(self, backing: Backing) -> None:
         if isinstance(backing, ServedBacking) and backing.companion is not None:
             self._stream.watch_helper(backing.device_id, backing.companion)
@@ -462,6 +489,7 @@ class QemuMachine:
     def _send_early(self, target: SentTo) -> float:
         """Send as much as the other machine needs to run; the rest goes on by itself."""
         carrier = self._postcopy_carrier(is_sender=True)
+        self._debugger.want(is_to_run=False)
         with self._end_explained():
             try:
                 return carrier.send(target, stop=self._stand_still, unlock=self._unlock_images)
@@ -506,6 +534,10 @@ class QemuMachine:
     def _check_alive(self) -> None:
         if self._killed or self._process.has_ended():
             raise MachineGone("QEMU ended")
+
+    def _check_still(self) -> None:
+        if self._monitors.control.execute("query-status")["running"]:
+            raise EngineError("The guest runs: its state cannot be saved")
 
     def _check_savable(self) -> None:
         for backing in self._resources.backings.values():

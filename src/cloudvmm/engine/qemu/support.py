@@ -25,7 +25,6 @@ def _missing(vm: VmConfig) -> Iterator[str]:
     absent: dict[str, object] = {
         "pvmemcontrol": vm.pvmemcontrol,
         "the virtio RTC": vm.rtc,
-        "the debugger stub": vm.gdb,
         "TDX guests": vm.platform and vm.platform.tdx,
         "SEV-SNP guests": vm.platform and vm.platform.sev_snp,
     }

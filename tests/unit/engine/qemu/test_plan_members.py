@@ -31,7 +31,10 @@ REFUSED_AS_A_WHOLE: Final = "the engine refuses whatever has such a struct"
 REFUSED_BY_A_RULE: Final = "a rule of the configuration refuses it, so that no engine sees it"
 # What no argument and no command is made of, and why.
 EXCEPTIONS: Final[dict[type[msgspec.Struct], dict[str, str]]] = {
-    VmConfig: dict.fromkeys(("landlock_enable", "landlock_rules"), "control refuses it"),
+    VmConfig: {
+        **dict.fromkeys(("landlock_enable", "landlock_rules"), "control refuses it"),
+        "gdb": "the guest is not let go at its boot",
+    },
     LandlockConfig: dict.fromkeys(("path", "access"), REFUSED_AS_A_WHOLE),
     CpusConfig: {
         "core_scheduling": "set for the threads: test_vcpu.py",
