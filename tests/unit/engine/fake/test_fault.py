@@ -32,6 +32,7 @@ CALLS = {
     "save": lambda machine: machine.save("/nonexistent"),
     "send": lambda machine: machine.send(SentTo(link_fd=-1)),
     "transfer_rest": lambda machine: machine.transfer_rest(),
+    "fork": lambda machine: machine.fork({}),
     "close": lambda machine: machine.close(),
 }
 CHANGES = {
@@ -51,6 +52,7 @@ BEFORE = {
     "save": ["boot", "pause"],
     "send": ["boot", "pause"],
     "transfer_rest": ["boot"],
+    "fork": ["boot"],
     **{change: ["boot"] for change in CHANGES},
 }
 
