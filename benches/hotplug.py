@@ -58,9 +58,12 @@ class Waiter(threading.Thread):
 
 
 @contextlib.contextmanager
-def booted_guest(vmm: Vmm, folder: str, config: dict[str, Any]) -> Iterator[GuestShell]:
-    """Boot a VM of `config`, whose console is the shell's."""
-    config = config | {"serial": {"mode": "Null"}, "console": {"mode": "Pty"}}
+def booted_guest(
+    vmm: Vmm, folder: str, config: dict[str, Any], *, serial: str | None = None
+) -> Iterator[GuestShell]:
+    """Boot a VM of `config`: its console is the shell's, its serial port writes to the file `serial`."""
+    port = {"mode": "Null"} if serial is None else {"mode": "File", "file": serial}
+    config = config | {"serial": port, "console": {"mode": "Pty"}}
     vmm.put("vm.create", config)
     path = vmm.get("vm.info")["config"]["console"]["file"]
     fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)

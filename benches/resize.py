@@ -1,8 +1,8 @@
 """How long a resize takes until the guest sees it: the server beside the same QEMU driven by raw QMP.
 
 Two guests run, one of the server and one of a QEMU by hand (`by_hand.py`), and take turns. Each gets a vCPU,
-then 128 MiB of RAM by virtio-mem. The guest waits for either in a loop that looks every few milliseconds,
-which is in both numbers; so is the way of its word to us.
+then 128 MiB of RAM by virtio-mem. The guest looks for either every few milliseconds, from before it is asked
+for, and writes a word to its serial port when it is there: QEMU writes that to a file, for both alike.
 
     python benches/resize.py [--runs N] [--json FILE]
 """
@@ -10,6 +10,7 @@ which is in both numbers; so is the way of its word to us.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import tempfile
 import time
@@ -23,15 +24,20 @@ from boot import qemu_of
 from cloudvmm.guest.shell import GuestShell
 from guest import RAM_BYTES, bench_config, engine_flags
 from harness import Report, Series, bench_parser, paired_ratio, ratio
-from hotplug import READY_TIMEOUT_S, TIMEOUT_S, booted_guest, timed
+from hotplug import READY_TIMEOUT_S, TIMEOUT_S, Waiter, booted_guest
 from support.vmm import Vmm
 
 RATIO_LIMIT = 1.1
 MIB = 1 << 20
 BLOCK_MIB = 128
-WAIT_FOR_VCPU = "until test -e /sys/devices/system/cpu/cpu{number}; do usleep 3000; done"
-TOTAL = "awk '/MemTotal/{print $2}' /proc/meminfo"
-WAIT_FOR_MEMORY = f"until test $({TOTAL}) -ge KIB; do usleep 3000; done"
+WATCH_EVERY_S = 0.0003
+OURS, THEIRS = "serial.ours", "serial.theirs"
+LOOKING, SEEN = b"looking", b"seen"
+# Without programs of their own: to start one takes an emulated guest longer than what is measured.
+HAS_VCPU = "test -e /sys/devices/system/cpu/cpu{number}"
+TOTAL = "read name kib unit </proc/meminfo"
+HAS_MEMORY = TOTAL + " && test $kib -ge {kib}"
+LOOK = "echo looking >/dev/ttyS0; until {condition}; do usleep 3000; done; echo seen >/dev/ttyS0"
 
 
 class Turns:
@@ -49,25 +55,52 @@ class Side:
     """One of the two guests, and how it is asked."""
 
     def __init__(
-        self, shell: GuestShell, add_vcpu: Callable[[int], object], set_plugged: Callable[[int], object]
+        self,
+        shell: GuestShell,
+        serial: Path,
+        add_vcpu: Callable[[int], object],
+        set_plugged: Callable[[int], object],
     ) -> None:
         self._shell = shell
+        self._serial = serial
         self._add_vcpu = add_vcpu
         self._set_plugged = set_plugged
-        status, output = shell.run(TOTAL, timeout_s=TIMEOUT_S)
+        status, output = shell.run(f"{TOTAL}; echo $kib", timeout_s=TIMEOUT_S)
         if status != 0:
             raise SystemExit("The guest does not tell its memory")
         self._boot_kib = int(output)
 
     def add_vcpu(self, number: int) -> tuple[float, float]:
         """Return the milliseconds to the answer, and until the guest sees vCPU `number`."""
-        return timed(self._shell, WAIT_FOR_VCPU.format(number=number), lambda: self._add_vcpu(number))
+        return self._timed(HAS_VCPU.format(number=number), lambda: self._add_vcpu(number))
 
     def add_memory(self, blocks: int) -> float:
         """Return the milliseconds until the guest has all of so many `blocks`."""
         plugged = blocks * BLOCK_MIB
-        script = WAIT_FOR_MEMORY.replace("KIB", str(self._boot_kib + plugged * 1024))
-        return timed(self._shell, script, lambda: self._set_plugged(plugged * MIB))[1]
+        condition = HAS_MEMORY.format(kib=self._boot_kib + plugged * 1024)
+        return self._timed(condition, lambda: self._set_plugged(plugged * MIB))[1]
+
+    def _timed(self, condition: str, call: Callable[[], object]) -> tuple[float, float]:
+        """Do `call` while the guest looks for `condition`; return the milliseconds to the end of each."""
+        said = self._serial.stat().st_size
+        waiter = Waiter(self._shell, LOOK.format(condition=condition))
+        waiter.start()
+        self._wait_word(LOOKING, said)
+        started_s = time.monotonic()
+        call()
+        answered_s = time.monotonic()
+        self._wait_word(SEEN, said)
+        seen_s = time.monotonic()
+        waiter.join()
+        return (answered_s - started_s) * 1000, (seen_s - started_s) * 1000
+
+    def _wait_word(self, word: bytes, after: int) -> None:
+        deadline = time.monotonic() + TIMEOUT_S
+        with self._serial.open("rb") as file:
+            while word not in os.pread(file.fileno(), 4096, after):
+                if time.monotonic() > deadline:
+                    raise SystemExit("The guest did not see what was waited for")
+                time.sleep(WATCH_EVERY_S)
 
 
 def config(folder: str, runs: int) -> dict[str, Any]:
@@ -82,16 +115,17 @@ def config(folder: str, runs: int) -> dict[str, Any]:
     return changed
 
 
-def server_side(vmm: Vmm, shell: GuestShell) -> Side:
+def server_side(vmm: Vmm, shell: GuestShell, serial: Path) -> Side:
     return Side(
         shell,
+        serial,
         lambda number: vmm.put("vm.resize", {"desired_vcpus": number + 1}),
         lambda plugged: vmm.put("vm.resize", {"desired_ram": RAM_BYTES + plugged}),
     )
 
 
 @contextlib.contextmanager
-def side_by_hand(command: by_hand.HandCommand, folder: str) -> Iterator[Side]:
+def side_by_hand(command: by_hand.HandCommand, folder: str, serial: Path) -> Iterator[Side]:
     process = by_hand.start(command.argv)
     try:
         monitor = by_hand.Monitor(command, process)
@@ -113,7 +147,7 @@ def side_by_hand(command: by_hand.HandCommand, folder: str) -> Iterator[Side]:
             def set_plugged(plugged: int) -> None:
                 monitor.execute("qom-set", {"path": path, "property": "requested-size", "value": plugged})
 
-            yield Side(shell, add_vcpu, set_plugged)
+            yield Side(shell, serial, add_vcpu, set_plugged)
     finally:
         by_hand.end(process)
 
@@ -132,11 +166,12 @@ def measure(runs: int) -> Turns:
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(folder, engine_flags("qemu")) as (server, vmm),
-        booted_guest(vmm, folder, config(folder, runs)) as shell,
+        booted_guest(vmm, folder, config(folder, runs), serial=os.path.join(folder, OURS)) as shell,
     ):
-        command = by_hand.command_of(qemu_of(server.pid), folder, renamed={})
-        with side_by_hand(command, folder) as theirs:
-            ours = server_side(vmm, shell)
+        renamed = {os.path.join(folder, OURS): os.path.join(folder, THEIRS)}
+        command = by_hand.command_of(qemu_of(server.pid), folder, renamed=renamed)
+        with side_by_hand(command, folder, Path(folder, THEIRS)) as theirs:
+            ours = server_side(vmm, shell, Path(folder, OURS))
             take_turn(ours, theirs, 1, Turns())  # not counted: what is rare is imported now
             for number in range(2, runs + 2):
                 take_turn(ours, theirs, number, turns)
