@@ -150,3 +150,25 @@ def test_guest_runs_on_where_its_receiver_dies_or_refuses(tmp_path: Path) -> Non
             finish()
             target.open_shell()
             assert target.run("head -c 5 /dev/vda") == "still"
+
+
+@pytest.mark.long
+def test_memory_in_a_file_that_the_source_has_is_left_alone(tmp_path: Path) -> None:
+    """On one host the destination would empty the file that the guest runs on."""
+    path, file = tmp_path / "socket", make_image(tmp_path / "ram", 256 * MIB)
+    zones = [{"id": "z", "size": 256 * MIB, "file": str(file), "shared": True}]
+    config = vm_config(memory={"size": 0, "zones": zones})
+    with booting(tmp_path / "first", config) as source, serving(tmp_path / "second") as target:
+        source.run("head -c 40m /dev/urandom >/tmp/filled; md5sum </tmp/filled >/tmp/sum")
+        finish = receiving(target, path)
+        send(source, path)
+        with pytest.raises(AssertionError, match="is the memory of another VM"):
+            finish()
+        source.events.wait("vm/migration-failed", timeout_s=GUEST_S)
+        assert source.run("md5sum </tmp/filled") == source.run("cat /tmp/sum")
+
+        finish = receiving(target, path)
+        send(source, path, local=True)
+        finish()
+        target.open_shell()
+        assert target.run("md5sum </tmp/filled") == target.run("cat /tmp/sum")

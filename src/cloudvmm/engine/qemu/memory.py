@@ -16,6 +16,7 @@ from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig,
 from cloudvmm.engine.base import DeviceError, RamError
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.parts import Parts, Properties
+from cloudvmm.host.lock import LockConflict, LockError, lock_file
 
 RAM_ID: Final = "ram0"
 HOTPLUG_SLOTS: Final = 8
@@ -60,6 +61,11 @@ class TooFewHugepages(RamNotAvailable):
 class RamFileTooShort(RamNotAvailable):
     def __init__(self, path: str, size: int) -> None:
         super().__init__(f"The file {path} behind guest memory is shorter than {size} bytes")
+
+
+class RamFileTaken(RamNotAvailable):
+    def __init__(self, path: str) -> None:
+        super().__init__(f"The file {path} is the memory of another VM")
 
 
 class NoRoomForMemory(DeviceError):
@@ -249,11 +255,23 @@ def _open_file(path: str, ram: Ram) -> int:
         os.close(fd)
         raise RamFileTooShort(path, ram.size)
     if ram.shared:
+        _lock(fd, path)
         with contextlib.suppress(OSError):
             size = os.fstat(fd).st_size
             os.ftruncate(fd, 0)
             os.ftruncate(fd, size)
     return fd
+
+
+def _lock(fd: int, path: str) -> None:
+    """Take the file for as long as this opening of it lives, as QEMU's does; close `fd` where it is taken."""
+    try:
+        lock_file(fd, path=path, write=True)
+    except LockConflict as error:
+        os.close(fd)
+        raise RamFileTaken(path) from error
+    except LockError:
+        pass  # its file system knows no locks
 
 
 def _check_hugepages(size: int, page_bytes: int) -> None:

@@ -11,6 +11,7 @@ from cloudvmm.engine.qemu import memory
 from cloudvmm.engine.qemu.memory import (
     Ram,
     RamBacking,
+    RamFileTaken,
     RamNotAvailable,
     TooFewHugepages,
     memory_parts,
@@ -103,3 +104,24 @@ def test_file_that_is_not_shared_is_mapped_for_reading_where_qemu_can(members, s
     backing = RamBacking(device_id="z", ram=msgspec.structs.replace(ram(MIB), **members), fd=9)
     (backend,) = memory_parts(backing, vcpus=1, spares_files=spares_files).objects
     assert (backend.get("readonly"), backend.get("rom")) == ((True, "off") if is_read_alone else (None, None))
+
+
+def test_file_that_is_the_memory_of_another_vm_is_left_alone(tmp_path):
+    file = tmp_path / "ram"
+    file.write_bytes(bytes(MIB))
+    shared = msgspec.structs.replace(ram(MIB), hugepages=False, file=str(file), shared=True)
+    fd = open_ram(shared)
+    assert fd is not None
+    os.pwrite(fd, b"what the guest wrote", 0)
+    before = os.listdir("/proc/self/fd")
+
+    with pytest.raises(RamFileTaken):
+        open_ram(shared)
+
+    assert os.listdir("/proc/self/fd") == before
+    assert os.pread(fd, 8, 0) == b"what the"
+    os.close(fd)
+    again = open_ram(shared)
+    assert again is not None
+    assert os.pread(again, 8, 0) == bytes(8)
+    os.close(again)
