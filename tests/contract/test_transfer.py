@@ -131,6 +131,27 @@ def test_saving_that_is_called_off_leaves_nothing_and_can_be_done_again(
     machine.close()
 
 
+def test_disks_go_on_in_new_images_after_the_guest_was_saved(machine_paused, disk, folder, tmp_path):
+    overlay = tmp_path / "overlay.qcow2"
+    machine_paused.save(str(folder))
+    assert machine_paused.frozen_disks(["_disk0"])["_disk0"].path == str(disk)
+    machine_paused.freeze_disks({"_disk0": str(overlay)})
+    assert overlay.read_bytes()[:4] == b"QFI\xfb"
+    assert machine_paused.frozen_disks(["_disk0"])["_disk0"].path == str(overlay)
+    machine_paused.resume()
+
+
+def test_disks_that_cannot_all_go_on_in_new_images_stay(machine_paused, disk, tmp_path):
+    overlay, taken = tmp_path / "overlay.qcow2", tmp_path / "taken"
+    taken.touch()
+    for overlays in ({"_disk0": str(overlay), "_disk7": str(overlay)}, {"_disk0": str(taken)}):
+        with pytest.raises(DeviceError):
+            machine_paused.freeze_disks(overlays)
+    assert not overlay.exists()
+    assert machine_paused.frozen_disks(["_disk0"])["_disk0"].path == str(disk)
+    machine_paused.resume()
+
+
 def test_machine_goes_on_from_what_was_saved(engine, spec, machine_running, player, folder):
     player.wait_ready()
     machine_running.pause()

@@ -196,6 +196,57 @@ def test_state_of_another_machine_is_refused(tmp_path: Path) -> None:
         vm.vmm.put("vm.create", vm_config())
 
 
+def test_disks_of_a_snapshot_stay_as_they_are_whoever_goes_on(tmp_path: Path) -> None:
+    """The VM itself and two that were restored write side by side, and none sees the others."""
+    raw, limited, folder = make_image(tmp_path / "raw", 4 * MIB), tmp_path / "limited", tmp_path / "snapshot"
+    make_image(limited, 4 * MIB)
+    folder.mkdir()
+    limit = {"bandwidth": {"size": 64 * MIB, "refill_time": 100}}
+    disks = [
+        {"id": "d", "path": str(raw), "image_type": "Raw"},
+        {"id": "e/1", "path": str(limited), "image_type": "Raw", "rate_limiter_config": limit},
+    ]
+    with booting(tmp_path / "run", vm_config(disks=disks)) as vm:
+        for name in ("vda", "vdb"):
+            write(vm, name, "before")
+        body = {"destination_url": f"file://{folder}", "overlay_directory": str(tmp_path)}
+        vm.vmm.put("vm.pause")
+        vm.vmm.put("vm.snapshot", body, expect=204)
+        paths = [disk["path"] for disk in vm.config()["disks"]]
+        assert paths == [f"{tmp_path}/disk0-0.qcow2", f"{tmp_path}/disk1-0.qcow2"]
+        frozen = raw.read_bytes(), limited.read_bytes()
+        vm.vmm.put("vm.resume")
+        for name in ("vda", "vdb"):
+            write(vm, name, "first")
+        source = {"source_url": f"file://{folder}"}
+        overlays = {**source, "overlay_directory": str(tmp_path)}
+        with serving(tmp_path / "second") as second, serving(tmp_path / "third") as third:
+            (*_, last) = second.vmm.put("vm.restore", source, expect=500)
+            assert last.startswith(
+                "The snapshot stands on images that must stay as they are, of the disks d, e/1"
+            )
+            for restored in (second, third):
+                restored.vmm.put("vm.restore", overlays, expect=204)
+                restored.open_shell()
+                restored.vmm.put("vm.resume", expect=204)
+                assert [read(restored, name) for name in ("vda", "vdb")] == ["before", "before"]
+                write(restored, "vda", "other")
+        assert [read(vm, name) for name in ("vda", "vdb")] == ["first", "first"]
+        vm.vmm.put("vm.reboot", expect=204)
+        vm.wait_ready()
+        assert [read(vm, name) for name in ("vda", "vdb")] == ["first", "first"]
+    assert (raw.read_bytes(), limited.read_bytes()) == frozen
+
+
+def write(vm: Booted, name: str, word: str) -> None:
+    vm.run(f"echo {word} | dd of=/dev/{name} bs=512 conv=sync,fsync")
+
+
+def read(vm: Booted, name: str) -> str:
+    vm.run("echo 3 >/proc/sys/vm/drop_caches")
+    return vm.run(f"head -n 1 /dev/{name}")
+
+
 @SAMPLED
 def test_paused_guest_is_saved_twice_and_changes_meanwhile(tmp_path: Path, version: str) -> None:
     """QEMU gives the state of a guest that stands still once, and has the images inactive afterwards."""

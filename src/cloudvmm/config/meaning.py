@@ -279,7 +279,11 @@ MEANING: Final[dict[str, dict[str, str]]] = {
     "VmResizeDiskData": {"id": "The disk", "desired_size": "Bytes"},
     "VmResizeZoneData": {"id": "The zone", "desired_ram": "Bytes"},
     "VmRemoveDeviceData": {"id": "The device"},
-    "VmSnapshotConfig": {"destination_url": "`file://` and an existing folder"},
+    "VmSnapshotConfig": {
+        "destination_url": "`file://` and an existing folder",
+        "overlay_directory": "An existing folder: the images of all disks that the guest can write stay as"
+        " they are from now on, as a part of the snapshot, and the VM goes on in new ones there",
+    },
     "VmCoredumpData": {"destination_url": "`file://` and a file that does not exist yet"},
     "RestoredNetConfig": {
         "id": "The network device",
@@ -298,6 +302,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "resume": "Let the VM run; else it stays paused",
         "zone_updates": "Memory zones that move to another host node",
         "overrides": "What is other than in `config.json`, in its form; devices by their `id`",
+        "overlay_directory": "An existing folder for new images, where the snapshot was taken with its disks",
     },
     "VmReceiveMigrationData": {
         "receiver_url": "`tcp:HOST:PORT` or `unix:PATH` to listen on",

@@ -43,7 +43,10 @@ class VmRemoveDeviceData(msgspec.Struct, kw_only=True):
 
 
 class VmSnapshotConfig(msgspec.Struct, kw_only=True):
+    """`overlay_directory` is beyond the reference, and left out where it is unset."""
+
     destination_url: str
+    overlay_directory: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class VmCoredumpData(msgspec.Struct, kw_only=True):
@@ -76,7 +79,10 @@ class MemoryZoneUpdate(msgspec.Struct, kw_only=True):
 
 
 class RestoreConfig(msgspec.Struct, kw_only=True):
-    """`overrides` is beyond the reference, and left out where it is unset: see `config/override.py`."""
+    """`overrides` and `overlay_directory` are beyond the reference, and left out where they are unset.
+
+    The former are what `config/override.py` says.
+    """
 
     source_url: str
     prefault: bool = False
@@ -87,6 +93,7 @@ class RestoreConfig(msgspec.Struct, kw_only=True):
     resume: bool = False
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
     overrides: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    overlay_directory: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class MigrationMemoryMode(enum.Enum):

@@ -73,9 +73,7 @@ class Latecomers:
             action.VmResize: _steps(resize, lambda late, data: late.resize(data)),
             action.VmResizeZone: _steps(resize, lambda late, data: late.resize_zone(data)),
             action.VmResizeDisk: _steps(resize, lambda late, data: late.resize_disk(data)),
-            action.VmSnapshot: _steps(
-                self._load_snapshot, lambda late, data: late.snapshot(data.destination_url)
-            ),
+            action.VmSnapshot: _steps(self._load_snapshot, lambda late, data: late.snapshot(data)),
             action.VmRestore: _steps(self._load_restore, lambda late, data: late.restore(data)),
             action.VmReceiveMigration: _steps(self._load_receive, lambda late, data: late.receive(data)),
             action.VmSendMigration: _steps(self._load_send, lambda late, data: late.send(data)),

@@ -26,13 +26,20 @@ from cloudvmm.control.console import Consoles
 from cloudvmm.control.descriptor import descriptors_of, forget
 from cloudvmm.control.error import BadRecord, OtherVcpus
 from cloudvmm.control.holding import Holding
+from cloudvmm.control.overlay import (
+    FrozenDisksNeedOverlays,
+    NoOverlayDirectory,
+    make_overlays,
+    on_overlays,
+    remove_overlays,
+)
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import VmRecord, decode_record
 from cloudvmm.control.replacement import replace_net_fds, replace_vfio_fds
 from cloudvmm.control.snapshot import folder_of
 from cloudvmm.control.vm import Vm
-from cloudvmm.control.worker import Steps
-from cloudvmm.engine.base import Engine, EngineError, MachineGone, ReceivedFrom, SavedIn
+from cloudvmm.control.worker import Cleanup, Steps
+from cloudvmm.engine.base import Engine, EngineError, FrozenDisk, MachineGone, ReceivedFrom, SavedIn
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 from cloudvmm.snapshot.error import OtherEngine, SnapshotError, SnapshotFileError
@@ -76,7 +83,10 @@ class Restore:
         folder, vm_config, unused = yield partial(_load_config, data)
         if unused:
             self._log("warn", "Ignoring unused 'net_fds' for VM restore.")
-        record: VmRecord = yield partial(_load_record, folder, self._engine)
+        record: VmRecord
+        record, frozen = yield partial(_load_record, folder, self._engine)
+        overlays: dict[str, str] = yield partial(_make_overlays, vm_config, frozen, data)
+        vm_config = on_overlays(vm_config, overlays)
         try:
             self._holding.vm_config = vm_config
             forget(data, descriptors_of(vm_config))
@@ -85,7 +95,10 @@ class Restore:
             if data.resume:
                 yield from self._power.resume()
         except Exception:
-            yield from self._delete()
+            try:
+                yield from self._delete()
+            finally:
+                yield Cleanup(partial(remove_overlays, overlays))
             raise
         return Empty()
 
@@ -185,14 +198,21 @@ def _read_config(folder: str, overrides: dict[str, Any] | msgspec.UnsetType) -> 
         raise api_error.MigratableReceive from _caused(ConfigNotRead(), error)
 
 
-def _load_record(folder: str, engine: Engine) -> VmRecord:
+def _make_overlays(vm_config: VmConfig, frozen: dict[str, FrozenDisk], data: RestoreConfig) -> dict[str, str]:
+    try:
+        return make_overlays(vm_config, frozen, data.overlay_directory)
+    except (FrozenDisksNeedOverlays, NoOverlayDirectory, EngineError) as error:
+        raise api_error.VmRestoreFailed from _caused(api_error.MigratableRestore(), error)
+
+
+def _load_record(folder: str, engine: Engine) -> tuple[VmRecord, dict[str, FrozenDisk]]:
     try:
         state = _read_state(folder)
         name = engine.info.name
         if state.engine.name != name:
             raise OtherEngine(state.engine.name, name)
         check_files(folder, state.files)
-        return decode_record(state.vm)
+        return decode_record(state.vm), state.frozen_disks
     except (SnapshotError, BadRecord, EngineError) as error:
         raise api_error.VmRestoreFailed from _caused(api_error.MigratableReceive(), error)
 

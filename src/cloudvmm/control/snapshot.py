@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -11,13 +12,15 @@ from cloudvmm import __version__
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import DeviceTree, Empty, SnapshotPhase, VmState
 from cloudvmm.config import form
+from cloudvmm.config.operation import VmSnapshotConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.holding import Holding
+from cloudvmm.control.overlay import NoOverlayDirectory, free_paths, on_overlays, written_disks
 from cloudvmm.control.record import encode_record
 from cloudvmm.control.saving import Saving
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Steps
-from cloudvmm.engine.base import Engine, EngineError
+from cloudvmm.engine.base import Engine, EngineError, FrozenDisk, Machine
 from cloudvmm.events.hub import EventHub
 from cloudvmm.snapshot.draft import Draft
 from cloudvmm.snapshot.error import SnapshotError
@@ -35,7 +38,7 @@ class Snapshot:
         self._events = events
         self._holding = holding
 
-    def snapshot(self, destination_url: str) -> Steps:
+    def snapshot(self, data: VmSnapshotConfig) -> Steps:
         vm = self._holding.running_vm()
         vm_config = self._holding.created_config()
         self._events.emit("vm", "snapshotting")
@@ -47,39 +50,59 @@ class Snapshot:
         self._holding.saving = saving = Saving()
         is_done = False
         try:
-            yield from self._write(vm, vm_config, destination_url, saving)
+            yield from self._write(vm, vm_config, data, saving)
             is_done = True
         finally:
             saving.end(is_done=is_done)
         return Empty()
 
-    def _write(self, vm: Vm, vm_config: VmConfig, destination_url: str, saving: Saving) -> Steps:
+    def _write(self, vm: Vm, vm_config: VmConfig, data: VmSnapshotConfig, saving: Saving) -> Steps:
         try:
-            draft: Draft = yield partial(_begin, destination_url)
+            draft: Draft = yield partial(_begin, data.destination_url)
         except api_error.MigratableSend as error:
             raise api_error.VmSnapshotSendFailed from error
+        disks = _Disks(vm.machine)
         try:
-            yield from self._save(vm, draft, saving)
-            self._events.emit("vm", "snapshotted")
-            describe = partial(_describe, self._engine, encode_record(vm), vm.tree)
-            config = form.encode(vm_config)
             try:
-                yield partial(_publish, draft, config, describe)
+                yield partial(disks.look_at, vm_config, data.overlay_directory)
+                yield partial(vm.machine.save, draft.folder, saving.note_saved)
+                saving.enter(SnapshotPhase.COMPLETING)
+                self._events.emit("vm", "snapshotted")
+                describe = partial(_describe, self._engine, encode_record(vm), vm.tree, disks.frozen)
+                yield partial(_publish, draft, form.encode(vm_config), describe, disks.freeze)
             except api_error.MigratableSend as error:
                 raise api_error.VmSnapshotSendFailed from error
+            except (EngineError, NoOverlayDirectory, api_error.SnapshotCancelled) as error:
+                failure = api_error.MigratableSnapshot()
+                failure.__cause__ = error
+                raise api_error.VmSnapshotFailed from failure
         finally:
+            if disks.are_frozen:  # whatever became of the snapshot
+                self._holding.vm_config = on_overlays(vm_config, disks.overlays)
             yield Cleanup(draft.discard)
         return Empty()
 
-    def _save(self, vm: Vm, draft: Draft, saving: Saving) -> Steps:
-        try:
-            yield partial(vm.machine.save, draft.folder, saving.note_saved)
-            saving.enter(SnapshotPhase.COMPLETING)
-        except (EngineError, api_error.SnapshotCancelled) as error:
-            failure = api_error.MigratableSnapshot()
-            failure.__cause__ = error
-            raise api_error.VmSnapshotFailed from failure
-        return Empty()
+
+class _Disks:
+    """Those that are to be a part of the snapshot, if they are. Both methods block."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.frozen: dict[str, FrozenDisk] = {}
+        self.overlays: dict[str, str] = {}
+        self.are_frozen = False
+        self._machine = machine
+
+    def look_at(self, vm_config: VmConfig, directory: str | msgspec.UnsetType) -> None:
+        """Find out what there is to freeze, and where the VM is to go on."""
+        if directory is not msgspec.UNSET:
+            disk_ids = [disk.id or "" for disk in written_disks(vm_config)]
+            self.overlays = free_paths(directory, disk_ids)
+            self.frozen = self._machine.frozen_disks(disk_ids)
+
+    def freeze(self) -> None:
+        if self.overlays:
+            self._machine.freeze_disks(self.overlays)
+            self.are_frozen = True
 
 
 def folder_of(url: str) -> str:
@@ -110,15 +133,21 @@ def _begin(destination_url: str) -> Draft:
         raise api_error.MigratableSend from error
 
 
-def _publish(draft: Draft, config: bytes, describe: partial[SavedState]) -> None:
+def _publish(
+    draft: Draft, config: bytes, describe: partial[SavedState], before_names: Callable[[], None]
+) -> None:
     try:
-        draft.publish(config, describe)
+        draft.publish(config, describe, before_names)
     except SnapshotError as error:
         raise api_error.MigratableSend from error
 
 
 def _describe(
-    engine: Engine, record: msgspec.Raw, tree: DeviceTree, files: dict[str, SavedFile]
+    engine: Engine,
+    record: msgspec.Raw,
+    tree: DeviceTree,
+    frozen: dict[str, FrozenDisk],
+    files: dict[str, SavedFile],
 ) -> SavedState:
     info = engine.info
     return SavedState(
@@ -127,4 +156,5 @@ def _describe(
         vm=record,
         device_tree=dict(tree),
         files=files,
+        frozen_disks=frozen,
     )

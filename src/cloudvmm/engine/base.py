@@ -33,7 +33,7 @@ Each blocking call has a deadline of its own and raises `EngineTimeout` when it 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -237,6 +237,14 @@ OnSaved = Callable[[Saved], None]
 
 def drop_saved(_: Saved) -> None:
     """The `OnSaved` of those who do not want to know."""
+
+
+class FrozenDisk(msgspec.Struct, frozen=True, kw_only=True):
+    """The image at `path` is only read from now on; the guest has `size_bytes` of it."""
+
+    path: str
+    image_type: ImageType
+    size_bytes: int
 
 
 PCI_DEVICES: Final = 32
@@ -539,6 +547,21 @@ class Machine(Protocol):
         Every file is new and is synced; their names begin with `engine-`. On failure none is left.
         `on_saved` is called now and then by the thread that saves, and last when all is written. What it
         raises calls the saving off, which then fails with that.
+        """
+
+    def frozen_disks(self, disk_ids: Iterable[str]) -> dict[str, FrozenDisk]:
+        """Blocking. Tell what `freeze_disks` will freeze, by the ids of disks.
+
+        :raises DeviceError: a disk cannot go on in an overlay.
+        """
+
+    def freeze_disks(self, overlays: Mapping[str, str]) -> None:
+        """Blocking. Let disks of a paused guest, that may have been saved, go on in new images.
+
+        `overlays` are the paths of those, by the ids of the disks, whose images are only read from then on.
+        All of them do, or none, and then no file is left.
+
+        :raises DeviceError: they cannot.
         """
 
     def fork(self, overlays: Mapping[str, str]) -> Base:

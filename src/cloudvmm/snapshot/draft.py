@@ -54,8 +54,15 @@ class Draft:
             self.discard()
             raise
 
-    def publish(self, config: bytes, describe: Callable[[dict[str, SavedFile]], SavedState]) -> None:
+    def publish(
+        self,
+        config: bytes,
+        describe: Callable[[dict[str, SavedFile]], SavedState],
+        before_names: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write `config.json` and, of what `describe` makes of the engine's files, `state.json`; name all.
+
+        `before_names` is called when all is written; what it raises ends it.
 
         :raises SnapshotFileError: one cannot be written, or its name is taken meanwhile; then none is left.
         """
@@ -68,6 +75,7 @@ class Draft:
         with named(_creating(CONFIG_FILE)):
             inodes = {name: os.stat(f"{self.folder}/{name}").st_ino for name in names}
         self._write(_NAMING_FILE, "".join(f"{inode} {name}\n" for name, inode in inodes.items()).encode())
+        before_names()
         for name in names:
             with named(_creating(name)):
                 if name == STATE_FILE:  # it says that the others are there: so they must be, on the disk too

@@ -13,9 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
+from cloudvmm.engine.base import FrozenDisk
 from cloudvmm.snapshot.error import DamagedSnapshot, ForeignState, NewerFormat
 
-FORMAT: Final = 1
+# What stands on images that must stay as they are has the higher one: an earlier release would write to them.
+FORMAT: Final = 2
+_PLAIN_FORMAT: Final = 1
 
 
 class SavedEngine(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +38,8 @@ class SavedFile(msgspec.Struct, frozen=True, kw_only=True):
 class SavedState(msgspec.Struct, frozen=True, kw_only=True):
     """`vm` is what the control room knows, in a form of its own; `files` are the engine's, by name.
 
-    `device_tree` is that of `vm.info`, for whoever looks.
+    `device_tree` is that of `vm.info`, for whoever looks. `frozen_disks` are the images that belong to the
+    snapshot, by the ids of disks: nobody must write to them.
     """
 
     program: str
@@ -43,6 +47,7 @@ class SavedState(msgspec.Struct, frozen=True, kw_only=True):
     vm: msgspec.Raw
     device_tree: dict[str, Any]
     files: dict[str, SavedFile]
+    frozen_disks: dict[str, FrozenDisk] = {}
 
 
 class _Envelope(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +67,8 @@ _decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
 
 def encode_state(state: SavedState) -> bytes:
     raw = msgspec.json.encode(state)
-    return msgspec.json.encode(_Envelope(format=FORMAT, checksum=zlib.crc32(raw), state=msgspec.Raw(raw)))
+    label = FORMAT if state.frozen_disks else _PLAIN_FORMAT
+    return msgspec.json.encode(_Envelope(format=label, checksum=zlib.crc32(raw), state=msgspec.Raw(raw)))
 
 
 def decode_state(raw: bytes) -> SavedState:

@@ -389,7 +389,8 @@ ADDITIONS = {
     device.FsConfig: "socket string? unset shared_dir string? unset",
     device.TpmConfig: "socket string? unset state_dir string? unset",
     net.NetConfig: "user UserNetConfig? unset",
-    operation.RestoreConfig: "overrides object? unset",
+    operation.RestoreConfig: "overrides object? unset overlay_directory string? unset",
+    operation.VmSnapshotConfig: "overlay_directory string? unset",
 }
 RANGES = {
     (0, 0xFF): "u8",

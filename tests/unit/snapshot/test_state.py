@@ -68,7 +68,7 @@ def test_state_of_another_program_says_so(raw):
 
 
 def test_newer_format_names_both():
-    with pytest.raises(NewerFormat, match="has format 3, this release reads 1"):
+    with pytest.raises(NewerFormat, match="has format 3, this release reads 2"):
         decode_state(b'{"format":3,"anything":[]}')
 
 

@@ -204,6 +204,14 @@ SUBCOMMANDS = (
         "Create a snapshot from VM",
         "vm.snapshot",
         argument=Argument("snapshot_config", "Where to write it, an existing folder: file://<path>"),
+        options=(
+            Option(
+                "overlay-directory",
+                "Freeze the disks too, and go on in new images in this folder (extension)",
+                "path",
+                is_ours=True,
+            ),
+        ),
         doing="Writing the snapshot",
     ),
     Subcommand(

@@ -233,7 +233,10 @@ def _create(args: argparse.Namespace) -> Content:
 def _snapshot(args: argparse.Namespace) -> Content:
     from cloudvmm.config.operation import VmSnapshotConfig
 
-    return _encode(VmSnapshotConfig(destination_url=args.snapshot_config))
+    snapshot = VmSnapshotConfig(destination_url=args.snapshot_config)
+    if args.overlay_directory is not None:
+        snapshot.overlay_directory = args.overlay_directory
+    return _encode(snapshot)
 
 
 def _coredump(args: argparse.Namespace) -> Content:

@@ -42,6 +42,7 @@ OPERATIONS: Final = frozenset(
         "transfer_rest",
         "check_postcopy",
         "fork",
+        "freeze_disks",
         "close",
     }
 )

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -19,6 +19,7 @@ from cloudvmm.engine.base import (
     EngineError,
     EngineEvent,
     Exited,
+    FrozenDisk,
     MachineGone,
     MachineSpec,
     MemoryPassSent,
@@ -205,6 +206,19 @@ class FakeMachine:
         on_saved(Saved(total_bytes, total_bytes))
         save_state(self._state(), folder)
 
+    def frozen_disks(self, disk_ids: Iterable[str]) -> dict[str, FrozenDisk]:
+        images = {disk_id: self._image_of(disk_id) for disk_id in disk_ids}
+        return {
+            disk_id: FrozenDisk(
+                path=os.path.abspath(path), image_type=image_type, size_bytes=os.stat(path).st_size
+            )
+            for disk_id, (path, image_type) in images.items()
+        }
+
+    def freeze_disks(self, overlays: Mapping[str, str]) -> None:
+        with self._changing("freeze_disks"):
+            self._freeze(overlays)
+
     def fork(self, overlays: Mapping[str, str]) -> FakeBase:
         self._begin("fork")
         with self._lock:
@@ -212,12 +226,7 @@ class FakeMachine:
             disks = self._hardware.written_disks()
             if disks.keys() != overlays.keys():
                 raise NotForkable("The disks that can be written have changed meanwhile")
-            with contextlib.ExitStack() as undo:
-                for disk_id, path in overlays.items():
-                    overlay_on(*disks[disk_id], path)
-                    undo.callback(os.unlink, path)
-                undo.pop_all()
-            self._hardware.stand_on(overlays)
+            self._freeze(overlays)
             return FakeBase(self._state(), disks)
 
     def send(self, target: SentTo) -> float:
@@ -284,6 +293,20 @@ class FakeMachine:
         with self._lock:
             self._check(operation)
             yield
+
+    def _image_of(self, disk_id: str) -> tuple[str, ImageType]:
+        image = self._hardware.written_disks().get(disk_id)
+        if image is None:
+            raise DeviceError(f"The disk {disk_id} cannot go on in an overlay")
+        return image
+
+    def _freeze(self, overlays: Mapping[str, str]) -> None:
+        with contextlib.ExitStack() as undo:
+            for disk_id, path in overlays.items():
+                overlay_on(*self._image_of(disk_id), path)
+                undo.callback(os.unlink, path)
+            undo.pop_all()
+        self._hardware.stand_on(overlays)
 
     # What the guest does when it is asked to, with the lock held.
 

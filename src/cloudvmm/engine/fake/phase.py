@@ -22,6 +22,7 @@ ALLOWED: Final = {
     "save": {Phase.PAUSED},
     "send": {Phase.RUNNING, Phase.PAUSED},
     "transfer_rest": {Phase.RUNNING, Phase.PAUSED, Phase.HALTED},
+    "freeze_disks": {Phase.PAUSED},
     "fork": {Phase.RUNNING, Phase.PAUSED},
     "coredump": {Phase.PAUSED},
     "power_button": {Phase.BUILT, Phase.RUNNING, Phase.PAUSED, Phase.HALTED},

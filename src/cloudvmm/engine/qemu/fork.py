@@ -14,7 +14,7 @@ from functools import partial
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
-from cloudvmm.engine.base import NotForkable
+from cloudvmm.engine.base import FrozenDisk, NotForkable
 from cloudvmm.engine.qemu.extent import OnCopied
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
@@ -22,7 +22,7 @@ from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.overlay import Freeze
 from cloudvmm.engine.qemu.qmp import QmpClient
 from cloudvmm.engine.qemu.resource import Resources
-from cloudvmm.engine.qemu.saved import FrozenDisk, MemoryBase
+from cloudvmm.engine.qemu.saved import MemoryBase
 from cloudvmm.engine.qemu.snapshot import RAM_FILE, Saver
 from cloudvmm.engine.qemu.twin import Twin, seal
 

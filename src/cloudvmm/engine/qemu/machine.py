@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cloudvmm.config.disk import DiskConfig, ImageType
@@ -24,6 +24,7 @@ from cloudvmm.engine.base import (
     EngineEvent,
     EngineTimeout,
     Exited,
+    FrozenDisk,
     MachineGone,
     MachineSpec,
     OnSaved,
@@ -340,6 +341,28 @@ class QemuMachine:
                 on_saved(saved)
 
             self._saver.save(folder, tell)
+
+    def frozen_disks(self, disk_ids: Iterable[str]) -> dict[str, FrozenDisk]:
+        from cloudvmm.engine.qemu.overlay import frozen_disks  # few disks ever are
+
+        self._check_booted()
+        self._saver.check_freezes()
+        return frozen_disks(disk_ids, hotplug=self._hotplug, resources=self._resources)
+
+    def freeze_disks(self, overlays: Mapping[str, str]) -> None:
+        from cloudvmm.engine.qemu.overlay import Freeze
+
+        with self._end_explained(), contextlib.ExitStack() as undo:
+            freeze = Freeze(
+                overlays,
+                self._disks,
+                control=self._monitors.control,
+                hotplug=self._hotplug,
+                resources=self._resources,
+            )
+            undo.callback(freeze.undo)
+            self._check_still()
+            freeze.switch()
 
     def fork(self, overlays: Mapping[str, str]) -> Base:
         from cloudvmm.engine.qemu.fork import fork_guest  # few machines ever are

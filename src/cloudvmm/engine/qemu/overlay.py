@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 import msgspec
 
 from cloudvmm.config.disk import DiskConfig, ImageType
-from cloudvmm.engine.base import EngineError
+from cloudvmm.engine.base import EngineError, FrozenDisk
 from cloudvmm.engine.qcow2 import BASE_FORMATS, MAX_NAME_BYTES, OverlayError, create_overlay
 from cloudvmm.engine.qemu.disk import DiskBacking, overlay_node
 from cloudvmm.engine.qemu.hotplug import Hotplug
@@ -58,6 +58,23 @@ def check_overlay(disk_id: str, image: Image) -> None:
         raise NoOverlay(disk_id, reason="the path of its image is not UTF-8") from None
     if len(name) > MAX_NAME_BYTES:
         raise NoOverlay(disk_id, reason="the path of its image is too long")
+
+
+def frozen_disks(disk_ids: Iterable[str], *, hotplug: Hotplug, resources: Resources) -> dict[str, FrozenDisk]:
+    """Blocking. Return what a `Freeze` would have be read only.
+
+    :raises OverlayError: a disk cannot go on in an overlay.
+    """
+    images = {disk_id: _backing(resources, disk_id).image for disk_id in disk_ids}
+    for disk_id, image in images.items():
+        check_overlay(disk_id, image)
+    sizes = hotplug.disk_sizes(images)
+    return {
+        disk_id: FrozenDisk(
+            path=os.path.abspath(image.path), image_type=image.image_type, size_bytes=sizes[disk_id]
+        )
+        for disk_id, image in images.items()
+    }
 
 
 class Freeze:

@@ -14,8 +14,7 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.cpu import CpusConfig
-from cloudvmm.config.disk import ImageType
-from cloudvmm.engine.base import Base, BeginsAt, SavedIn, StateError
+from cloudvmm.engine.base import Base, BeginsAt, FrozenDisk, SavedIn, StateError
 from cloudvmm.engine.qcow2 import create_overlay
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -38,14 +37,6 @@ class SavedPiece(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     name: str
     size: int
-
-
-class FrozenDisk(msgspec.Struct, frozen=True, kw_only=True):
-    """The image at `path` is only read from now on; the guest has `size_bytes` of it."""
-
-    path: str
-    image_type: ImageType
-    size_bytes: int
 
 
 class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):

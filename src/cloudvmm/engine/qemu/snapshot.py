@@ -66,6 +66,13 @@ class ImagesInactive(EngineError):
     """The VM was saved or sent and has not run since: resume it before a disk gets a new size"""
 
 
+class ImagesStayInactive(EngineError):
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            f"QEMU {version} cannot freeze the disks of a VM that was saved, and 10.0 is the first that can"
+        )
+
+
 class NotRestorable(StateError):
     """QEMU could not go on from the state; the text is its own words."""
 
@@ -136,6 +143,11 @@ class Saver:
         """:raises ImagesInactive: QEMU would end itself if an image were changed now."""
         if self._is_spent and self._facts.version < _ACTIVATES:
             raise ImagesInactive
+
+    def check_freezes(self) -> None:
+        """:raises ImagesStayInactive: QEMU has its images inactive once it has given its state."""
+        if self._facts.version < _ACTIVATES:
+            raise ImagesStayInactive(self._facts.version_text)
 
     def note_change(self) -> None:
         """The state of the guest is about to be another than what was written."""
