@@ -21,10 +21,10 @@ from typing import Any
 
 import by_hand
 from bed import running_server
+from boot import qemu_of
 from cloudvmm.guest.shell import GuestShell
 from guest import bench_config, engine_flags
 from harness import Report, Series, bench_parser, paired_ratio
-from support.process import descendants_of
 from support.vmm import Vmm
 
 MIB = 1024 * 1024
@@ -96,7 +96,7 @@ class Bench:
     def learn_command(self, server_pid: int) -> None:
         """Read off how QEMU was started for the VM that runs."""
         self.command = by_hand.command_of(
-            _qemu_of(server_pid), self.folder, renamed={str(self.log): str(self.hand_log)}
+            qemu_of(server_pid), self.folder, renamed={str(self.log): str(self.hand_log)}
         )
 
     def restore_by_hand(self) -> None:
@@ -111,7 +111,7 @@ class Bench:
     def measure_memory(self, vmm: Vmm, server_pid: int) -> None:
         vmm.put("vm.restore", self._request("idle", "OnDemand"))
         time.sleep(IDLE_S)
-        self.pss.add(_pss_mib(_qemu_of(server_pid)))
+        self.pss.add(_pss_mib(qemu_of(server_pid)))
         vmm.put("vm.delete")
 
 
@@ -161,13 +161,6 @@ def _run(shell: GuestShell, script: str) -> None:
     status, output = shell.run(script, timeout_s=TIMEOUT_S)
     if status:
         raise SystemExit(f"{script!r} failed in the guest: {output!r}")
-
-
-def _qemu_of(server_pid: int) -> int:
-    found = [child.pid for child in descendants_of(server_pid) if "qemu-system" in child.command]
-    if len(found) != 1:
-        raise SystemExit(f"The server runs {len(found)} QEMUs instead of one")
-    return found[0]
 
 
 def _pss_mib(pid: int) -> float:

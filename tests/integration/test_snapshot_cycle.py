@@ -2,7 +2,7 @@
 
 Each step saves it where it stands, in the middle of its work, and goes on in one of the ways there are, as a
 seed says: with the saved VM itself, or with one that is restored, by copy or on demand, in the same process
-or in another.
+or in another, with or without the disk in the snapshot.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from support.deadline import GUEST_S
 pytestmark = pytest.mark.qemu
 
 DISK_MIB = 8
+MOST_IMAGES = 20  # 32 may be below one another
 # A round writes noise to one of 8 places in memory and on the disk, and looks at what the others hold.
 WORK = """
 mkdir -p /tmp/w; cd /tmp/w
@@ -58,6 +59,7 @@ class Cycle:
         self._server = contextlib.ExitStack()
         stack.callback(lambda: self._server.close())
         self._number = 0
+        self._images = 1
         self._is_on_demand = False
         image = make_image(home / "disk", DISK_MIB * MIB)
         config = vm_config(disks=[{"path": str(image), "image_type": "Raw"}])
@@ -75,7 +77,8 @@ class Cycle:
         folder = self.home / f"snapshot{self._number}"
         folder.mkdir()
         self.vm.vmm.put("vm.pause", expect=204)
-        self.vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}"}, expect=204)
+        disks = self._with_disks()
+        self.vm.vmm.put("vm.snapshot", {"destination_url": f"file://{folder}", **disks}, expect=204)
         way = self.random.choice(["parent", "Copy", "Copy", "OnDemand", "OnDemand"])
         if way == "OnDemand" and self._is_on_demand:
             way = "Copy"  # what was saved of it is in one stream
@@ -83,17 +86,25 @@ class Cycle:
         if way == "parent":
             self.vm.vmm.put("vm.resume", expect=204)
         else:
-            self._restore(folder, way)
+            self._restore(folder, way, disks)
         self.await_rounds()
         shutil.rmtree(folder)
 
-    def _restore(self, folder: Path, mode: str) -> None:
+    def _with_disks(self) -> dict[str, str]:
+        """Now and then have the disk in the snapshot, which adds an image to those below the guest's."""
+        if self._images >= MOST_IMAGES or self.random.random() < 0.7:
+            return {}
+        self._images += 1
+        self.ways.add("disks")
+        return {"overlay_directory": str(self.home)}
+
+    def _restore(self, folder: Path, mode: str, disks: dict[str, str]) -> None:
         self.vm.vmm.put("vm.delete", expect=204)
         if self.random.random() < 0.3:
             self._server.close()
             self.vm = self._server.enter_context(serving(self.home / f"vmm{self._number}"))
             self.ways.add("other process")
-        request = {"source_url": f"file://{folder}", "memory_restore_mode": mode, "resume": True}
+        request = {"source_url": f"file://{folder}", "memory_restore_mode": mode, "resume": True, **disks}
         self.vm.vmm.put("vm.restore", request, expect=204)
         self.vm.open_shell()
         self._is_on_demand = mode == "OnDemand"
@@ -106,3 +117,4 @@ def test_guest_that_is_saved_again_and_again_has_no_wrong_byte(tmp_path: Path, s
         for _ in range(steps):
             cycle.step()
         assert cycle.ways & {"Copy", "OnDemand"}
+        assert steps < 100 or len(cycle.ways) == 5
