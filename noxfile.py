@@ -128,6 +128,7 @@ def bench(session: nox.Session) -> None:
         "hotplug",
         "resize",
         "restore",
+        "migration",
     ]
     for name in names:
         session.run(str(BIN / "python"), f"benches/{name}.py", "--json", f"bench-{name}.json", external=True)

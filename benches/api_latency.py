@@ -14,7 +14,7 @@ import json
 import tempfile
 
 from bed import Probe, echo_server, running_server
-from harness import Report, Series, bench_parser, ratio
+from harness import Report, Series, bench_parser
 
 BATCH = 50
 CALLS_PER_RUN = 1000
@@ -63,7 +63,7 @@ def main() -> None:
         "vmm.ping p50 - echo p50", ping.median - echo.median, limit=PING_OVERHEAD_LIMIT_US, unit="us"
     )
     for name in ("vmm.ping", "vm.info", "create+delete"):
-        report.note(f"{name} / echo: {ratio(series[name], echo):.2f}")
+        report.ratio(series[name], echo)
     report.publish(options.json)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+RATIO = "x"  # the unit of what was measured beside a peer in the same run
 COLUMNS = ("series", "unit", "n", "median", "p99", "min", "max", "spread")
 
 
@@ -91,6 +92,7 @@ class Report:
         self.machine = machine_facts()
         self.series: list[Series] = []
         self.claims: list[Claim] = []
+        self.ratios: dict[str, float] = {}
         self.notes: list[str] = []
 
     def add(self, *series: Series) -> None:
@@ -98,6 +100,14 @@ class Report:
 
     def claim(self, name: str, value: float, *, limit: float, unit: str) -> None:
         self.claims.append(Claim(name, value, limit, unit))
+        if unit == RATIO:
+            self.ratios[name] = value
+
+    def ratio(self, ours: Series, theirs: Series) -> None:
+        """Tell how many times `theirs` the median of `ours` is; nobody has promised anything of it."""
+        name = f"{ours.name} / {theirs.name}"
+        self.ratios[name] = ratio(ours, theirs)
+        self.note(f"{name}: {self.ratios[name]:.2f}")
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -116,6 +126,7 @@ class Report:
             "machine": self.machine,
             "series": [{**series.summary(), "values": series.values} for series in self.series],
             "claims": [claim.summary() for claim in self.claims],
+            "ratios": self.ratios,
             "notes": self.notes,
         }
         return json.dumps(whole, indent=1)

@@ -218,10 +218,8 @@ def main() -> None:
     (silent, stood), (_, stood_large) = handed.values()
     report = Report("The longest silence of a guest that moves")
     report.add(bare, copied, bare_handed, *(series for pair in handed.values() for series in pair))
-    report.claim("copied, against QEMU alone", copied.median / bare.median, limit=LIMIT, unit="times")
-    report.claim(
-        "handed over, against QEMU alone", silent.median / bare_handed.median, limit=LIMIT, unit="times"
-    )
+    report.claim("copied, against QEMU alone", copied.median / bare.median, limit=LIMIT, unit="x")
+    report.claim("handed over, against QEMU alone", silent.median / bare_handed.median, limit=LIMIT, unit="x")
     report.claim("stood still, 256 MiB, median", stood.median, limit=LOCAL_LIMIT_MS, unit="ms")
     report.claim("stood still, 4 GiB, median", stood_large.median, limit=LOCAL_LIMIT_MS, unit="ms")
     report.publish(options.json)
