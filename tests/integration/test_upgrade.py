@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import socket
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.attack import spend
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.deadline import GUEST_S, HOST_S
 from support.namespace import ip, network_namespace, ping
@@ -25,6 +27,7 @@ from support.wait import wait_until
 HERE, GUEST = "10.98.0.1", "10.98.0.10"
 SHARED = {"size": 256 * MIB, "shared": True}
 LOST_S = 10.0
+LAST_MOMENT_S = 0.4
 
 
 class Caller(threading.Thread):
@@ -152,19 +155,19 @@ class Fakes:
         self._undo = undo
         self._flags = choose_engine("fake").flags
 
-    def old(self, **config: object) -> Server:
-        server = self._start("old")
+    def old(self, *, name: str = "old", **config: object) -> Server:
+        server = self._start(name)
         server.wait_ready()
         payload = choose_engine("fake").payload(self._folder)
         server.vmm.put("vm.create", {"payload": payload, "console": {"mode": "Off"}, **config})
         server.vmm.put("vm.boot")
         return server
 
-    def new(self, old: Server, *flags: str) -> Server:
-        return self._start("new", *flags, succeeds=old)
+    def new(self, old: Server, *, name: str = "new") -> Server:
+        return self._start(name, succeeds=old)
 
-    def _start(self, name: str, *flags: str, succeeds: Server | None = None) -> Server:
-        server = Server(self._folder / name, [*self._flags, *flags], succeeds=succeeds)
+    def _start(self, name: str, *, succeeds: Server | None = None) -> Server:
+        server = Server(self._folder / name, self._flags, succeeds=succeeds)
         self._undo.callback(server.check_end)
         return server
 
@@ -231,3 +234,51 @@ def test_next_upgrade_follows_the_last(fakes: Fakes, tmp_path: Path) -> None:
     finally:
         third.check_end()
     assert os.listdir(old.folder) == ["api.lock"]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(60, marks=[pytest.mark.long, pytest.mark.timeout(600)])])
+def test_vm_is_not_lost_with_a_new_one_that_is_killed(fakes: Fakes, tmp_path: Path, count: int) -> None:
+    """At any moment: the old one goes on at its socket, is told how to, or has given its VM away."""
+    chance, old = random.Random(count), fakes.old(memory=SHARED)
+    for number in range(count):
+        new = fakes.new(old, name=f"new{number}")
+        wait_until(lambda new=new: has_begun(new), "the new one has begun", timeout_s=HOST_S)
+        spend(chance.uniform(0, LAST_MOMENT_S))
+        new.kill()
+        new.wait_end()
+        for left in set(os.listdir(old.folder)) - {"api", "api.lock", "api.previous"}:
+            (old.folder / left).unlink()  # whoever is killed cannot remove its sockets
+        if not wait_settled(old):
+            assert old.wait_end() == 0
+            for left in ("api", "api.previous"):
+                (old.folder / left).unlink(missing_ok=True)
+            old = fakes.old(name=f"old{number}", memory=SHARED)
+
+
+def has_begun(new: Server) -> bool:
+    return f"api.{new.pid}" in os.listdir(Path(new.socket_path).parent)
+
+
+def wait_settled(old: Server) -> bool:
+    """Wait until `old` has its VM back and runs it; return False where it has ended instead."""
+    previous = f"{old.socket_path}.previous"
+    path = previous if os.path.exists(previous) else old.socket_path
+
+    def is_settled() -> bool:
+        if not old.is_running:
+            return True
+        with contextlib.suppress(OSError, EOFError), contextlib.closing(Vmm(path)) as vmm:
+            return vmm.exchange("GET", "vm.counters").status == 200
+        return False
+
+    wait_until(is_settled, "the old one has its VM back, or has ended", timeout_s=HOST_S)
+    if not old.is_running:
+        return False
+    with contextlib.closing(Vmm(path)) as vmm:
+        if vmm.get("vm.info")["state"] == "Paused":
+            assert "then call vm.resume" in old.stderr
+            vmm.put("vm.resume")
+        assert vmm.get("vm.info")["state"] == "Running"
+    if path == previous:
+        os.replace(previous, old.socket_path)
+    return True
