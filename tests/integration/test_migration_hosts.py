@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cloudvmm.host import userfault
 from support.booted import MIB, make_image, vm_config
 from support.certificate import Authority
 from support.deadline import GUEST_S
@@ -33,10 +34,14 @@ ROUNDS = 50
 
 
 class Way(msgspec.Struct, frozen=True):
-    """How the guest goes: `send` is what is asked for besides. With `is_local` it stays on its host."""
+    """How the guest goes: `send` is what is asked for besides, and `both` at either side.
+
+    With `is_local` it stays on its host.
+    """
 
     url: str
     send: dict[str, Any] = {}
+    both: dict[str, Any] = {}
     is_tls: bool = False
     is_local: bool = False
 
@@ -50,6 +55,8 @@ WAYS = {
     "several connections": Way("tcp:{host}:{port}", {"connections": 4}),
     "TLS over several connections": Way("tcp:{host}:{port}", {"connections": 2}, is_tls=True),
 }
+if userfault.refusal() is None:
+    WAYS["postcopy"] = Way("tcp:{host}:{port}", both={"memory_mode": "Postcopy"})
 
 
 class Stream:
@@ -166,7 +173,7 @@ def test_guest_goes_to_and_fro_all_ways(there: Host, tmp_path: Path) -> None:
             with there.entered() if is_there else contextlib.nullcontext():
                 target = traveller.next_place()
             url = way.url.format(host=THERE if is_there else HERE, port=PORT + number, folder=tmp_path)
-            more = tls if way.is_tls else {}
+            more = {**way.both, **(tls if way.is_tls else {})}
 
             traveller.move(url, more, to=target, **way.send, **more)
 

@@ -62,6 +62,10 @@ def test_guest_goes_on_before_its_memory_is_there(traveller: Traveller) -> None:
     assert names.index("vm/postcopy-migration-completed") < names.index("vm/migration-finished")
     traveller.check()
 
+    told = traveller.move(tcp_url())
+    assert told["phase"] == "Finished"
+    traveller.check()
+
 
 def begin(traveller: Traveller, link: Proxy, url: str, *, expect: int = 204) -> tuple[Booted, Any]:
     """Move over `link` and return where to, and what waits for its answer, once the guest runs there."""

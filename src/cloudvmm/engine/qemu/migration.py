@@ -197,7 +197,8 @@ class Carrier:
     def _begin(
         self, command: str, far: socket.socket, *, is_ram_apart: bool, downtime_ms: int | None = None
     ) -> None:
-        capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
+        # A guest that came with postcopy has a QEMU that would send so, too.
+        capabilities = {"events": True, "x-ignore-shared": is_ram_apart, "postcopy-ram": False}
         begin_migration(self._control, command, far, capabilities, downtime_ms=downtime_ms)
 
     def _forward(self, near: socket.socket) -> None:

@@ -367,7 +367,7 @@ def _migrate(
     check: Callable[[], None] | None = None,
 ) -> None:
     timeout_s = _TIMEOUT_S + ram_bytes / _BYTES_PER_S
-    capabilities = {"events": True, "x-ignore-shared": is_ram_apart}
+    capabilities = {"events": True, "x-ignore-shared": is_ram_apart, "postcopy-ram": False}
     try:
         control.execute(
             "migrate-set-capabilities",
