@@ -85,7 +85,7 @@ class Bench:
         self.log.unlink(missing_ok=True)
         started = time.monotonic()
         vmm.put("vm.restore", self._request("busy", mode))
-        _wait_word(self.log)
+        wait_word(self.log)
         if series is not None:
             series.add((time.monotonic() - started) * 1000)
 
@@ -105,13 +105,13 @@ class Bench:
         started = time.monotonic()
         state = os.path.join(self.snapshot("busy"), "engine-state")
         with by_hand.restored(self.command, state) as process:
-            _wait_word(self.hand_log, process)
+            wait_word(self.hand_log, process)
             self.hand.add((time.monotonic() - started) * 1000)
 
     def measure_memory(self, vmm: Vmm, server_pid: int) -> None:
         vmm.put("vm.restore", self._request("idle", "OnDemand"))
         time.sleep(IDLE_S)
-        self.pss.add(_pss_mib(qemu_of(server_pid)))
+        self.pss.add(pss_mib(qemu_of(server_pid)))
         vmm.put("vm.delete")
 
 
@@ -163,7 +163,7 @@ def _run(shell: GuestShell, script: str) -> None:
         raise SystemExit(f"{script!r} failed in the guest: {output!r}")
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB$", text, re.MULTILINE)
     if found is None:
@@ -171,7 +171,23 @@ def _pss_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def _wait_word(log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
+def own_mib(pid: int, *, sharers: int) -> float:
+    """Return what a guest costs: PSS, and all of the memory that its RAM is in, divided by `sharers`."""
+    text = Path(f"/proc/{pid}/smaps").read_text()
+    kib = 0.0
+    files: dict[int, int] = {}
+    for mapping in re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", text)[1:]:
+        sizes = {name: int(size) for name, size in re.findall(r"(?m)^(\w+):\s+(\d+) kB$", mapping)}
+        words = mapping.split("\n", 1)[0].split()
+        if "/memfd:cloudvmm" not in mapping:
+            kib += sizes["Pss"]
+            continue
+        kib += sizes["Anonymous"]
+        files[int(words[4])] = os.stat(f"/proc/{pid}/map_files/{words[0]}").st_blocks // 2
+    return (kib + sum(files.values()) / sharers) / 1024
+
+
+def wait_word(log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while not (log.exists() and WORD in log.read_bytes()):
         if time.monotonic() > deadline or (process is not None and process.poll() is not None):

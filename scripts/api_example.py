@@ -29,7 +29,7 @@ _KERNEL = "echo 'not really a kernel' >/tmp/vmlinux\ntruncate -s 64M /tmp/root.r
 _CREATED = ("vm.create",)
 _BOOTED = ("vm.create", "vm.boot")
 _PAUSED = ("vm.create", "vm.boot", "vm.pause")
-_FOLDER = "mkdir /tmp/snapshot"
+_FOLDER = "mkdir /tmp/snapshot /tmp/clones"
 OTHER_SOCKET = "/tmp/other.sock"
 _MIGRATION_SOCKET = "/tmp/migration.sock"
 PREPARED: dict[str, tuple[str, ...]] = {
@@ -50,6 +50,7 @@ ORDER: dict[str, tuple[str, ...]] = {
         "vm.snapshot",
         "vm.snapshot-progress",
         "vm.cancel-snapshot",
+        "vm.fork",
         "vm.restore",
         "vm.send-migration",
         "vm.receive-migration",
@@ -85,6 +86,7 @@ REMOTE: dict[str, str] = {
     "vm.add-vsock": "add-vsock id=vsock0,cid=3,socket=/tmp/vsock.sock",
     "vm.remove-device": "remove-device data",
     "vm.snapshot": "snapshot file:///tmp/snapshot",
+    "vm.fork": "fork --count 2 /tmp/clones",
     "vm.restore": "restore source_url=file:///tmp/snapshot,resume=on",
     "vm.coredump": "coredump file:///tmp/core",
     "vm.receive-migration": "receive-migration receiver_url=unix:/tmp/migration.sock",
@@ -110,7 +112,7 @@ def preparation(tag: str) -> str:
 
 
 def _state_preparation() -> list[str]:
-    """Make the folder of a snapshot, and a second VMM that waits for a VM."""
+    """Make the folders of a snapshot and of clones, and a second VMM that waits for a VM."""
     return [
         _FOLDER,
         "# Another VMM, which waits for a VM",

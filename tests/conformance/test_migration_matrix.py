@@ -36,6 +36,7 @@ REFUSED = [
     ("vm.pause", None, "The VM could not be paused"),
     ("vm.resume", None, "The VM could not resume"),
     ("vm.snapshot", {"destination_url": "file:///tmp"}, "The VM could not be snapshotted"),
+    ("vm.fork", {"directory": "/tmp"}, "The VM could not be forked"),
     ("vm.coredump", {"destination_url": "file:///tmp/x"}, "The VM could not be coredumped"),
     ("vm.counters", None, "The VM info is not available"),
     ("vm.power-button", None, "Error triggering power button"),

@@ -1,5 +1,6 @@
 """Every endpoint with every method, with a body and without: rest.md section 3."""
 
+import msgspec
 import pytest
 
 from cloudvmm.api import (
@@ -7,6 +8,7 @@ from cloudvmm.api import (
     Effect,
     Empty,
     VmActionPayload,
+    VmForkResponse,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
@@ -32,6 +34,7 @@ BODIES = {
     "vm.add-vsock": {"cid": 3, "socket": "/s"},
     "vm.remove-device": {"id": "d"},
     "vm.snapshot": {"destination_url": "file:///s"},
+    "vm.fork": {"directory": "/s"},
     "vm.restore": {"source_url": "file:///s"},
     "vm.coredump": {"destination_url": "file:///c"},
     "vm.receive-migration": {"receiver_url": "unix:/m"},
@@ -65,6 +68,10 @@ def test_every_command_that_takes_data_has_a_body_here():
     }
 
 
+def body_of(answer):
+    return answer.body if isinstance(answer, VmActionPayload) else msgspec.json.encode(answer)
+
+
 @pytest.mark.parametrize("name", READING)
 def test_get_answers_200_with_a_body(client, name):
     reply = client.ask("GET", name)
@@ -80,7 +87,7 @@ def test_get_ignores_a_body(client, name):
 def test_put_answers_204_or_the_device(client, vmm, name):
     reply = client.ask("PUT", name, BODIES.get(name))
     answer = plain_answer(type(vmm.await_request(name)))
-    expected = (204, b"") if answer == Empty() else (200, answer.body)
+    expected = (204, b"") if answer == Empty() else (200, body_of(answer))
     assert (reply.status, reply.body) == expected
 
 
@@ -212,5 +219,8 @@ def test_ping_and_info_are_written_as_json(client):
 
 
 def test_answers_are_the_kinds_the_table_says():
-    kinds = {Empty, VmActionPayload, VmInfo, VmMigrationProgress, VmmPingResponse, VmSnapshotProgress}
+    kinds = {
+        *(Empty, VmActionPayload, VmForkResponse, VmInfo, VmMigrationProgress, VmmPingResponse),
+        VmSnapshotProgress,
+    }
     assert {command.answer for command in COMMANDS} == kinds

@@ -87,7 +87,7 @@ def test_an_error_has_the_buses_name_and_the_outermost_text(remote, service, vmm
 
 @pytest.mark.parametrize("name", sorted(ABSENT))
 def test_what_the_interface_lacks_is_refused(name, remote, service):
-    words = {"resize-disk": ["--disk", "d", "--size", "1G"]}.get(name, [])
+    words = {"fork": ["/c"], "resize-disk": ["--disk", "d", "--size", "1G"]}.get(name, [])
     outcome = remote(name, *words)
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.endswith(

@@ -139,6 +139,8 @@ TABLE = [
         "Trying to snapshot while VM is running",
     ),
     ("vm.snapshot", "P", 204),
+    ("vm.fork", "NC", 500, "The VM could not be forked", NOT_RUNNING),
+    ("vm.fork", "RP", 200),
     ("vm.restore", "N", 204),
     ("vm.restore", "CRP", 500, RESTORE, ALREADY_CREATED),
     # At an address that is none, since who may receive waits; that it receives is tested in test_transfer.py.

@@ -431,3 +431,14 @@ def test_machine_that_was_not_booted_is_not_forked(machine_built, overlays):
     with pytest.raises(EngineError):
         machine_built.fork(overlays)
     assert not any(map(os.path.exists, overlays.values()))
+
+
+def test_fork_is_taken_back_with_what_was_written_since(machine_running, player, overlays):
+    player.wait_ready()
+    base = machine_running.fork(overlays)
+    base.close()
+    machine_running.take_back(base)
+    assert not any(map(os.path.exists, overlays.values()))
+    machine_running.fork(overlays).close()
+    player.ping("still")
+    assert player.hears("still", timeout_s=player.ready_timeout_s)

@@ -18,6 +18,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import (
     RestoreConfig,
     VmCoredumpData,
+    VmForkData,
     VmReceiveMigrationData,
     VmRemoveDeviceData,
     VmResizeData,
@@ -49,6 +50,7 @@ ARGUMENTS = {
     "vm.add-vsock": VsockConfig(cid=3, socket="/v"),
     "vm.remove-device": VmRemoveDeviceData(id="d"),
     "vm.snapshot": VmSnapshotConfig(destination_url="file:///s"),
+    "vm.fork": VmForkData(directory="/c", count=2),
     "vm.restore": RestoreConfig(source_url="file:///s", resume=True),
     "vm.coredump": VmCoredumpData(destination_url="file:///c"),
     "vm.receive-migration": VmReceiveMigrationData(receiver_url="unix:/m"),

@@ -21,6 +21,7 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.fake import FakeEngine
 from cloudvmm.engine.qemu import QemuEngine
 from support.accelerator import accelerator
+from support.fork import CloneVm
 from support.rest import Reply
 from support.server import Server
 from support.vm import MIB, EngineChoice
@@ -102,6 +103,9 @@ class Bench:
                 "the VM is back",
                 timeout_s=END_S,
             )
+        if reply.status < 300 and command == "vm.fork":
+            for told in msgspec.json.decode(reply.body)["clones"]:
+                CloneVm(told, has_shell=False).end()  # it keeps the images below its own from being written
         return reply
 
     def forget_state(self) -> None:
@@ -187,6 +191,7 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
         "vm.snapshot",
         lambda bench: {"destination_url": f"file://{bench.new_folder('snapshot')}"},
     ),
+    "vm.fork": ("PUT", "vm.fork", lambda bench: {"directory": bench.new_folder("clones")}),
     "vm.restore": ("PUT", "vm.restore", lambda bench: {"source_url": f"file://{bench.saved()}"}),
     "vm.coredump": (
         "PUT",

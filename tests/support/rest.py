@@ -20,10 +20,12 @@ from cloudvmm.api import (
     ApiSender,
     Empty,
     EventFd,
+    ForkedVm,
     MigrationPhase,
     MigrationRole,
     SnapshotPhase,
     VmActionPayload,
+    VmForkResponse,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
@@ -42,6 +44,11 @@ UNDER_WAY = VmMigrationProgress(
 SAVING = VmSnapshotProgress(
     phase=SnapshotPhase.SAVING, elapsed_ms=5, saved_bytes=1 << 20, total_bytes=1 << 28
 )
+FORKED = VmForkResponse(
+    clones=[ForkedVm(id="clone-0", api_socket="/c/clone-0/api.sock", directory="/c/clone-0")],
+    pause_ms=18.5,
+    disks={"_disk0": "/c/disk0-0.qcow2"},
+)
 PING = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 Answer = ApiResponsePayload | ApiError
@@ -57,6 +64,8 @@ def plain_answer(command: type[ApiRequest]) -> Answer:
         return UNDER_WAY
     if command.answer is VmSnapshotProgress:
         return SAVING
+    if command.answer is VmForkResponse:
+        return FORKED
     if command.name == "vm.counters":
         return VmActionPayload(b'{"_disk0":{"read_bytes":512}}')
     if command.answer is VmActionPayload:

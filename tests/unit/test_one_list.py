@@ -33,7 +33,7 @@ CAMEL_NAMES = {"".join(word.capitalize() for word in re.split("[.-]", name)): na
 # Shut out of the reference's D-Bus interface, or not in the reference; and shut out of its actions on the VM.
 NOT_ON_DBUS = {
     *("vm.nmi", "vm.resize-disk", "vm.migration-progress", "vm.cancel-migration"),
-    *("vm.snapshot-progress", "vm.cancel-snapshot"),
+    *("vm.fork", "vm.snapshot-progress", "vm.cancel-snapshot"),
 }
 NOT_AN_ACTION = {"vmm.ping", "vmm.shutdown", "vm.info", "vm.create"}
 

@@ -16,6 +16,7 @@ from cloudvmm.api.data import (
     ApiResponsePayload,
     Empty,
     VmActionPayload,
+    VmForkResponse,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
@@ -289,6 +290,20 @@ class VmSnapshot(ApiRequest):
     error = error.VmSnapshotError
 
 
+class VmFork(ApiRequest):
+    """Make clones of the VM, which goes on; each is held by a VMM of its own in this process. An extension.
+
+    Needs A, Running or Paused. The disks that the guest can write go on in new images, and those until now
+    are only read from then on.
+    """
+
+    name = "vm.fork"
+    body = operation.VmForkData
+    answer = VmForkResponse
+    error = error.VmForkError
+    is_on_dbus = False
+
+
 class VmRestore(ApiRequest):
     """Make the VM that a snapshot holds. Needs N."""
 
@@ -393,6 +408,7 @@ COMMANDS: tuple[type[ApiRequest], ...] = (
     VmAddVsock,
     VmRemoveDevice,
     VmSnapshot,
+    VmFork,
     VmRestore,
     VmCoredump,
     VmReceiveMigration,
@@ -433,6 +449,7 @@ class VmAction(enum.Enum):
     ADD_VSOCK = VmAddVsock
     REMOVE_DEVICE = VmRemoveDevice
     SNAPSHOT = VmSnapshot
+    FORK = VmFork
     RESTORE = VmRestore
     COREDUMP = VmCoredump
     RECEIVE_MIGRATION = VmReceiveMigration

@@ -15,6 +15,7 @@ from cloudvmm.api.data import (
     ApiResponsePayload,
     Empty,
     VmActionPayload,
+    VmForkResponse,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
@@ -27,7 +28,16 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.host.eventfd import EventFd
 
-P = TypeVar("P", Empty, VmInfo, VmmPingResponse, VmActionPayload, VmMigrationProgress, VmSnapshotProgress)
+P = TypeVar(
+    "P",
+    Empty,
+    VmInfo,
+    VmmPingResponse,
+    VmActionPayload,
+    VmMigrationProgress,
+    VmSnapshotProgress,
+    VmForkResponse,
+)
 
 
 def send_request(
@@ -130,6 +140,10 @@ def vm_remove_device(api_evt: EventFd, api_sender: ApiSender, data: operation.Vm
 
 def vm_snapshot(api_evt: EventFd, api_sender: ApiSender, data: operation.VmSnapshotConfig) -> None:
     _expect(Empty, api_evt, api_sender, action.VmSnapshot, data)
+
+
+def vm_fork(api_evt: EventFd, api_sender: ApiSender, data: operation.VmForkData) -> VmForkResponse:
+    return _expect(VmForkResponse, api_evt, api_sender, action.VmFork, data)
 
 
 def vm_restore(api_evt: EventFd, api_sender: ApiSender, data: operation.RestoreConfig) -> None:

@@ -147,6 +147,28 @@ class VmSnapshotProgress(msgspec.Struct, frozen=True, kw_only=True):
     total_bytes: int
 
 
+class ForkedVm(msgspec.Struct, frozen=True, kw_only=True):
+    """A clone, which a VMM of its own holds at `api_socket`; what is made for it is in `directory`."""
+
+    id: str
+    api_socket: str
+    directory: str
+
+
+class VmForkResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """`pause_ms` is how long the guest stood still. `disks` are the images that it goes on in, by disk id."""
+
+    clones: list[ForkedVm]
+    pause_ms: float
+    disks: dict[str, str]
+
+
 ApiResponsePayload = (
-    Empty | VmInfo | VmmPingResponse | VmActionPayload | VmMigrationProgress | VmSnapshotProgress
+    Empty
+    | VmInfo
+    | VmmPingResponse
+    | VmActionPayload
+    | VmMigrationProgress
+    | VmSnapshotProgress
+    | VmForkResponse
 )

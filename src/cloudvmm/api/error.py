@@ -84,6 +84,10 @@ class VmSnapshotError(ApiError):
     """The VM could not be snapshotted"""
 
 
+class VmForkError(ApiError):
+    """The VM could not be forked"""
+
+
 class VmRestoreError(ApiError):
     """The VM could not be restored"""
 
@@ -243,6 +247,10 @@ class VmSnapshotFailed(VmError):
 
 class VmSnapshotSendFailed(VmError):
     """Cannot send VM snapshot"""
+
+
+class VmForkFailed(VmError):
+    """Cannot fork VM"""
 
 
 class VmRestoreFailed(VmError):

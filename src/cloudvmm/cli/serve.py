@@ -23,6 +23,7 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.latecomer import preload
 from cloudvmm.control.runner import Log
 from cloudvmm.control.vmm import VmmThread
+from cloudvmm.daemon.brood import Brood
 from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
@@ -93,17 +94,18 @@ class Settings(msgspec.Struct, kw_only=True):
 
 
 class ExitSignals:
-    """SIGTERM and SIGINT, each of which rings `exit_evt`; `came` tells whether one did.
+    """SIGTERM and SIGINT, each of which rings `exit_evt` and ends `brood`; `came` tells whether one did.
 
     Python carries out a handler on the main thread and only once that wakes up; a signal that comes just
     before the main thread falls asleep in a lock would wait there for ever. The wakeup descriptor is written
     to at once, by whichever thread the signal hits, so a thread of its own reads that.
     """
 
-    def __init__(self, exit_evt: EventFd, log: Log) -> None:
+    def __init__(self, exit_evt: EventFd, brood: Brood, log: Log) -> None:
         """To be made by the main thread."""
         self.came = False
         self._exit_evt = exit_evt
+        self._brood = brood
         self._log = log
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._write_fd, False)
@@ -127,6 +129,7 @@ class ExitSignals:
         while numbers := os.read(self._read_fd, 64):
             self.came = True
             self._exit_evt.write()
+            self._brood.end()
             for number in numbers:
                 self._log("info", f"Signal {signal.Signals(number).name} received")
 
@@ -140,8 +143,14 @@ def serve(settings: Settings) -> None:
     events.subscribe(lambda event: settings.log("info", partial(log_text, event)))
     monitor = _start_monitor(settings, events)
     debuggers = _listen_for_debuggers(settings)
-    vmm = _start_vmm(settings, events, debuggers)
-    signals = _listen_for_signals(settings, vmm)
+    brood = Brood(
+        settings.engine,
+        no_shutdown=settings.no_shutdown,
+        max_connections=settings.max_connections,
+        log=settings.log,
+    )
+    vmm = _start_vmm(settings, events, debuggers, brood)
+    signals = _listen_for_signals(settings, vmm, brood)
     dbus: DbusServer | None = None
     server: HttpServer | None = None
     failure: VmmError | None = None
@@ -166,6 +175,9 @@ def serve(settings: Settings) -> None:
         dbus.close(deadline_s=DBUS_END_S)
     if server is not None:
         server.close(remove_socket=failure is None, deadline_s=HTTP_END_S)
+    if failure is not None:
+        brood.end()
+    brood.wait()  # clones outlive the VM that they are of
     signals.close()
     vmm.close()
     if debuggers is not None:
@@ -227,7 +239,9 @@ def _listen_for_debuggers(settings: Settings) -> socket.socket | None:
     return listening
 
 
-def _start_vmm(settings: Settings, events: EventHub, debuggers: socket.socket | None) -> VmmThread:
+def _start_vmm(
+    settings: Settings, events: EventHub, debuggers: socket.socket | None, brood: Brood
+) -> VmmThread:
     try:
         return VmmThread(
             settings.engine,
@@ -236,14 +250,15 @@ def _start_vmm(settings: Settings, events: EventHub, debuggers: socket.socket | 
             no_shutdown=settings.no_shutdown,
             debugger_fd=None if debuggers is None else debuggers.fileno(),
             log=settings.log,
+            siblings=brood,
         )
     except OSError as error:
         raise StartError("Failed to start the VMM thread") from error
 
 
-def _listen_for_signals(settings: Settings, vmm: VmmThread) -> ExitSignals:
+def _listen_for_signals(settings: Settings, vmm: VmmThread, brood: Brood) -> ExitSignals:
     try:
-        return ExitSignals(vmm.exit_evt, settings.log)
+        return ExitSignals(vmm.exit_evt, brood, settings.log)
     except (OSError, RuntimeError) as error:
         vmm.exit_evt.write()
         vmm.join()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cloudvmm.api.data import (
         PciDeviceInfo,
         VmCounters,
+        VmForkResponse,
         VmInfo,
         VmMigrationProgress,
         VmmPingResponse,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from cloudvmm.config.operation import (
         RestoreConfig,
         VmCoredumpData,
+        VmForkData,
         VmReceiveMigrationData,
         VmRemoveDeviceData,
         VmResizeData,
@@ -293,6 +295,10 @@ class AsyncMethods(abc.ABC):
     async def vm_snapshot(self, data: VmSnapshotConfig) -> None:
         """Write the whole paused VM to a folder."""
         await self.call(table.VM_SNAPSHOT, data)
+
+    async def vm_fork(self, data: VmForkData) -> VmForkResponse:
+        """Make clones of the VM, which goes on; each has a server of its own, at the socket that is told."""
+        return await self.call(table.VM_FORK, data)
 
     async def vm_restore(self, data: RestoreConfig) -> None:
         """Make the VM that a snapshot holds. Descriptors in `data` are passed and stay yours."""

@@ -19,6 +19,7 @@ from cloudvmm.api.data import (
     PciBarResource,
     PciDeviceInfo,
     VmCounters,
+    VmForkResponse,
     VmInfo,
     VmMigrationProgress,
     VmmPingResponse,
@@ -181,6 +182,7 @@ _device_decoder = msgspec.json.Decoder(PciDeviceInfo)
 _counters_decoder = msgspec.json.Decoder(VmCounters)
 _migration_decoder = msgspec.json.Decoder(VmMigrationProgress)
 _snapshot_decoder = msgspec.json.Decoder(VmSnapshotProgress)
+_fork_decoder = msgspec.json.Decoder(VmForkResponse)
 
 
 def _decode_ping(body: bytes) -> VmmPingResponse:
@@ -249,4 +251,5 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "migration-progress": _migration_decoder.decode,
     "snapshot-progress": _snapshot_decoder.decode,
     "device": _decode_device,
+    "fork": _fork_decoder.decode,
 }

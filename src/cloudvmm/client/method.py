@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cloudvmm.api.data import (
         PciDeviceInfo,
         VmCounters,
+        VmForkResponse,
         VmInfo,
         VmMigrationProgress,
         VmmPingResponse,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from cloudvmm.config.operation import (
         RestoreConfig,
         VmCoredumpData,
+        VmForkData,
         VmReceiveMigrationData,
         VmRemoveDeviceData,
         VmResizeData,
@@ -294,6 +296,10 @@ class Methods(abc.ABC):
     def vm_snapshot(self, data: VmSnapshotConfig) -> None:
         """Write the whole paused VM to a folder."""
         self.call(table.VM_SNAPSHOT, data)
+
+    def vm_fork(self, data: VmForkData) -> VmForkResponse:
+        """Make clones of the VM, which goes on; each has a server of its own, at the socket that is told."""
+        return self.call(table.VM_FORK, data)
 
     def vm_restore(self, data: RestoreConfig) -> None:
         """Make the VM that a snapshot holds. Descriptors in `data` are passed and stay yours."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cloudvmm.api.data import (
         PciDeviceInfo,
         VmCounters,
+        VmForkResponse,
         VmInfo,
         VmMigrationProgress,
         VmmPingResponse,
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AnswerKind = Literal[
-    "nothing", "ping", "info", "counters", "migration-progress", "snapshot-progress", "device"
+    "nothing", "ping", "info", "counters", "migration-progress", "snapshot-progress", "device", "fork"
 ]
-_CHANGING = ("nothing", "device")
+_CHANGING = ("nothing", "device", "fork")
 
 
 class Command(Generic[T]):
@@ -68,6 +69,7 @@ VM_ADD_VDPA: Command[PciDeviceInfo | None] = Command("vm.add-vdpa", "device")
 VM_ADD_VSOCK: Command[PciDeviceInfo | None] = Command("vm.add-vsock", "device")
 VM_REMOVE_DEVICE: Command[None] = Command("vm.remove-device")
 VM_SNAPSHOT: Command[None] = Command("vm.snapshot", is_long=True)
+VM_FORK: Command[VmForkResponse] = Command("vm.fork", "fork", is_long=True)
 VM_RESTORE: Command[None] = Command("vm.restore", is_long=True)
 VM_COREDUMP: Command[None] = Command("vm.coredump", is_long=True)
 VM_RECEIVE_MIGRATION: Command[None] = Command("vm.receive-migration", is_long=True)

@@ -284,6 +284,17 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "overlay_directory": "An existing folder: the images of all disks that the guest can write stay as"
         " they are from now on, as a part of the snapshot, and the VM goes on in new ones there",
     },
+    "CloneConfig": {
+        "id": "The clone's name, and that of its folder in `directory`; `clone-N` if not given",
+        "api_socket": "Where its API is served; `api.sock` in its folder if not given",
+        "overrides": "What is other than in the VM's configuration, in its form; devices by their `id`",
+    },
+    "VmForkData": {
+        "directory": "An existing folder for new disk images, and for the folders of the clones",
+        "count": "How many clones; as many as `clones` has, or one, if not given",
+        "clones": "What each clone has otherwise than the others",
+        "resume": "Let the clones run; else they stay paused",
+    },
     "VmCoredumpData": {"destination_url": "`file://` and a file that does not exist yet"},
     "RestoredNetConfig": {
         "id": "The network device",

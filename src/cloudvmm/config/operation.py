@@ -13,7 +13,7 @@ import msgspec
 from cloudvmm.config.number import I32, U32, U64
 
 NonZeroU64 = Annotated[int, msgspec.Meta(ge=1)]
-Connections = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
+NonZeroU32 = Annotated[int, msgspec.Meta(ge=1, le=0xFFFF_FFFF)]
 
 
 class VmResizeData(msgspec.Struct, kw_only=True):
@@ -47,6 +47,23 @@ class VmSnapshotConfig(msgspec.Struct, kw_only=True):
 
     destination_url: str
     overlay_directory: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class CloneConfig(msgspec.Struct, kw_only=True):
+    """What one clone of a fork has otherwise than the others: see `config/fork.py`."""
+
+    id: str | None = None
+    api_socket: str | None = None
+    overrides: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class VmForkData(msgspec.Struct, kw_only=True):
+    """`count` clones, or those of `clones`; all beyond the reference."""
+
+    directory: str
+    count: NonZeroU32 | None = None
+    clones: list[CloneConfig] | None = None
+    resume: bool = True
 
 
 class VmCoredumpData(msgspec.Struct, kw_only=True):
@@ -122,6 +139,6 @@ class VmSendMigrationData(msgspec.Struct, kw_only=True):
     downtime_ms: NonZeroU64 = 300
     timeout_s: NonZeroU64 = 3600
     timeout_strategy: TimeoutStrategy = TimeoutStrategy.CANCEL
-    connections: Connections = 1
+    connections: NonZeroU32 = 1
     tls_dir: str | None = None
     memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY

@@ -49,10 +49,9 @@ from cloudvmm.engine.base import (
     LinkLost,
     Machine,
     MachineSpec,
+    Origin,
     PayloadError,
     RamError,
-    ReceivedFrom,
-    SavedIn,
     StateError,
     device_number,
     is_slot,
@@ -70,11 +69,11 @@ class Built(msgspec.Struct, frozen=True):
     machine: Machine
 
 
-class Origin(msgspec.Struct, frozen=True):
+class NumberedOrigin(msgspec.Struct, frozen=True):
     """A machine's state to go on from, how its devices were numbered, and what RAM it has."""
 
     numbering: Numbering
-    source: SavedIn | ReceivedFrom
+    source: Origin
     ram: Ram
 
 
@@ -84,7 +83,7 @@ def build_vm(
     consoles: Consoles,
     state_dir: str | None,
     *,
-    origin: Origin | None = None,
+    origin: NumberedOrigin | None = None,
     debugger_fd: int | None = None,
     warn: Warn = unheard,
 ) -> Built:
@@ -186,7 +185,7 @@ def _build_machine(
     consoles: Consoles,
     state_dir: str | None,
     *,
-    origin: Origin | None,
+    origin: NumberedOrigin | None,
     debugger_fd: int | None,
 ) -> Machine:
     serial, console, debug_console = consoles.sinks()

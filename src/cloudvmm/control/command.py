@@ -28,6 +28,7 @@ from cloudvmm.control.lane import Lane
 from cloudvmm.control.latecomer import Latecomers
 from cloudvmm.control.lent import unless_lent
 from cloudvmm.control.power import Power
+from cloudvmm.control.sibling import Siblings
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Engine
 from cloudvmm.events.hub import EventHub
@@ -47,13 +48,22 @@ class Commands:
         lane: Lane,
         log: Callable[[str, str], None],
         state_dir: str | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._events = events
         self._holding = holding
         warn = partial(log, "warn")
         self.power = power = Power(engine, events, holding, state_dir=state_dir, warn=warn)
         late = Latecomers(
-            engine, events, holding, power, lane=lane, delete=self.delete, log=log, state_dir=state_dir
+            engine,
+            events,
+            holding,
+            power,
+            lane=lane,
+            delete=self.delete,
+            log=log,
+            state_dir=state_dir,
+            siblings=siblings,
         )
         self._stepwise: dict[type[action.ApiRequest], Callable[[Any], Steps]] = {
             action.VmCreate: self.create,

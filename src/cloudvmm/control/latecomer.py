@@ -16,11 +16,13 @@ from cloudvmm.config.pci import PciDevice
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.lane import Lane
 from cloudvmm.control.power import Power
+from cloudvmm.control.sibling import BeginVm, Siblings
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Engine
 from cloudvmm.events.hub import EventHub
 
 if TYPE_CHECKING:
+    from cloudvmm.control.fork import Fork
     from cloudvmm.control.hotplug import Hotplug
     from cloudvmm.control.receive import Receive
     from cloudvmm.control.resize import Resize
@@ -37,7 +39,7 @@ def preload() -> None:
     A VMM may outlive an upgrade of its own package, to be migrated to the new one: from then on an import
     would give another version's code.
     """
-    from cloudvmm.control import coredump, hotplug, receive, resize, restore, send, snapshot  # noqa: F401
+    from cloudvmm.control import coredump, fork, hotplug, receive, resize, restore, send, snapshot  # noqa: F401
 
 
 class Latecomers:
@@ -54,7 +56,9 @@ class Latecomers:
         delete: Callable[[], Steps],
         log: Callable[[str, str], None],
         state_dir: str | None,
+        siblings: Siblings | None,
     ) -> None:
+        self._siblings = siblings
         self._engine = engine
         self._events = events
         self._holding = holding
@@ -74,6 +78,8 @@ class Latecomers:
             action.VmResizeZone: _steps(resize, lambda late, data: late.resize_zone(data)),
             action.VmResizeDisk: _steps(resize, lambda late, data: late.resize_disk(data)),
             action.VmSnapshot: _steps(self._load_snapshot, lambda late, data: late.snapshot(data)),
+            action.VmFork: _steps(self._load_fork, lambda late, data: late.fork(data)),
+            BeginVm: _steps(self._load_restore, lambda late, data: late.begin(data)),
             action.VmRestore: _steps(self._load_restore, lambda late, data: late.restore(data)),
             action.VmReceiveMigration: _steps(self._load_receive, lambda late, data: late.receive(data)),
             action.VmSendMigration: _steps(self._load_send, lambda late, data: late.send(data)),
@@ -95,6 +101,11 @@ class Latecomers:
         from cloudvmm.control.snapshot import Snapshot
 
         return Snapshot(self._engine, self._events, self._holding)
+
+    def _load_fork(self) -> Fork:
+        from cloudvmm.control.fork import Fork
+
+        return Fork(self._events, self._holding, self._siblings, log=self._log)
 
     def _load_restore(self) -> Restore:
         from cloudvmm.control.restore import Restore

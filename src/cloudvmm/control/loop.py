@@ -26,6 +26,7 @@ from cloudvmm.control.progress import BALLOON, RAM, VCPUS, Properties
 from cloudvmm.control.ram import Vcpus
 from cloudvmm.control.reader import Reader
 from cloudvmm.control.runner import Log, Runner, failed
+from cloudvmm.control.sibling import Siblings
 from cloudvmm.control.tree import bdf_of
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Steps
@@ -66,6 +67,7 @@ class ControlLoop:
         log: Log,
         no_shutdown: bool,
         debugger_fd: int | None = None,
+        siblings: Siblings | None = None,
     ) -> None:
         self._events = events
         self._receiver = receiver
@@ -77,7 +79,7 @@ class ControlLoop:
         self._lane = Lane(self._watch_lane, self._unregister, log)
         state_dir = journal.state_dir if journal is not None else None
         self._commands = Commands(
-            engine, events, self._holding, lane=self._lane, log=log, state_dir=state_dir
+            engine, events, self._holding, lane=self._lane, log=log, state_dir=state_dir, siblings=siblings
         )
         with contextlib.ExitStack() as undo:
             self._epoll = select.epoll()

@@ -1,5 +1,7 @@
 """`vm.restore`: the VM that a snapshot holds, under its old ids (reference: lifecycle.md section 13).
 
+A clone comes into being in the same way, from memory in place of a folder.
+
 What fails before the config is stored changes nothing; what fails later ends with nothing held at all.
 """
 
@@ -21,7 +23,7 @@ from cloudvmm.config.restore import check_restore
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
 from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
-from cloudvmm.control.blueprint import Built, Origin, build_vm
+from cloudvmm.control.blueprint import Built, NumberedOrigin, build_vm
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.descriptor import descriptors_of, forget
 from cloudvmm.control.error import BadRecord, OtherVcpus
@@ -36,10 +38,11 @@ from cloudvmm.control.overlay import (
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import VmRecord, decode_record
 from cloudvmm.control.replacement import replace_net_fds, replace_vfio_fds
+from cloudvmm.control.sibling import CloneData
 from cloudvmm.control.snapshot import folder_of
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Steps
-from cloudvmm.engine.base import Engine, EngineError, FrozenDisk, MachineGone, ReceivedFrom, SavedIn
+from cloudvmm.engine.base import BeginsAt, Engine, EngineError, FrozenDisk, MachineGone, Origin, SavedIn
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 from cloudvmm.snapshot.error import OtherEngine, SnapshotError, SnapshotFileError
@@ -87,22 +90,34 @@ class Restore:
         record, frozen = yield partial(_load_record, folder, self._engine)
         overlays: dict[str, str] = yield partial(_make_overlays, vm_config, frozen, data)
         vm_config = on_overlays(vm_config, overlays)
+        self._holding.vm_config = vm_config
+        forget(data, descriptors_of(vm_config))
         try:
-            self._holding.vm_config = vm_config
-            forget(data, descriptors_of(vm_config))
+            return (yield from self._come_up(record, _origin(folder, data), resume=data.resume))
+        except Exception:
+            yield Cleanup(partial(remove_overlays, overlays))
+            raise
+
+    def begin(self, data: CloneData) -> Steps:
+        """Hold what a VMM of this process has forked off."""
+        if self._holding.vm_config is not None:
+            raise api_error.VmAlreadyCreated
+        self._holding.vm_config = data.vm_config
+        return (yield from self._come_up(data.record, BeginsAt(data.base), resume=data.resume))
+
+    def _come_up(self, record: VmRecord, source: Origin, *, resume: bool) -> Steps:
+        """Make the VM of the stored config, or forget that where it fails."""
+        try:
             yield from self._power.open_consoles()
-            yield from self.go_on(record, _origin(folder, data))
-            if data.resume:
+            yield from self.go_on(record, source)
+            if resume:
                 yield from self._power.resume()
         except Exception:
-            try:
-                yield from self._delete()
-            finally:
-                yield Cleanup(partial(remove_overlays, overlays))
+            yield from self._delete()
             raise
         return Empty()
 
-    def go_on(self, record: VmRecord, source: SavedIn | ReceivedFrom) -> Steps:
+    def go_on(self, record: VmRecord, source: Origin) -> Steps:
         """Build the machine of the stored config from its state; it stands paused."""
         stored, consoles = self._holding.created_config(), self._holding.consoles
         assert consoles is not None
@@ -147,7 +162,7 @@ def _build(
     consoles: Consoles,
     state_dir: str | None,
     record: VmRecord,
-    source: SavedIn | ReceivedFrom,
+    source: Origin,
     debugger_fd: int | None,
     warn: Warn,
 ) -> Built:
@@ -156,7 +171,7 @@ def _build(
     except OtherVcpus as error:
         raise api_error.VmRestoreFailed from _caused(api_error.MigratableRestore(), error)
     try:
-        origin = Origin(record.numbering(engine.info), source, record.ram)
+        origin = NumberedOrigin(record.numbering(engine.info), source, record.ram)
     except EngineError as error:
         raise api_error.DeviceManager from error
     return build_vm(engine, stored, consoles, state_dir, origin=origin, debugger_fd=debugger_fd, warn=warn)

@@ -15,6 +15,7 @@ from cloudvmm.api.error import RequestSend
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.loop import ControlLoop
 from cloudvmm.control.runner import Log
+from cloudvmm.control.sibling import Siblings
 from cloudvmm.engine.base import Engine
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
@@ -45,6 +46,7 @@ class VmmThread:
         no_shutdown: bool = False,
         debugger_fd: int | None = None,
         log: Log = _ignore,
+        siblings: Siblings | None = None,
     ) -> None:
         """Start the thread. On `debugger_fd`, a listening stream socket that is lent, debuggers are served.
 
@@ -59,6 +61,7 @@ class VmmThread:
         self.api_sender, self._receiver = api_channel()
         self.failure: VmmError | None = None
         self._engine = engine
+        self._siblings = siblings
         self._no_shutdown = no_shutdown
         self._debugger_fd = debugger_fd
         self._log = log
@@ -94,6 +97,7 @@ class VmmThread:
                 log=self._log,
                 no_shutdown=self._no_shutdown,
                 debugger_fd=self._debugger_fd,
+                siblings=self._siblings,
             )
             loop.run()
             self.failure = loop.failure

@@ -24,6 +24,7 @@ from cloudvmm.config.error import DecodeError
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.runner import Log
 from cloudvmm.control.vmm import VmmThread
+from cloudvmm.daemon.brood import Brood
 from cloudvmm.daemon.events import LocalEvents
 from cloudvmm.errors import VmmError, error_chain, error_code
 from cloudvmm.events.hub import EventHub
@@ -71,7 +72,9 @@ class Vmm(Methods):
 
     `engine` runs the VM: "qemu", "fake", or one that you made. With `state_dir` that folder holds what the
     VMM keeps; with `api_socket` it serves REST there too. A guest that switches itself off leaves the VMM
-    there unless `no_shutdown` is False. `log` takes a level and a text, from any thread, and must not block.
+    there unless `no_shutdown` is False. The VMMs of clones end with it, unless they are in a `brood` that is
+    somebody else's. `on_end` is called once when the VMM has ended. `log` takes a level and a text, from any
+    thread, and must not block.
 
     Any thread may call any method.
 
@@ -88,20 +91,30 @@ class Vmm(Methods):
         no_shutdown: bool = True,
         max_connections: int = 10,
         log: Callable[[str, str], None] | None = None,
+        brood: Brood | None = None,
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         said = _ignore if log is None else _with_texts(log)
         hub = EventHub()
         hub.subscribe(lambda event: said("info", partial(log_text, event)))
         hub.emit("vmm", "starting")
         self._hub = hub
+        self._on_end = on_end
         self._streams: set[LocalEvents] = set()
         self._ended = threading.Event()
+        runs = _engine(engine)
+        self._own_brood = None
+        if brood is None:
+            brood = self._own_brood = Brood(
+                runs, no_shutdown=no_shutdown, max_connections=max_connections, log=log
+            )
         self._vmm = VmmThread(
-            _engine(engine),
+            runs,
             events=hub,
             state_dir=None if state_dir is None else os.fspath(state_dir),
             no_shutdown=no_shutdown,
             log=said,
+            siblings=brood,
         )
         # Held where the eventfd is rung and where it is closed: its number may be another file's by then.
         self._lock = threading.Lock()
@@ -150,11 +163,35 @@ class Vmm(Methods):
         self._streams.add(stream)
         return stream
 
-    def close(self) -> None:
-        """Delete the VM, if any, and end the VMM; wait until nothing of it is left. May be called twice."""
+    def send(self, kind: type[api.ApiRequest], data: object) -> api.ReplyChannel:
+        """Ask for what no client can; the answer comes over the channel. `data` is the VMM's from now on.
+
+        :raises RequestSend: the VMM has ended.
+        """
+        reply = api.ReplyChannel()
+        with self._lock:
+            self._vmm.api_sender.send(kind(data, reply))
+            self._vmm.api_evt.write()
+        return reply
+
+    def leave(self) -> None:
+        """Let the VMM end, as `close` does. Returns at once."""
         with self._lock, contextlib.suppress(OSError):  # closed before
             self._vmm.exit_evt.write()
+
+    def wait(self) -> None:
+        """Blocking. Return when the VMM has ended, whoever ended it."""
         self._end_thread.join()
+
+    def close(self) -> None:
+        """Delete the VM, if any, and end the VMM; wait until nothing of it is left. May be called twice.
+
+        So do the VMMs of its clones.
+        """
+        self.leave()
+        if self._own_brood is not None:
+            self._own_brood.close()
+        self.wait()
         with self._lock:
             self._vmm.close()
 
@@ -195,6 +232,10 @@ class Vmm(Methods):
         self._ended.set()
         for stream in list(self._streams):
             stream.wake()
+        if self._on_end is not None:
+            with self._lock:
+                self._vmm.close()  # whoever has to do with the end does not call `close`
+            self._on_end()
 
     def _exchange(self, name: str, data: object, timeout_s: float | None) -> api.ApiResponsePayload:
         own, fds = _own(name, data)
@@ -270,7 +311,12 @@ def _value(command: Command[Any], payload: api.ApiResponsePayload) -> Any:
                 memory_actual_size=payload.memory_actual_size,
                 device_tree=payload.device_tree,
             )
-        case api.VmmPingResponse() | api.VmMigrationProgress() | api.VmSnapshotProgress():
+        case (
+            api.VmmPingResponse()
+            | api.VmMigrationProgress()
+            | api.VmSnapshotProgress()
+            | api.VmForkResponse()
+        ):
             return payload
         case _:
             return None

@@ -573,6 +573,13 @@ class Machine(Protocol):
         :raises NotForkable: there are no means for it, or what the machine has cannot be there twice.
         """
 
+    def take_back(self, base: Base) -> None:
+        """Blocking. Have the disks in the images that they had before the last `fork`, which gave `base`.
+
+        What was written since is in them then, and the images it was written to are gone. No machine that
+        began at `base` may be there any more. On failure the disks stay where they are.
+        """
+
     def send(self, target: SentTo) -> float:
         """Blocking. Stop the guest and hand its whole state over.
 

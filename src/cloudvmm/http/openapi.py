@@ -19,6 +19,7 @@ from cloudvmm.api.data import (
     AddressRange,
     PciBarResource,
     PciDeviceInfo,
+    VmForkResponse,
     VmMigrationProgress,
     VmSnapshotProgress,
 )
@@ -52,6 +53,7 @@ _TAG_OF: Final = {
     "vm.resize-zone": "sizes",
     "vm.remove-device": "devices",
     "vm.snapshot": "state",
+    "vm.fork": "state",
     "vm.restore": "state",
     "vm.coredump": "state",
     "vm.receive-migration": "state",
@@ -61,6 +63,8 @@ _TAG_OF: Final = {
     "vm.snapshot-progress": "state",
     "vm.cancel-snapshot": "state",
 }
+# What is told as an object of its own.
+_TOLD: Final = (VmInfo, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress, VmForkResponse)
 # Statuses besides success, 400, 500 and 503, which every path can answer.
 _NOT_THERE: Final = ("vm.info", "vm.boot", "vm.reboot", "vm.resize", "vm.resize-disk", "vm.resize-zone",
                      "vm.remove-device")  # fmt: skip
@@ -147,7 +151,7 @@ def _success(command: type[ApiRequest]) -> Schema:
             return {"200": {"description": "Done; the body is empty", "x-bodies": [EMPTY_BODY]}}
         case "vm.counters", _:
             return {"200": _answer("What each device has counted", _ref("VmCounters"))}
-        case _, answer if answer in (VmInfo, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress):
+        case _, answer if answer in _TOLD:
             return {"200": _answer("The answer", _ref(answer.__name__))}
         case _, answer if answer is VmActionPayload:
             device = _answer("The device was added to the VM object", _ref("PciDeviceInfo"))
@@ -280,7 +284,7 @@ def _headers() -> Schema:
 def _schemas() -> dict[str, Schema]:
     sent = sent_schemas(command.body for command in COMMANDS if command.body is not None)
     kinds = (
-        *(VmConfig, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress),
+        *(VmConfig, *_TOLD[1:]),
         *(PciDeviceInfo, PciBarResource, AddressRange),
     )
     told = told_schemas(kinds, sent=sent)

@@ -34,6 +34,7 @@ SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "vm.add-vsock": {"id": "vsock0", "cid": 3, "socket": "/tmp/vsock.sock"},
     "vm.remove-device": {"id": "data"},
     "vm.snapshot": {"destination_url": "file:///tmp/snapshot"},
+    "vm.fork": {"directory": "/tmp/clones", "count": 2},
     "vm.restore": {"source_url": "file:///tmp/snapshot", "resume": True},
     "vm.coredump": {"destination_url": "file:///tmp/core"},
     "vm.receive-migration": {"receiver_url": "unix:/tmp/migration.sock"},

@@ -24,7 +24,7 @@ def test_every_command_on_the_vm_is_an_action():
 def test_names_are_unique_and_errors_speak():
     names = [command.name for command in api.COMMANDS]
 
-    assert len(set(names)) == len(names) == 35
+    assert len(set(names)) == len(names) == 36
     assert all(str(command.error()).strip() for command in api.COMMANDS)
 
 

@@ -12,6 +12,7 @@ ANSWERS = {
     api.VmmPingResponse: ("ping", "VmmPingResponse"),
     api.VmInfo: ("info", "VmInfo"),
     api.VmActionPayload: ("device", "PciDeviceInfo | None"),
+    api.VmForkResponse: ("fork", "VmForkResponse"),
     api.VmMigrationProgress: ("migration-progress", "VmMigrationProgress"),
     api.VmSnapshotProgress: ("snapshot-progress", "VmSnapshotProgress"),
 }

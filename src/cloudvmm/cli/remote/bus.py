@@ -22,6 +22,7 @@ ABSENT = frozenset(
         "cancel-migration",
         "cancel-snapshot",
         "events",
+        "fork",
         "migration-progress",
         "nmi",
         "resize-disk",

@@ -113,6 +113,19 @@ SUBCOMMANDS = (
         options=(Option("from", "Begin with the event of this number, as far as it is kept", "number"),),
         is_ours=True,
     ),
+    Subcommand(
+        "fork",
+        "Make clones of the VM, which goes on (extension)",
+        "vm.fork",
+        argument=Argument("directory", "An existing folder for new disk images and for the clones"),
+        options=(
+            Option("count", "How many clones", "number"),
+            Option("clones", "File with what each has otherwise than the others, as JSON", "path"),
+            Option("paused", "Leave the clones paused", is_switch=True),
+        ),
+        doing="Forking the VM",
+        is_ours=True,
+    ),
     Subcommand("info", "Info on the VM", "vm.info", "GET"),
     Subcommand(
         "migration-progress",

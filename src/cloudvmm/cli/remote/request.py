@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cloudvmm.config.device import DeviceConfig
     from cloudvmm.config.net import NetConfig
     from cloudvmm.config.operation import (
+        CloneConfig,
         RestoreConfig,
         RestoredVfioConfig,
         VmReceiveMigrationData,
@@ -239,6 +240,27 @@ def _snapshot(args: argparse.Namespace) -> Content:
     return _encode(snapshot)
 
 
+def _fork(args: argparse.Namespace) -> Content:
+    from cloudvmm.config.operation import VmForkData
+
+    clones = None if args.clones is None else _read_clones(args.clones)
+    return _encode(
+        VmForkData(directory=args.directory, count=args.count, clones=clones, resume=not args.paused)
+    )
+
+
+def _read_clones(path: str) -> list[CloneConfig]:
+    import msgspec
+
+    from cloudvmm.config.operation import CloneConfig
+
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=list[CloneConfig])
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ReadingFile from error
+
+
 def _coredump(args: argparse.Namespace) -> Content:
     from cloudvmm.config.operation import VmCoredumpData
 
@@ -320,6 +342,7 @@ _BUILDERS: dict[str, Callable[[argparse.Namespace], Content]] = {
     "add-vdpa": _add_vdpa,
     "add-vsock": _add_vsock,
     "coredump": _coredump,
+    "fork": _fork,
     "create": _create,
     "receive-migration": _receive_migration,
     "remove-device": _remove_device,

@@ -111,12 +111,12 @@ class Hardware:
             if isinstance(disk, DiskConfig) and disk.path is not None and not disk.readonly
         }
 
-    def stand_on(self, overlays: Mapping[str, str]) -> None:
-        """Have the disks of these ids go on in the images at those paths."""
-        for device_id, path in overlays.items():
+    def stand_on(self, images: Mapping[str, tuple[str, ImageType]]) -> None:
+        """Have the disks of these ids go on in the images at those paths, of those types."""
+        for device_id, (path, image_type) in images.items():
             disk = self._devices[device_id]
             self._devices[device_id] = msgspec.structs.replace(disk, path=path)
-            self.image_types = {**self.image_types, device_id: ImageType.QCOW2}
+            self.image_types = {**self.image_types, device_id: image_type}
 
     def unplug(self, device_id: str) -> None:
         self.slots = {known: slot for known, slot in self.slots.items() if known != device_id}

@@ -14,6 +14,7 @@ from cloudvmm.config.disk import ImageType
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import (
     BalloonChanged,
+    Base,
     DeviceError,
     DeviceRemoved,
     EngineError,
@@ -229,6 +230,13 @@ class FakeMachine:
             self._freeze(overlays)
             return FakeBase(self._state(), disks)
 
+    def take_back(self, base: Base) -> None:
+        assert isinstance(base, FakeBase)
+        with self._lock:
+            for disk in self._hardware.written_disks().values():
+                os.unlink(disk[0])
+            self._hardware.stand_on(base.disks)
+
     def send(self, target: SentTo) -> float:
         self._check("send")
         try:
@@ -306,7 +314,7 @@ class FakeMachine:
                 overlay_on(*self._image_of(disk_id), path)
                 undo.callback(os.unlink, path)
             undo.pop_all()
-        self._hardware.stand_on(overlays)
+        self._hardware.stand_on({disk_id: (path, ImageType.QCOW2) for disk_id, path in overlays.items()})
 
     # What the guest does when it is asked to, with the lock held.
 

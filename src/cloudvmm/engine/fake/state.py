@@ -70,14 +70,14 @@ class FakeBase(Base):
 
     def __init__(self, state: GuestState, disks: dict[str, tuple[str, ImageType]]) -> None:
         self.state = state
-        self._disks = disks
+        self.disks = disks
 
     @property
     def stood_still_s(self) -> float:
         return 0.0
 
     def make_overlay(self, disk_id: str, path: str) -> None:
-        overlay_on(*self._disks[disk_id], path)
+        overlay_on(*self.disks[disk_id], path)
 
     def close(self) -> None:
         """There is nothing to release."""

@@ -122,6 +122,20 @@ class DiskBacking(Backing, kw_only=True):
         self.image, self.image_node = overlay, node
         self.is_preallocated = False
 
+    def stand_below(self, *, node: str) -> None:
+        """Go back to the image below, QEMU's `node`, which is written from now on; the overlay is closed.
+
+        :raises ImageLocked: another process reads it.
+        :raises ImageLockError: the file system cannot lock.
+        """
+        overlay, base = self.image, self.image.base
+        assert base is not None
+        self.image, self.image_node = base, node
+        base.readonly = False
+        overlay.base = None
+        overlay.close()
+        self.lock()
+
     def unlock(self) -> None:
         """Unlock the chain, for QEMU too, which may hold it open still."""
         for image in self.image.chain():

@@ -67,12 +67,14 @@ def fork_guest(
         each.disk_id: FrozenDisk(path=each.base_path, image_type=each.base_type, size_bytes=each.size_bytes)
         for each in frozen
     }
-    return MemoryBase(sealed, images, stood())
+    return MemoryBase(sealed, images, stood(), rejoin=freeze.rejoin)
 
 
 def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) -> None:
     if facts.version < _GIVES_IMAGES_BACK:
         raise NotForkable(f"QEMU {facts.version_text} has no means for it, and 10.0 is the first that has")
+    if resources.maps_memory:
+        raise NotForkable("The VM has a vhost-user or vfio-user device, whose back end cannot be there twice")
     for memory in resources.memories.values():
         if memory.ram.has_base:
             raise NotForkable(

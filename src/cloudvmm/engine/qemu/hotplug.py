@@ -228,6 +228,13 @@ class Hotplug:
             remove = Command("remove-fd", {"fdset-id": fdset})
             self._remains[disk_id] = [*before[:at], gone, *before[at:], remove]
 
+    def forget_overlay(self, disk_id: str, node: str, fdset: int) -> None:
+        """Know that the disk's overlay `node` is gone from QEMU, as is its set of descriptors."""
+        gone = ({"node-name": node}, {"fdset-id": fdset})
+        with self._lock:
+            before = self._remains.get(disk_id, [])
+            self._remains[disk_id] = [command for command in before if command.arguments not in gone]
+
     def ask_removal(self, device_id: str) -> None:
         """Blocking. Ask the guest to let go of a device.
 

@@ -60,7 +60,7 @@ from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
-from cloudvmm.engine.qemu.saved import cpu_model
+from cloudvmm.engine.qemu.saved import MemoryBase, cpu_model
 from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, load_state
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
@@ -380,6 +380,11 @@ class QemuMachine:
                 facts=self._facts,
                 check=self._check_alive,
             )
+
+    def take_back(self, base: Base) -> None:
+        assert isinstance(base, MemoryBase)
+        with self._end_explained():
+            base.rejoin()
 
     def restore(self, origin: SavedIn | BeginsAt) -> None:
         """Blocking. Take the state that `origin` gives: to be done once, instead of `boot`.

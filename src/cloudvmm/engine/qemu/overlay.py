@@ -24,6 +24,7 @@ from cloudvmm.engine.qemu.parts import FdSet
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
 
+_COMMIT_TIMEOUT_S: Final = 600.0  # for what was written since
 _TIMEOUT_S: Final = 60.0  # what the disks have under way is finished first
 
 
@@ -135,6 +136,16 @@ class Freeze:
             overlay.settle()
         return [overlay.frozen for overlay in self._overlays]
 
+    def rejoin(self) -> None:
+        """Blocking. Write what is in the overlays to the images below, which the disks go on in; remove them.
+
+        :raises OverlayError: QEMU refused; some of the disks may still be in their overlays.
+        :raises ImageLocked: another process reads an image that is written again now.
+        """
+        while self._overlays:
+            self._overlays[-1].rejoin()
+            self._overlays.pop()
+
     def undo(self) -> None:
         """Blocking. Take everything back, unless the disks have been switched. Idempotent."""
         self._undo.close()
@@ -155,6 +166,7 @@ class _Overlay:
         self.frozen = frozen
         self._backing = backing
         self._hotplug = hotplug
+        self._control = control
         create_overlay(
             frozen.path,
             base_path=frozen.base_path,
@@ -181,6 +193,27 @@ class _Overlay:
             self.frozen.disk_id, self.node, self._fdset.set_id, base_node=self.base_node
         )
         self._backing.stand_on(self._image, node=self.node)
+
+    def rejoin(self) -> None:
+        """Blocking. As that of `Freeze`, for this one."""
+        control, job = self._control, self.node
+        with _in_its_words():
+            for command, arguments, event in (
+                ("block-commit", {"job-id": job, "device": self.node}, "BLOCK_JOB_READY"),
+                ("block-job-complete", {"device": job}, "BLOCK_JOB_COMPLETED"),
+            ):
+                control.execute_until(
+                    command,
+                    arguments,
+                    event=event,
+                    timeout_s=_COMMIT_TIMEOUT_S,
+                    is_last=lambda told: told.data.get("device") == job,
+                )
+            control.execute("blockdev-del", {"node-name": self.node})
+        _try(control, "remove-fd", {"fdset-id": self._fdset.set_id})
+        self._hotplug.forget_overlay(self.frozen.disk_id, self.node, self._fdset.set_id)
+        self._backing.stand_below(node=self.base_node)
+        _unlink(self.frozen.path)
 
 
 def _backing(resources: Resources, disk_id: str) -> DiskBacking:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -68,10 +68,18 @@ def cpu_model(cpus: CpusConfig, facts: QemuFacts) -> str:
 class MemoryBase(Base):
     """`files` are what would lie in a snapshot's folder, by name, as sealed descriptors that are ours.
 
-    `disks` have an image below them that nobody writes any more, by their ids.
+    `disks` have an image below them that nobody writes any more, by their ids. `rejoin` makes that undone.
     """
 
-    def __init__(self, files: dict[str, int], disks: dict[str, FrozenDisk], stood_still_s: float) -> None:
+    def __init__(
+        self,
+        files: dict[str, int],
+        disks: dict[str, FrozenDisk],
+        stood_still_s: float,
+        *,
+        rejoin: Callable[[], None],
+    ) -> None:
+        self.rejoin = rejoin
         self._files = files
         self._disks = disks
         self._stood_still_s = stood_still_s
