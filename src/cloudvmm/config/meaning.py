@@ -322,6 +322,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "vfio_fds": "New descriptors for VFIO devices that had one",
         "iommufd_fd": _FD,
         "zone_updates": "Memory zones that move to another host node",
+        "overrides": "What is other here than in the configuration that comes; devices by their `id`",
     },
     "VmSendMigrationData": {
         "destination_url": "`tcp:HOST:PORT` or `unix:PATH` that the other VMM listens on",
@@ -333,6 +334,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "connections": "Parallel TCP connections; at most 128",
         "tls_dir": _TLS_DIR,
         "memory_mode": "When the RAM goes: before the VM runs there, or while it does",
+        "copy_disks": "Ids of the disks that are copied there; all others must be there already",
     },
 }
 

@@ -124,15 +124,20 @@ class TimeoutStrategy(enum.Enum):
 
 
 class VmReceiveMigrationData(msgspec.Struct, kw_only=True):
+    """`overrides` is beyond the reference, and left out where it is unset, as that of a restore."""
+
     receiver_url: str
     tls_dir: str | None = None
     memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY
     vfio_fds: list[RestoredVfioConfig] | None = None
     iommufd_fd: I32 | None = None
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
+    overrides: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
 
 
 class VmSendMigrationData(msgspec.Struct, kw_only=True):
+    """`copy_disks` is beyond the reference, and left out where it is unset: ids of disks that go along."""
+
     destination_url: str
     local: bool = False
     preserve_source: bool = False
@@ -142,3 +147,4 @@ class VmSendMigrationData(msgspec.Struct, kw_only=True):
     connections: NonZeroU32 = 1
     tls_dir: str | None = None
     memory_mode: MigrationMemoryMode = MigrationMemoryMode.PRECOPY
+    copy_disks: list[str] | msgspec.UnsetType = msgspec.UNSET

@@ -13,13 +13,16 @@ import os
 import time
 from collections.abc import Callable, Generator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
 
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.operation import MigrationMemoryMode, VmReceiveMigrationData
+from cloudvmm.config.override import override
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
 from cloudvmm.control.blueprint import check_config, check_numbering
@@ -59,6 +62,9 @@ from cloudvmm.migration.message import (
 )
 from cloudvmm.migration.rule import PostcopyNotAsked, check_receive, check_received
 
+if TYPE_CHECKING:
+    from cloudvmm.control.copied_disk import CopiedDisks
+
 COMPLETE_S: Final = 60.0
 RECONNECT_S: Final = 150.0  # a little longer than the other VMM tries
 
@@ -88,6 +94,7 @@ class Receive:
         self._power = power
         self._restore = restore
         self._log = log
+        self._copied: CopiedDisks | None = None
 
     def receive(self, data: VmReceiveMigrationData) -> Steps:
         if self._holding.vm is not None:
@@ -152,15 +159,20 @@ class Receive:
         vm_config: VmConfig
         vm_config, record = yield partial(_examine, info, data, offer)
         yield from self._clear()
+        if offer.copied_disks:
+            self._copied = yield partial(_prepare_disks, vm_config, offer)
         self._holding.vm_config = vm_config
         forget(data, descriptors_of(vm_config))
         yield from self._power.open_consoles(is_continued=offer.is_local)
         token = os.urandom(16).hex()
-        yield partial(control.send, Accept(token=token, is_postcopy=offer.is_postcopy))
-        states: list[Link] = yield partial(listener.accept_states, token, control, offer.connections)
+        accept = Accept(token=token, is_postcopy=offer.is_postcopy, copied_disks=list(offer.copied_disks))
+        yield partial(control.send, accept)
+        count = offer.connections + len(offer.copied_disks)
+        states: list[Link] = yield partial(listener.accept_states, token, control, count)
         try:
             yield from self._receive_state(offer, record, states, migration)
             downtime_ms = yield from self._complete(offer, control, migration)
+            self._copied = None  # the VM's, from here on
             if offer.is_postcopy:
                 migration.enter(MigrationPhase.POSTCOPY)
                 yield from self._receive_rest(states, partial(_accept_again, listener, token, control))
@@ -172,12 +184,14 @@ class Receive:
         self, offer: Offer, record: VmRecord, states: list[Link], migration: Migration
     ) -> Generator[Job, Any, None]:
         migration.enter(MigrationPhase.RECEIVING)
-        link_fd, *more_fds = [state.lend() for state in states]
+        fds = [state.lend() for state in states]
+        link_fd, *more_fds = fds[: offer.connections]
         source = ReceivedFrom(
             link_fd,
             tuple(more_fds),
             offer.is_local,
             offer.is_postcopy,
+            dict(zip(offer.copied_disks, fds[offer.connections :], strict=True)),
             on_transferred=migration.note_transferred,
         )
         yield from self._restore.go_on(record, source)
@@ -240,6 +254,9 @@ class Receive:
         if self._holding.vm_config is not None:
             close_descriptors(descriptors_of(self._holding.vm_config))
             self._holding.vm_config = None
+        if self._copied is not None:
+            yield Cleanup(self._copied.discard)
+            self._copied = None
         return is_gone
 
 
@@ -258,6 +275,12 @@ def _check(engine: Engine, data: VmReceiveMigrationData) -> EngineInfo:
         return engine.info
     except EngineError as error:
         raise api_error.MigratableReceive from error
+
+
+def _prepare_disks(vm_config: VmConfig, offer: Offer) -> CopiedDisks:
+    from cloudvmm.control.copied_disk import CopiedDisks
+
+    return CopiedDisks(vm_config, offer.copied_disks)
 
 
 def _accept_again(listener: Listener, token: str, control: Link) -> Link:
@@ -299,6 +322,9 @@ def _examine(info: EngineInfo, data: VmReceiveMigrationData, offer: Offer) -> tu
         vm_config = form.decode_saved(bytes(offer.config), VmConfig)
     except DecodeError as error:
         raise ProtocolError("The other VMM's configuration is malformed") from error
+    if data.overrides is not msgspec.UNSET:
+        config = override(msgspec.json.decode(offer.config), data.overrides)
+        vm_config = form.decode_saved(msgspec.json.encode(config), VmConfig)
     if offer.is_postcopy and data.memory_mode is not MigrationMemoryMode.POSTCOPY:
         raise PostcopyNotAsked
     check_received(data, vm_config)

@@ -111,8 +111,11 @@ class Send:
         if vm.state not in (VmState.RUNNING, VmState.PAUSED):
             raise api_error.MigratableSend from api_error.NotMigratable(vm.state.value)
         try:
-            offer: Offer = yield partial(self._offer, encode_record(vm), vm_config, data)
-        except EngineError as error:
+            sizes: dict[str, int] = {}
+            if data.copy_disks:
+                sizes = yield partial(_copied_sizes, vm_config, data.copy_disks, vm.machine)
+            offer: Offer = yield partial(self._offer, encode_record(vm), vm_config, data, sizes)
+        except (EngineError, MigrationError) as error:
             raise api_error.MigratableSend from error
         self._holding.lent = Lent(self._holding.info())
         self._holding.cut = cut = Cut()
@@ -120,7 +123,9 @@ class Send:
         self._lane.start(self._migrate(vm, data, offer, migration, cut))
         return Empty()
 
-    def _offer(self, record: msgspec.Raw, vm_config: VmConfig, data: VmSendMigrationData) -> Offer:
+    def _offer(
+        self, record: msgspec.Raw, vm_config: VmConfig, data: VmSendMigrationData, sizes: dict[str, int]
+    ) -> Offer:
         """Blocking. Look whether there are means, and describe the VM."""
         info = self._engine.info
         if _is_postcopy(data):
@@ -133,6 +138,7 @@ class Send:
             # A source that is kept keeps its memory to itself.
             is_local=data.local and not data.preserve_source,
             is_postcopy=_is_postcopy(data),
+            copied_disks=sizes,
             connections=data.connections,
         )
 
@@ -239,12 +245,14 @@ class Send:
     ) -> Generator[Job, Any, float]:
         must_cancel = data.timeout_strategy is TimeoutStrategy.CANCEL
         try:
-            link_fd, *more_fds = [state.lend() for state in states]
+            fds = [state.lend() for state in states]
+            link_fd, *more_fds = fds[: offer.connections]
             target = SentTo(
                 link_fd=link_fd,
                 more_fds=tuple(more_fds),
                 is_local=offer.is_local,
                 is_postcopy=offer.is_postcopy,
+                disk_fds=dict(zip(offer.copied_disks, fds[offer.connections :], strict=True)),
                 downtime_ms=data.downtime_ms,
                 insist_s=None if must_cancel else data.timeout_s,
                 on_transferred=migration.note_transferred,
@@ -295,7 +303,7 @@ class Send:
 def _connect_states(address: Address, offer: Offer, cut: Cut, token: str, tls: Tls | None) -> list[Link]:
     links: list[Link] = []
     try:
-        for number in range(offer.connections):
+        for number in range(offer.connections + len(offer.copied_disks)):
             links.append(connect(address, "state", cut, token=token, number=number, tls=tls))
     except BaseException:
         _close_all(links)
@@ -340,6 +348,8 @@ def _propose(address: Address, offer: Offer, cut: Cut, tls_dir: str | None) -> t
         accept = control.receive(Accept, timeout_s=ANSWER_S)
         if offer.is_postcopy and not accept.is_postcopy:
             raise ProtocolError("The other VMM's release does not know memory_mode Postcopy")
+        if accept.copied_disks != list(offer.copied_disks):
+            raise ProtocolError("The other VMM's release does not know copy_disks")
         return control, accept.token, tls
     except BaseException:
         control.close()
@@ -404,6 +414,12 @@ def _allowed_after(error: Exception, postponed: Postponed) -> Postponed:
     if not isinstance(error, _NOT_OURS):
         return postponed
     return [(name, steps) for name, steps in postponed if name != GUEST_RESET]
+
+
+def _copied_sizes(vm_config: VmConfig, ids: list[str], machine: Machine) -> dict[str, int]:
+    from cloudvmm.control.copied_disk import sizes_of
+
+    return sizes_of(vm_config, ids, machine.image_types)
 
 
 def _is_postcopy(data: VmSendMigrationData) -> bool:

@@ -192,13 +192,15 @@ class ReceivedFrom(msgspec.Struct, frozen=True):
     """`link_fd` is a connected stream socket at whose other end `Machine.send` runs. Lent.
 
     `more_fds` are further ones, as many and in the same order as at the other end. `on_transferred` is called
-    now and then by the thread that builds. `is_local` and `is_postcopy` are as at the other end.
+    now and then by the thread that builds. `is_local` and `is_postcopy` are as at the other end. What the
+    disks of the ids `disk_fds` hold comes over these links, likewise.
     """
 
     link_fd: int
     more_fds: tuple[int, ...] = ()
     is_local: bool = False
     is_postcopy: bool = False
+    disk_fds: dict[str, int] = {}
     on_transferred: OnTransferred = drop_transferred
 
 
@@ -214,12 +216,15 @@ class SentTo(msgspec.Struct, frozen=True, kw_only=True):
 
     With `is_postcopy` the guest is stopped once all memory was gone over, or after `insist_s`, and the other
     machine can go on with it before it has all; `Machine.transfer_rest` does what is left.
+
+    The disks of the ids `disk_fds` are copied before, each over a link of its own, lent too. Ours stay.
     """
 
     link_fd: int
     more_fds: tuple[int, ...] = ()
     is_local: bool = False
     is_postcopy: bool = False
+    disk_fds: dict[str, int] = {}
     downtime_ms: int = 300
     insist_s: int | None = None
     on_transferred: OnTransferred = drop_transferred

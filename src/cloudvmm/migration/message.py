@@ -53,7 +53,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     """The VM to take over: its config, what else its VMM knows about it, and whose engine runs it.
 
     `config` is the form of `vm.info`; `vm` is that of the control room. The state comes over `connections`.
-    With `is_postcopy` the guest is to go on before all of its memory is there.
+    With `is_postcopy` the guest is to go on before all of its memory is there. `copied_disks` are the ids of
+    disks that come along, each over a further connection in this order, and their bytes.
     """
 
     config: msgspec.Raw
@@ -62,17 +63,19 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     engine_version: str
     is_local: bool = False
     is_postcopy: bool = False
+    copied_disks: dict[str, int] = {}
     connections: Annotated[int, msgspec.Meta(ge=1, le=MAX_CONNECTIONS)] = 1
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
     """The VM can be taken over. The state is expected on a connection that says `token`.
 
-    `is_postcopy` is as in the offer; a release that does not know of it leaves it out.
+    `is_postcopy` and `copied_disks` are as in the offer; a release that knows nothing of them is silent.
     """
 
     token: str
     is_postcopy: bool = False
+    copied_disks: list[str] = []
 
 
 class Ready(msgspec.Struct, frozen=True):

@@ -123,7 +123,12 @@ def check_send(data: VmSendMigrationData) -> None:
             check_tls_dir(data.tls_dir, "migration client", CLIENT_FILES)
         except TlsDirError as error:
             raise SendRule(f"invalid TLS configuration for send-migration: {error}") from None
+    copied = data.copy_disks or []
+    if len(set(copied)) != len(copied):
+        raise SendRule("copy_disks must not name a disk twice.")
     if data.memory_mode is MigrationMemoryMode.POSTCOPY:
+        if copied:
+            raise SendRule("memory_mode=postcopy and copy_disks are mutually exclusive.")
         if data.local:
             raise SendRule("memory_mode=postcopy and local options are mutually exclusive.")
         if data.connections > 1:

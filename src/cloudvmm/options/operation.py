@@ -18,6 +18,7 @@ from cloudvmm.options.schema import Key, Schema
 from cloudvmm.options.value import (
     I32,
     PATH,
+    STRING_LIST,
     TEXT,
     TOGGLE,
     TUPLE_KEY,
@@ -114,6 +115,7 @@ SEND_MIGRATION = Schema(
     Key("connections", U32, "Connections side by side, 1 to 128"),
     Key("tls_dir", PATH, "Folder with the certificates of an encrypted migration"),
     _MEMORY_MODE,
+    Key("copy_disks", STRING_LIST, "Disks that are copied there, by their ids; beyond the reference"),
 )
 
 

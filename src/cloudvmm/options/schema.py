@@ -165,14 +165,14 @@ class Schema:
             if field.name == key.member:
                 if field.default_factory is not msgspec.NODEFAULT:
                     return field.default_factory()
-                return None if field.default is msgspec.NODEFAULT else field.default
+                return None if field.default in (msgspec.NODEFAULT, msgspec.UNSET) else field.default
         return None
 
     def _format_keys(self, values: dict[str, Any], always: Collection[str]) -> list[str]:
         parts = []
         for key in self.keys:
             value = None if key.is_old else values.get(key.member)
-            if value is not None and (key.member in always or value != self.default_of(key)):
+            if value not in (None, msgspec.UNSET) and (key.member in always or value != self.default_of(key)):
                 parts.append(f"{key.name}={key.kind.format(value)}")
         return parts
 

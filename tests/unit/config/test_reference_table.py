@@ -391,6 +391,8 @@ ADDITIONS = {
     net.NetConfig: "user UserNetConfig? unset",
     operation.RestoreConfig: "overrides object? unset overlay_directory string? unset",
     operation.VmSnapshotConfig: "overlay_directory string? unset",
+    operation.VmReceiveMigrationData: "overrides object? unset",
+    operation.VmSendMigrationData: "copy_disks [string]? unset",
 }
 RANGES = {
     (0, 0xFF): "u8",

@@ -1,5 +1,6 @@
 """Every struct is written as an option string that reads back as it, or said to have none."""
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -253,6 +254,8 @@ BUCKETS = st.none() | st.builds(
     refill_time=st.integers(1, 9),
 )
 LIMITERS = st.builds(RateLimiterConfig, bandwidth=BUCKETS, ops=BUCKETS)
+# A list has no form for an item with a comma, a bracket or a quotation mark.
+PLAIN_WORDS = st.lists(st.text("ad09_-.", min_size=1, max_size=8), min_size=1, max_size=3)
 ANY_STRUCT = {
     "balloon": (BalloonConfig, device.parse_balloon, device.format_balloon, {}),
     "console": (ConsoleConfig, console.parse_console, console.format_console, {}),
@@ -324,7 +327,7 @@ ANY_STRUCT = {
         VmSendMigrationData,
         operation.parse_send_migration,
         operation.format_send_migration,
-        {"destination_url": WORD},
+        {"destination_url": WORD, "copy_disks": st.just(msgspec.UNSET) | PLAIN_WORDS},
     ),
     "serial": (SerialConfig, console.parse_serial, console.format_serial, {}),
     "tpm": (TpmConfig, device.parse_tpm, device.format_tpm, {"socket": WORD}),

@@ -47,7 +47,15 @@ from cloudvmm.engine.fake.guest import FakeGuest
 from cloudvmm.engine.fake.hardware import Hardware
 from cloudvmm.engine.fake.lifeline import Lifeline
 from cloudvmm.engine.fake.phase import ALLOWED, Phase
-from cloudvmm.engine.fake.state import FakeBase, GuestState, overlay_on, save_state, send_state
+from cloudvmm.engine.fake.state import (
+    FakeBase,
+    GuestState,
+    overlay_on,
+    paths_of,
+    save_state,
+    send_disk,
+    send_state,
+)
 from cloudvmm.host.eventfd import EventFd
 
 BAR_BASE: Final = 0x3800_0000_0000
@@ -239,6 +247,8 @@ class FakeMachine:
 
     def send(self, target: SentTo) -> float:
         self._check("send")
+        for device_id, path in paths_of(self._hardware.vm_config, target.disk_fds).items():
+            send_disk(path, target.disk_fds[device_id], self._lifeline)
         try:
             self._begin("send")
         finally:

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -43,6 +44,8 @@ MAX_BYTES: Final = 1 << 20
 SILENCE_S: Final = 30.0
 _SLICE_MS: Final = 20
 _LENGTH: Final = struct.Struct(">I")
+_SIZE: Final = struct.Struct(">Q")
+_CHUNK_BYTES: Final = 1 << 20
 _RECEIVED: Final = b"\x06"
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _first_use: Final = threading.Lock()  # msgspec crashes where two threads are the first to use a type
@@ -92,6 +95,12 @@ def ram_bytes_of(vm_config: VmConfig) -> int:
     return vm_config.memory.size + sum(zone.size for zone in vm_config.memory.zones or ())
 
 
+def paths_of(vm_config: VmConfig, ids: Iterable[str]) -> dict[str, str]:
+    """Return where the images of the disks of `ids` are."""
+    paths = {disk.id: disk.path for disk in vm_config.disks or ()}
+    return {device_id: path for device_id in ids if (path := paths.get(device_id)) is not None}
+
+
 def save_state(state: GuestState, folder: str) -> None:
     """Write the file, which is new, and sync it; on failure it is not there.
 
@@ -128,7 +137,9 @@ def find_state(spec: MachineSpec, lifeline: Lifeline) -> GuestState | None:
             if not isinstance(base, FakeBase):
                 raise StateError("The state is that of another engine")
             state = base.state
-        case ReceivedFrom(link_fd=link_fd, on_transferred=on_transferred):
+        case ReceivedFrom(link_fd=link_fd, on_transferred=on_transferred, disk_fds=disk_fds):
+            for device_id, path in paths_of(spec.vm_config, disk_fds).items():
+                receive_disk(path, disk_fds[device_id], lifeline)
             state = _receive(link_fd, lifeline)
             on_transferred(Transferred(bytes=len(msgspec.json.encode(state))))
     if state.hardware.slots != spec.slots:
@@ -148,16 +159,50 @@ def send_state(state: GuestState, target: SentTo, lifeline: Lifeline) -> None:
     """
     raw = msgspec.json.encode(state)
     with _link(target.link_fd) as link:
-        left = memoryview(_LENGTH.pack(len(raw)) + raw)
-        while left:
-            _wait(link, select.POLLOUT, lifeline)
-            try:
-                left = left[link.send(left, _FLAGS) :]
-            except OSError as error:
-                raise LinkLost("The state could not be sent") from error
+        _send_all(link, _LENGTH.pack(len(raw)) + raw, lifeline)
         target.on_transferred(Transferred(bytes=len(raw), iteration=0, remaining_bytes=0))
         if _read(link, len(_RECEIVED), lifeline) != _RECEIVED:
             raise LinkLost("The other side did not say that it has the state")
+
+
+def send_disk(path: str, link_fd: int, lifeline: Lifeline) -> None:
+    """Blocking. Send what the image holds: its length, 64 bits, big-endian, and its bytes.
+
+    :raises EngineError: it cannot be read. :raises LinkLost: the other side is gone.
+    """
+    try:
+        with _link(link_fd) as link, open(path, "rb") as image:
+            _send_all(link, _SIZE.pack(os.fstat(image.fileno()).st_size), lifeline)
+            while data := image.read(_CHUNK_BYTES):
+                _send_all(link, data, lifeline)
+    except OSError as error:
+        raise EngineError("The image cannot be read") from error
+
+
+def receive_disk(path: str, link_fd: int, lifeline: Lifeline) -> None:
+    """Blocking. Write what `send_disk` sends to the image, which is there.
+
+    :raises EngineError: it cannot be written. :raises LinkLost: the other side is gone.
+    """
+    try:
+        with _link(link_fd) as link, open(path, "r+b") as image:
+            (left,) = _SIZE.unpack(_read(link, _SIZE.size, lifeline))
+            while left:
+                data = _read(link, min(left, _CHUNK_BYTES), lifeline)
+                image.write(data)
+                left -= len(data)
+    except OSError as error:
+        raise EngineError("The image cannot be written") from error
+
+
+def _send_all(link: socket.socket, data: bytes, lifeline: Lifeline) -> None:
+    left = memoryview(data)
+    while left:
+        _wait(link, select.POLLOUT, lifeline)
+        try:
+            left = left[link.send(left, _FLAGS) :]
+        except OSError as error:
+            raise LinkLost("The state could not be sent") from error
 
 
 def _receive(link_fd: int, lifeline: Lifeline) -> GuestState:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cloudvmm.config.disk import DiskConfig, ImageType
@@ -406,10 +406,15 @@ class QemuMachine:
         if target.is_postcopy:
             return self._send_early(target)
         memories = self._saver.memories_apart()
-        self._debugger.want(is_to_run=False)  # from here on QEMU stops it
         is_sent = False
-        with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
+        with (
+            self._end_explained(),
+            contextlib.closing(self._carrier(target)) as carrier,
+            contextlib.ExitStack() as undo,
+        ):
             try:
+                finish_disks = undo.enter_context(self._copying(target))
+                self._debugger.want(is_to_run=False)  # from here on QEMU stops it
                 stopped_s = None
                 if not self._facts.tells_every_write and not (target.is_local and memories):
                     self._stand_still()
@@ -420,6 +425,7 @@ class QemuMachine:
                     taps=self._resources.shareable_taps,
                     reader=self._monitors.reader,
                     unlock=self._unlock_images,
+                    finish_disks=finish_disks,
                 )
                 is_sent = True
                 return last_stopped_s if stopped_s is None else stopped_s
@@ -441,9 +447,9 @@ class QemuMachine:
         if source.is_postcopy:
             self._postcopy_carrier(is_sender=False).receive(source, lock=self._resources.lock_images)
         else:
-            with contextlib.closing(self._carrier(source)) as carrier:
+            with contextlib.closing(self._carrier(source)) as carrier, self._serving(source) as lock:
                 is_ram_apart = any(memory.is_adopted for memory in self._resources.memories.values())
-                carrier.receive(source, is_ram_apart=is_ram_apart, lock=self._resources.lock_images)
+                carrier.receive(source, is_ram_apart=is_ram_apart, lock=lock)
         self._serve_debugger()
         self._was_restored = self._was_booted = True
 
@@ -513,6 +519,35 @@ class QemuMachine:
 
     def _carrier(self, way: SentTo | ReceivedFrom) -> Carrier:
         return Carrier(self._monitors.control, self._process, (way.link_fd, *way.more_fds))
+
+    @contextlib.contextmanager
+    def _copying(self, target: SentTo) -> Iterator[Callable[[], None] | None]:
+        """Copy the disks that go along; give what finishes that, None where there is none."""
+        if not target.disk_fds:
+            yield None
+            return
+        from cloudvmm.engine.qemu.disk_copy import DiskSender
+
+        with contextlib.closing(DiskSender(self._monitors.reader, target.disk_fds)) as sender:
+            sender.copy()
+            yield sender.finish
+
+    @contextlib.contextmanager
+    def _serving(self, source: ReceivedFrom) -> Iterator[Callable[[], None]]:
+        """Take the disks that come along; give what locks the images, which then are as they were there."""
+        if not source.disk_fds:
+            yield self._resources.lock_images
+            return
+        from cloudvmm.engine.qemu.disk_copy import DiskReceiver
+
+        with contextlib.closing(DiskReceiver(self._monitors.control, source.disk_fds)) as receiver:
+            receiver.serve()
+
+            def lock() -> None:
+                receiver.close()
+                self._resources.lock_images()
+
+            yield lock
 
     def _send_early(self, target: SentTo) -> float:
         """Send as much as the other machine needs to run; the rest goes on by itself."""

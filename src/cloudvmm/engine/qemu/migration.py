@@ -130,11 +130,13 @@ class Carrier:
         taps: dict[str, list[int]],
         reader: QmpClient,
         unlock: Callable[[], None],
+        finish_disks: Callable[[], None] | None = None,
     ) -> float:
         """Blocking. Send all, from a guest that runs until little is left; `unlock` when it runs no more.
 
-        To a local target `memories` are handed over instead, and `taps`, queues by device, besides. Return
-        since when, on the monotonic clock, the guest stands still. `reader` is asked how far it is.
+        To a local target `memories` are handed over instead, and `taps`, queues by device, besides.
+        `finish_disks` is called when the guest stands still. Return since when, on the monotonic clock, it does.
+        `reader` is asked how far it is.
 
         :raises NotSent: QEMU refused, or failed. :raises LinkLost: the other side is gone.
         """
@@ -150,8 +152,9 @@ class Carrier:
                     far,
                     is_ram_apart=target.is_local and bool(memories),
                     downtime_ms=min(target.downtime_ms, MAX_DOWNTIME_MS),
+                    has_stop=finish_disks is not None,
                 )
-            with MigrationWatch(reader, target, lambda: self._carried_bytes):
+            with MigrationWatch(reader, target, lambda: self._carried_bytes, at_stop=finish_disks):
                 self._forward(near)
         ended_s = time.monotonic()
         info = self._check_sent()
@@ -195,10 +198,21 @@ class Carrier:
             self._write(self._links[0], _RECEIVED)
 
     def _begin(
-        self, command: str, far: socket.socket, *, is_ram_apart: bool, downtime_ms: int | None = None
+        self,
+        command: str,
+        far: socket.socket,
+        *,
+        is_ram_apart: bool,
+        downtime_ms: int | None = None,
+        has_stop: bool = False,
     ) -> None:
         # A guest that came with postcopy has a QEMU that would send so, too.
-        capabilities = {"events": True, "x-ignore-shared": is_ram_apart, "postcopy-ram": False}
+        capabilities = {
+            "events": True,
+            "x-ignore-shared": is_ram_apart,
+            "postcopy-ram": False,
+            "pause-before-switchover": has_stop,
+        }
         begin_migration(self._control, command, far, capabilities, downtime_ms=downtime_ms)
 
     def _forward(self, near: socket.socket) -> None:

@@ -19,17 +19,31 @@ from cloudvmm.engine.qemu.qmp import QmpClient
 MAX_DOWNTIME_MS: Final = 2_000_000  # QEMU takes no more
 MAX_BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
 _PACE_S: Final = 0.2
+_STOP_PACE_S: Final = 0.02  # the guest stands still until it is seen
 _ANSWER_S: Final = 1.0
 _PAGE_BYTES: Final = 4096
 
 
 class MigrationWatch:
-    """Watches while it is entered. `client` is lent; `sent_bytes` tells what has been carried so far."""
+    """Watches while it is entered. `client` is lent; `sent_bytes` tells what has been carried so far.
 
-    def __init__(self, client: QmpClient, target: SentTo, sent_bytes: Callable[[], int]) -> None:
+    `at_stop` is called when the guest has been stopped, where QEMU was told to wait then. What it raises ends
+    the migration.
+    """
+
+    def __init__(
+        self,
+        client: QmpClient,
+        target: SentTo,
+        sent_bytes: Callable[[], int],
+        *,
+        at_stop: Callable[[], None] | None = None,
+    ) -> None:
         self._client = client
         self._target = target
         self._sent_bytes = sent_bytes
+        self._at_stop = at_stop
+        self._error: EngineError | None = None
         self._has_insisted = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="migration-watch", daemon=True)
@@ -43,16 +57,33 @@ class MigrationWatch:
     ) -> None:
         self._end.set()
         self._thread.join()
+        if self._error is not None:
+            raise self._error
 
     def _run(self) -> None:
         insist_s = self._target.insist_s
         started_s = time.monotonic()
-        while not self._end.wait(_PACE_S):
+        while not self._end.wait(_PACE_S if self._at_stop is None else _STOP_PACE_S):
             with contextlib.suppress(EngineError):  # a QEMU that does not answer is about to be done
                 if insist_s is not None and time.monotonic() - started_s >= insist_s:
                     self._insist()
                 info = self._client.execute("query-migrate", timeout_s=_ANSWER_S)
                 self._target.on_transferred(told(info, self._sent_bytes()))
+                if info.get("status") == "pre-switchover":
+                    self._go_on()
+
+    def _go_on(self) -> None:
+        """Do what is to be done while the guest stands still, and have QEMU send the rest."""
+        at_stop, self._at_stop = self._at_stop, None
+        if at_stop is None:
+            return
+        try:
+            at_stop()
+        except EngineError as error:
+            self._error = error
+            self._client.execute("migrate_cancel")
+        else:
+            self._client.execute("migrate-continue", {"state": "pre-switchover"})
 
     def _insist(self) -> None:
         """Have the guest stopped as soon as QEMU has gone over its memory once more."""
