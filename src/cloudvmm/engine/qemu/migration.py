@@ -135,8 +135,8 @@ class Carrier:
         """Blocking. Send all, from a guest that runs until little is left; `unlock` when it runs no more.
 
         To a local target `memories` are handed over instead, and `taps`, queues by device, besides.
-        `finish_disks` is called when the guest stands still. Return since when, on the monotonic clock, it does.
-        `reader` is asked how far it is.
+        `finish_disks` is called when the guest stands still. Return since when that is, on the monotonic
+        clock. `reader` is asked how far it is.
 
         :raises NotSent: QEMU refused, or failed. :raises LinkLost: the other side is gone.
         """
