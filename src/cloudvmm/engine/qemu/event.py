@@ -187,14 +187,13 @@ class EventStream:
         try:
             told = self._client.poll_events()
             let_go = [event for each in told for event in self._hear_run_state(each)]
-            if any(map(self._vcpus.is_told_by, told)):
-                number = self._client.post(QUERY)
-                if number is not None:
-                    self._counting.add(number)
+            tells_of_vcpus = [self._vcpus.is_told_by(event) for event in told]  # it hears each of them
+            counted = self._count_vcpus() if any(tells_of_vcpus) else []
             refused = [ResizeRefused("vcpus") for event in told if self._vcpus.is_refused_by(event)]
             gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
             gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
-            return [*(event for event in map(translate, told) if event is not None), *refused, *let_go, *gone]
+            plain = [event for event in map(translate, told) if event is not None]
+            return [*plain, *counted, *refused, *let_go, *gone]
         except EngineError as error:
             self._reading = False
             self._epoll.unregister(self._client)
@@ -209,6 +208,15 @@ class EventStream:
                 self._asked_why[number] = self._debugger.turn
         elif event.name == "RESUME" and self._debugger is not None:
             return self._debugger.hear_resume()
+        return []
+
+    def _count_vcpus(self) -> list[EngineEvent]:
+        """Tell what became of the guest's vCPUs, at once if that is known, else when QEMU has answered."""
+        if (places := self._vcpus.known_places) is not None:
+            return [*self._vcpus.judge(places)]
+        number = self._client.post(QUERY)
+        if number is not None:
+            self._counting.add(number)
         return []
 
     def _tell_helpless(self, device_ids: list[str], told: list[EngineEvent]) -> list[EngineEvent]:

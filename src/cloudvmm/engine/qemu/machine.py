@@ -140,7 +140,7 @@ class QemuMachine:
             undo.callback(os.close, self._debugger_fd)
         self._debugger = DebugWatch()
         self._waits_for_debugger = spec.vm_config.gdb
-        self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts)
+        self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts, pid=process.pid)
         self._stream = EventStream(
             monitors.events,
             process,

@@ -4,11 +4,16 @@ QEMU names each place for a vCPU by socket, die, core and thread, and says which
 from the first one on and emptied from the last one, so that the topology stays that of a machine which was
 started with as many. The guest lets go of a vCPU when it likes, and QEMU tells of it by events that name no
 vCPU: after each of them the places are counted anew.
+
+QEMU is asked for as little as can be while a guest takes vCPUs up, since it answers with the lock held that
+the guest's own work on them needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 from collections import deque
 from typing import Any, Final
 
@@ -27,6 +32,7 @@ _TELLING: Final = ("ACPI_DEVICE_OST", "DEVICE_DELETED")
 # What a guest's ACPI tells: the event that it speaks of, and what came of it.
 _INSERTION: Final = 1
 _DONE: Final = 0
+_THREAD_NAME: Final = re.compile(rb"CPU (\d+)/")
 _UNDER_WAY: Final = 132
 # An older QEMU can crash when an emulated vCPU is added behind a removal. 10.0 is known to be sound.
 _SOUND_UNDER_EMULATION: Final = (10, 0, 0)
@@ -60,11 +66,14 @@ class CoreSchedulingFailed(EngineError):
 class Vcpus:
     """`control` is the worker's monitor, lent. `resize` and `bind` are the worker's, the rest is the loop's.
 
-    Both share `_target`: the count that the guest is to get down to, None where it owes nothing.
+    Both share `_target`: the count that the guest is to get down to, None where it owes nothing. They share
+    `_known`, too: QEMU's places with what was added since it told them, None where the guest may have let go.
     """
 
-    def __init__(self, control: QmpClient, cpus: CpusConfig, facts: QemuFacts) -> None:
+    def __init__(self, control: QmpClient, cpus: CpusConfig, facts: QemuFacts, *, pid: int | None) -> None:
         self._control = control
+        self._pid = pid
+        self._known: list[dict[str, Any]] | None = None
         self._facts = facts
         self._affinity = {each.vcpu: set(each.host_cpus) for each in cpus.affinity or ()}
         self._scheduling = cpus.core_scheduling if has_smt() else CoreScheduling.OFF
@@ -86,14 +95,16 @@ class Vcpus:
         :raises NoVcpuThread: this emulated machine has had as many as it can.
         :raises VcpuRefused: QEMU refused.
         """
-        places = self._places()
+        places = self._known
+        if places is None or self._target is not None:
+            places = self._known = self._places()
         taken = [place for place in places if is_taken(place)]
         if self._target is not None and len(taken) > self._target:
             raise RemovalPending(f"The guest still has {len(taken)} vCPUs and is to have {self._target}")
         self._target = None
         if vcpus > len(taken):
             self._add([place for place in places if not is_taken(place)][: vcpus - len(taken)])
-            self.bind()
+            self._bind(self._named_threads(vcpus) or self._ask_threads())
         elif vcpus < len(taken):
             self._check_removal()
             self._ask_removal(taken, vcpus)
@@ -109,7 +120,11 @@ class Vcpus:
         :raises AffinityError: the host does not have them, or does not let us.
         :raises CoreSchedulingFailed: the kernel has core scheduling, and refuses it.
         """
-        threads = self._find_threads()
+        self._bind(self._ask_threads())
+
+    def _bind(self, threads: dict[int, int]) -> None:
+        self._started += [each for each in threads.items() if each not in self._threads.items()]
+        self._threads = threads
         for vcpu, host_cpus in self._affinity.items():
             if vcpu not in threads:
                 continue
@@ -126,12 +141,20 @@ class Vcpus:
         """Return the number of each vCPU whose thread was found since the last call, and that thread."""
         return [self._started.popleft() for _ in range(len(self._started))]
 
-    def _find_threads(self) -> dict[int, int]:
+    def _ask_threads(self) -> dict[int, int]:
         found = {each["cpu-index"]: each["thread-id"] for each in self._control.execute("query-cpus-fast")}
-        threads = dict(sorted(found.items()))
-        self._started += [each for each in threads.items() if each not in self._threads.items()]
-        self._threads = threads
-        return threads
+        return dict(sorted(found.items()))
+
+    def _named_threads(self, vcpus: int) -> dict[int, int]:
+        """Return the thread of each of so many `vcpus` by QEMU's names; nothing where one has none."""
+        found: dict[int, int] = {}
+        with contextlib.suppress(OSError):  # a thread ended meanwhile
+            for thread in os.listdir(f"/proc/{self._pid}/task"):
+                with open(f"/proc/{self._pid}/task/{thread}/comm", "rb") as file:
+                    name = _THREAD_NAME.match(file.read())
+                if name:
+                    found[int(name[1])] = int(thread)
+        return dict(sorted(found.items())) if len(found) == vcpus else {}
 
     def check_savable(self) -> None:
         """Blocking. Raise what keeps QEMU from giving the guest's state.
@@ -148,6 +171,8 @@ class Vcpus:
             has_taken = info.get("device") in self._untaken
             self._untaken.discard(info.get("device", ""))
             return has_taken
+        if event.name in _TELLING:
+            self._known = None
         return self._target is not None and event.name in _TELLING
 
     def is_refused_by(self, event: Event) -> bool:
@@ -155,6 +180,11 @@ class Vcpus:
         info = event.data.get("info", {})
         is_about_vcpu = info.get("slot-type") == "CPU"
         return is_about_vcpu and is_refusal(event) and (self._target is not None or bool(self._untaken))
+
+    @property
+    def known_places(self) -> list[dict[str, Any]] | None:
+        """What an answer to `QUERY` would be, where that is known."""
+        return self._known if self._target is None else None
 
     def judge(self, places: list[dict[str, Any]]) -> list[VcpusChanged | VcpusRemoved]:
         """Take an answer to `QUERY`; return what it means: how many the guest has, that it owes none."""
@@ -209,10 +239,12 @@ class Vcpus:
         for place in places:
             name = vcpu_id(place["props"])
             self._untaken.add(name)
+            place["qom-path"] = name  # before the guest can say that it has it
             try:
                 self._control.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
             except QmpError as error:
                 self._untaken.discard(name)
+                self._known = None
                 for each in reversed(added):
                     self._remove(each)
                 raise VcpuRefused(error.description) from None

@@ -24,6 +24,7 @@ from cloudvmm.engine.base import (
     RemovalRefused,
     ResetRequested,
     ResizeRefused,
+    VcpusChanged,
     ZoneChanged,
 )
 from cloudvmm.engine.qemu.codec import Event
@@ -93,7 +94,10 @@ def far_and_stream(process):
     near, far = socket.socketpair()
     client = QmpClient(near)
     vcpus = Vcpus(
-        client, CpusConfig(boot_vcpus=2, max_vcpus=2), QemuFacts(binary="/qemu", version=(10, 0, 0))
+        client,
+        CpusConfig(boot_vcpus=2, max_vcpus=2),
+        QemuFacts(binary="/qemu", version=(10, 0, 0)),
+        pid=process.pid,
     )
     stream = EventStream(client, process, remains_of=REMAINS.get, vcpus=vcpus)
     with far:
@@ -350,3 +354,35 @@ def test_helper_that_is_closed_already_is_no_sin_to_watch(far_and_stream):
     stream.watch_helper("net", helper)
     stream.leave_helper("net")
     assert (stream.take(), readable(stream)) == ([], False)
+
+
+class HearingVcpus:
+    """Takes what it is told of as news of vCPUs, whose number it knows or not."""
+
+    def __init__(self, places):
+        self.heard = []
+        self.known_places = places
+
+    def is_told_by(self, event):
+        self.heard.append(event.data["info"]["device"])
+        return True
+
+    def is_refused_by(self, event):
+        return False
+
+    def judge(self, places):
+        return [VcpusChanged(len(places))]
+
+
+@pytest.mark.parametrize(("places", "told"), [([{}, {}], [VcpusChanged(2)]), (None, [])])
+def test_vcpus_hear_all_that_came_at_once_and_are_counted_at_once_if_they_can_be(process, places, told):
+    near, far = socket.socketpair()
+    vcpus = HearingVcpus(places)
+    with near, far:
+        stream = EventStream(QmpClient(near), process, remains_of=REMAINS.get, vcpus=vcpus)
+        lines = [{"event": "ACPI_DEVICE_OST", "data": ost("CPU", device=name)} for name in ("one", "two")]
+        far.sendall(b"".join(msgspec.json.encode(line) + b"\r\n" for line in lines))
+        assert readable(stream, timeout_s=LONG_S)
+        assert (stream.take(), vcpus.heard) == (told, ["one", "two"])
+        assert bool(select.select([far], [], [], 0)[0]) is (places is None)
+        stream.close()

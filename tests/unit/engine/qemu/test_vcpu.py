@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from cloudvmm.config.cpu import CoreScheduling, CpusConfig
@@ -32,14 +34,17 @@ class PlayedQemu:
         for place in self.places[:taken]:
             self.fill(place, "unattached/device")
         self.asked = []
+        self.queries = []
         self.refuses = {}
 
     def fill(self, place, folder):
         place["qom-path"] = f"/machine/{folder}[{self.places.index(place)}]"
 
     def execute(self, command, arguments=None):
+        if command.startswith("query-"):
+            self.queries.append(command)
         if command == "query-hotpluggable-cpus":
-            return list(reversed(self.places))
+            return copy.deepcopy(self.places[::-1])
         if command == "query-cpus-fast":
             taken = [number for number, place in enumerate(self.places) if "qom-path" in place]
             return [{"cpu-index": number, "thread-id": 100 + number} for number in reversed(taken)]
@@ -59,7 +64,7 @@ class PlayedQemu:
 
 def vcpus_of(qemu, *, boot=2, accelerator="kvm", version=(10, 0, 2)):
     facts = QemuFacts(binary="/qemu", version=version, accelerator=accelerator)
-    return Vcpus(qemu, CpusConfig(boot_vcpus=boot, max_vcpus=4), facts)
+    return Vcpus(qemu, CpusConfig(boot_vcpus=boot, max_vcpus=4), facts, pid=None)
 
 
 def test_places_are_filled_from_the_first_one_on():
@@ -83,6 +88,52 @@ def test_vcpus_that_were_added_are_told_when_the_guest_takes_them_up():
     assert vcpus.is_told_by(ost("cpu-1-1-0", source=1, status=0))
     assert vcpus.judge(qemu.places) == [VcpusChanged(4)]
     assert not vcpus.is_told_by(ost("cpu-1-1-0", source=1, status=0))
+
+
+def test_places_are_asked_for_once_while_vcpus_only_come():
+    qemu = PlayedQemu(taken=1)
+    vcpus = vcpus_of(qemu, boot=1)
+    assert vcpus.known_places is None
+    for count in (2, 3, 4):
+        vcpus.resize(count)
+        assert vcpus.is_told_by(ost(qemu.asked[-1][1], source=1, status=0))
+        assert vcpus.judge(vcpus.known_places) == [VcpusChanged(count)]
+    assert qemu.asked == [("device_add", f"cpu-{number // 2}-{number % 2}-0") for number in (1, 2, 3)]
+    assert qemu.queries.count("query-hotpluggable-cpus") == 1
+
+
+def test_places_are_asked_for_again_when_a_guest_has_let_go_of_one_by_itself():
+    qemu = PlayedQemu(taken=2)
+    vcpus = vcpus_of(qemu)
+    vcpus.resize(3)
+    qemu.eject(2)
+    assert not vcpus.is_told_by(Event("DEVICE_DELETED", {"device": "cpu-1-0-0"}))
+    assert vcpus.known_places is None
+    vcpus.resize(3)
+    assert qemu.asked == [("device_add", "cpu-1-0-0")] * 2
+
+
+def test_places_are_asked_for_again_after_one_could_not_be_filled():
+    qemu = PlayedQemu(taken=3)
+    qemu.refuses["cpu-1-1-0"] = "no such core"
+    vcpus = vcpus_of(qemu, boot=3)
+    with pytest.raises(VcpuRefused):
+        vcpus.resize(4)
+    qemu.refuses.clear()
+    vcpus.resize(4)
+    assert qemu.asked == [("device_add", "cpu-1-1-0")] * 2
+
+
+def test_places_are_not_known_while_the_guest_owes_vcpus():
+    qemu = PlayedQemu(taken=3)
+    vcpus = vcpus_of(qemu, boot=3)
+    vcpus.resize(2)
+    assert vcpus.known_places is None
+    qemu.eject(2)
+    assert vcpus.is_told_by(EJECTED)
+    assert vcpus.judge(qemu.places) == [VcpusChanged(2), VcpusRemoved(2)]
+    vcpus.resize(3)
+    assert qemu.asked[-1] == ("device_add", "cpu-1-0-0")
 
 
 def test_guest_that_says_no_refuses_what_it_was_asked():
@@ -195,7 +246,7 @@ def test_emulation_has_vcpus_for_its_limit_only():
     qemu.eject(2)
     with pytest.raises(NoVcpuThread, match="has had 4 vCPUs"):
         vcpus.resize(3)
-    assert qemu.asked[-1] == ("device_del", "/machine/peripheral[2]")
+    assert qemu.asked[-1] == ("device_del", "cpu-1-0-0")
 
 
 def test_old_qemu_adds_under_emulation_and_does_not_remove():
@@ -226,7 +277,7 @@ class PlayedHost:
 def scheduled(qemu, core_scheduling):
     facts = QemuFacts(binary="/qemu", version=(10, 0, 2), accelerator="kvm")
     cpus = CpusConfig(boot_vcpus=2, max_vcpus=4, core_scheduling=core_scheduling)
-    return Vcpus(qemu, cpus, facts)
+    return Vcpus(qemu, cpus, facts, pid=None)
 
 
 def test_vcpus_of_a_vm_share_one_cookie_also_those_that_come_later(monkeypatch):
