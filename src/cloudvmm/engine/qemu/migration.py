@@ -154,15 +154,16 @@ class Carrier:
                     downtime_ms=min(target.downtime_ms, MAX_DOWNTIME_MS),
                     has_stop=finish_disks is not None,
                 )
+            # The guest stands still from some moment in `_forward` on: who watches is waited for later.
             with MigrationWatch(reader, target, lambda: self._carried_bytes, at_stop=finish_disks):
                 self._forward(near)
-        ended_s = time.monotonic()
-        info = self._check_sent()
+                ended_s = time.monotonic()
+                info = self._check_sent()
+                unlock()
+                self._write(next(self._turns), _LENGTH.pack(0))
+                if self._read(self._links[0], 1) != _RECEIVED:
+                    raise LinkLost("The other side did not say that it has the state")
         target.on_transferred(told(info, self._carried_bytes))
-        unlock()
-        self._write(next(self._turns), _LENGTH.pack(0))
-        if self._read(self._links[0], 1) != _RECEIVED:
-            raise LinkLost("The other side did not say that it has the state")
         downtime_ms: int = info.get("downtime", 0)
         return ended_s - downtime_ms / 1000
 
@@ -241,11 +242,18 @@ class Carrier:
 
     def _check_received(self) -> None:
         try:
+            if self._has_told_completion():
+                return
             info = await_end(self._control)
         except MachineGone as error:
             raise refusal_of(self._process) from error
         if info.get("status") != "completed":
             raise NotReceived(info.get("error-desc", "The migration failed"))
+
+    def _has_told_completion(self) -> bool:
+        """Whether QEMU has said that it is done. To ask it costs its guest, which waits, up to some 10 ms."""
+        events = self._control.poll_events()
+        return any(event.name == "MIGRATION" and event.data["status"] == "completed" for event in events)
 
     def _read_frame(self) -> bytes:
         link = next(self._turns)
