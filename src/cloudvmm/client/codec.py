@@ -110,13 +110,10 @@ def _detach(data: msgspec.Struct) -> tuple[msgspec.Struct, list[int]]:
             return _replace(data, fd=None), _passable([fd])
         case VmConfig():
             return _without_descriptors(data), []
-        case RestoreConfig():
-            nets, net_fds = _detach_nets(data.net_fds)
+        case RestoreConfig() | VmReceiveMigrationData():
+            nets, net_fds = _detach_nets(data.net_fds) if data.net_fds else (data.net_fds, [])
             vfio, vfio_fds = _detach_vfio(data.vfio_fds, data.iommufd_fd)
             return _replace(data, net_fds=nets, vfio_fds=vfio, iommufd_fd=None), net_fds + vfio_fds
-        case VmReceiveMigrationData():
-            vfio, vfio_fds = _detach_vfio(data.vfio_fds, data.iommufd_fd)
-            return _replace(data, vfio_fds=vfio, iommufd_fd=None), vfio_fds
         case _:
             return data, []
 

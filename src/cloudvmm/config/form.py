@@ -189,9 +189,8 @@ def _forget_descriptors(data: RestoreConfig | VmReceiveMigrationData) -> None:
     data.iommufd_fd = None
     for device in data.vfio_fds or ():
         device.fd = None
-    if isinstance(data, RestoreConfig):
-        for net in data.net_fds or ():
-            net.fds = None
+    for net in data.net_fds or ():
+        net.fds = None
 
 
 def _invalidate_fd(value: msgspec.Struct, member: str) -> None:

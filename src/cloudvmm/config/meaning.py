@@ -323,6 +323,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "iommufd_fd": _FD,
         "zone_updates": "Memory zones that move to another host node",
         "overrides": "What is other here than in the configuration that comes; devices by their `id`",
+        "net_fds": "New descriptors for network devices that had some",
     },
     "VmSendMigrationData": {
         "destination_url": "`tcp:HOST:PORT` or `unix:PATH` that the other VMM listens on",

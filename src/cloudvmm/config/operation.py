@@ -124,7 +124,7 @@ class TimeoutStrategy(enum.Enum):
 
 
 class VmReceiveMigrationData(msgspec.Struct, kw_only=True):
-    """`overrides` is beyond the reference, and left out where it is unset, as that of a restore."""
+    """`overrides` and `net_fds` are beyond the reference, as those of a restore; left out where unset."""
 
     receiver_url: str
     tls_dir: str | None = None
@@ -133,6 +133,7 @@ class VmReceiveMigrationData(msgspec.Struct, kw_only=True):
     iommufd_fd: I32 | None = None
     zone_updates: list[MemoryZoneUpdate] = msgspec.field(default_factory=list)
     overrides: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    net_fds: list[RestoredNetConfig] | msgspec.UnsetType = msgspec.UNSET
 
 
 class VmSendMigrationData(msgspec.Struct, kw_only=True):

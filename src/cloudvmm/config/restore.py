@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cloudvmm.config.device import VfioFdRequiresIommufdFd
 from cloudvmm.config.error import IdentifierNotUnique, ValidationError
 from cloudvmm.config.operation import MemoryRestoreMode, RestoreConfig, RestoredNetConfig
@@ -52,7 +54,7 @@ def check_restore(restore: RestoreConfig, saved: VmConfig) -> list[str]:
     """
     if restore.memory_restore_mode is MemoryRestoreMode.ON_DEMAND and restore.prefault:
         raise InvalidRestorePrefaultWithOnDemand
-    unused = _check_net_fds(restore, saved)
+    unused = check_net_fds(restore.net_fds or (), saved)
     _check_zone_updates(restore)
     if restore.vfio_fds:
         _check_vfio_fds(restore, saved)
@@ -63,9 +65,13 @@ def check_restore(restore: RestoreConfig, saved: VmConfig) -> list[str]:
     return unused
 
 
-def _check_net_fds(restore: RestoreConfig, saved: VmConfig) -> list[str]:
+def check_net_fds(entries: Sequence[RestoredNetConfig], saved: VmConfig) -> list[str]:
+    """Raise where a network device of `saved` gets other descriptors than it had, or an id comes twice.
+
+    Returns the ids of `entries` that nothing needs.
+    """
     given: dict[str, RestoredNetConfig] = {}
-    for entry in restore.net_fds or ():
+    for entry in entries:
         if entry.id in given:
             raise IdentifierNotUnique(entry.id)
         given[entry.id] = entry

@@ -29,8 +29,7 @@ def descriptors_of(data: Any) -> set[int]:
             if data.platform is not None and data.platform.iommufd_fd is not None:
                 found.add(data.platform.iommufd_fd)
         case RestoreConfig() | VmReceiveMigrationData():
-            nets = data.net_fds or () if isinstance(data, RestoreConfig) else ()
-            found = {fd for net in nets for fd in net.fds or ()}
+            found = {fd for net in data.net_fds or () for fd in net.fds or ()}
             found |= {-1 if vfio.fd is None else vfio.fd for vfio in data.vfio_fds or ()}
             found.add(-1 if data.iommufd_fd is None else data.iommufd_fd)
         case _:
@@ -46,7 +45,7 @@ def close_descriptors(fds: set[int]) -> None:
 
 def forget(data: RestoreConfig | VmReceiveMigrationData, fds: set[int]) -> None:
     """Take `fds` out of `data`: they belong to a stored config now, which closes them in its time."""
-    for net in data.net_fds or () if isinstance(data, RestoreConfig) else ():
+    for net in data.net_fds or ():
         net.fds = [fd for fd in net.fds or () if fd not in fds]
     for vfio in data.vfio_fds or ():
         vfio.fd = None if vfio.fd in fds else vfio.fd

@@ -20,9 +20,10 @@ import msgspec
 from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole
 from cloudvmm.config import form
-from cloudvmm.config.error import DecodeError
+from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.operation import MigrationMemoryMode, VmReceiveMigrationData
 from cloudvmm.config.override import override
+from cloudvmm.config.restore import check_net_fds
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.zone_update import ZoneUpdateError, update_zones
 from cloudvmm.control.blueprint import check_config, check_numbering
@@ -32,7 +33,7 @@ from cloudvmm.control.migration import Migration
 from cloudvmm.control.numbering import device_ids
 from cloudvmm.control.power import Power
 from cloudvmm.control.record import VmRecord, decode_record
-from cloudvmm.control.replacement import replace_vfio_fds
+from cloudvmm.control.replacement import replace_net_fds, replace_vfio_fds
 from cloudvmm.control.restore import Restore
 from cloudvmm.control.worker import Cleanup, Job, Steps
 from cloudvmm.engine.base import Engine, EngineError, EngineInfo, LinkLost, ReceivedFrom
@@ -328,6 +329,11 @@ def _examine(info: EngineInfo, data: VmReceiveMigrationData, offer: Offer) -> tu
     if offer.is_postcopy and data.memory_mode is not MigrationMemoryMode.POSTCOPY:
         raise PostcopyNotAsked
     check_received(data, vm_config)
+    try:
+        check_net_fds(data.net_fds or (), vm_config)
+    except ValidationError as error:
+        raise api_error.ConfigValidation from error
+    replace_net_fds(vm_config, data.net_fds or ())
     replace_vfio_fds(vm_config, data.vfio_fds, data.iommufd_fd)
     try:
         update_zones(vm_config, data.zone_updates)

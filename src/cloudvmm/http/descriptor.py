@@ -31,11 +31,8 @@ def place_descriptors(data: object, fds: list[int]) -> bool:
         case DeviceConfig():
             _check_count(fds, at_most=1)
             data.fd = fds[0] if fds else None
-        case RestoreConfig():
+        case RestoreConfig() | VmReceiveMigrationData():
             _place_restored(data, fds)
-        case VmReceiveMigrationData():
-            _check_count(fds, exactly=_vfio_count(data.vfio_fds))
-            data.iommufd_fd = _place_vfio(data.vfio_fds, fds)
         case _:
             return False
     return True
@@ -48,7 +45,7 @@ def close_descriptors(fds: list[int]) -> None:
             os.close(fds.pop())
 
 
-def _place_restored(data: RestoreConfig, fds: list[int]) -> None:
+def _place_restored(data: RestoreConfig | VmReceiveMigrationData, fds: list[int]) -> None:
     nets = data.net_fds or []
     net_count = sum(net.num_fds for net in nets)
     _check_count(fds, exactly=net_count + _vfio_count(data.vfio_fds))

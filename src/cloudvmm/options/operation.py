@@ -92,6 +92,7 @@ RECEIVE_MIGRATION = Schema(
     _MEMORY_MODE,
     *_REPLACEMENTS,
     _ZONES,
+    Key("net_fds", _NET_FDS, "New descriptors for network devices that had some; beyond the reference"),
 )
 
 SEND_MIGRATION = Schema(

@@ -391,7 +391,7 @@ ADDITIONS = {
     net.NetConfig: "user UserNetConfig? unset",
     operation.RestoreConfig: "overrides object? unset overlay_directory string? unset",
     operation.VmSnapshotConfig: "overlay_directory string? unset",
-    operation.VmReceiveMigrationData: "overrides object? unset",
+    operation.VmReceiveMigrationData: "overrides object? unset net_fds [RestoredNetConfig]? unset",
     operation.VmSendMigrationData: "copy_disks [string]? unset",
 }
 RANGES = {

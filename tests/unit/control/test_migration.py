@@ -17,7 +17,12 @@ from cloudvmm.config import form
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
-from cloudvmm.config.operation import MemoryZoneUpdate, MigrationMemoryMode, RestoredVfioConfig
+from cloudvmm.config.operation import (
+    MemoryZoneUpdate,
+    MigrationMemoryMode,
+    RestoredNetConfig,
+    RestoredVfioConfig,
+)
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, LinkLost, NotSupportedYet, ResetRequested
 from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
@@ -1037,6 +1042,54 @@ def test_zone_update_that_does_not_fit_is_refused(booted, other, url):
 
     assert_goes_on(booted, "No zones specified in original config")
     assert_failed(other, ABORTED, "Error applying memory zone updates")
+
+
+def with_net(caller, vm_config) -> None:
+    """Boot a VM whose network device has descriptors."""
+    vm_config.net = [NetConfig(id="n0", num_queues=2, fds=[os.open("/dev/null", os.O_RDWR)])]
+    caller(api.vm_create, vm_config)
+    caller(api.vm_boot)
+
+
+def test_network_device_gets_new_descriptors(caller, other, vm_config, url):
+    with_net(caller, vm_config)
+    fd = os.open("/dev/null", os.O_RDWR)
+    nets = [RestoredNetConfig(id="n0", num_fds=1, fds=[fd])]
+    answer = other.beside(api.vm_receive_migration, receive(url, net_fds=nets))
+    other.wait_for_event("vm/migration-receive-ready")
+
+    caller(api.vm_send_migration, send(url))
+
+    assert answer.result() is None
+    assert other(api.vm_info).config.net[0].fds == [fd]
+    other(api.vm_delete)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
+@pytest.mark.parametrize(
+    ("net_id", "count", "words"),
+    [
+        (None, 0, "Net id n0 is associated with FDs and is required"),
+        ("n0", 2, "Number of Net FDs passed for 'n0' during Restore: 2. Expected: 1"),
+    ],
+)
+def test_network_device_without_its_descriptors_is_refused(
+    caller, other, vm_config, url, net_id, count, words
+):
+    with_net(caller, vm_config)
+    fds = [os.open("/dev/null", os.O_RDWR) for _ in range(count)]
+    nets = [] if net_id is None else [RestoredNetConfig(id=net_id, num_fds=count, fds=fds)]
+    answer = other.beside(api.vm_receive_migration, receive(url, net_fds=nets))
+    other.wait_for_event("vm/migration-receive-ready")
+
+    caller(api.vm_send_migration, send(url))
+
+    assert refusal_of(answer.result())[-2:] == ["Failed to validate config", words]
+    assert_goes_on(caller, words)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
 
 
 def test_descriptors_that_nothing_needs_are_refused_and_closed(booted, other, url):

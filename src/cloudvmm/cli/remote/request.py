@@ -271,12 +271,7 @@ def _restore(args: argparse.Namespace) -> Content:
     from cloudvmm.options.operation import parse_restore
 
     restore: RestoreConfig = _parse(parse_restore, args.restore_config, what="restore")
-    fds: list[int] = []
-    for net in restore.net_fds or ():
-        fds += net.fds or ()
-        net.fds = None
-    fds += _take_vfio_fds(restore)
-    return _encode(restore, tuple(fds))
+    return _encode(restore, tuple(_take_fds(restore)))
 
 
 def _receive_migration(args: argparse.Namespace) -> Content:
@@ -293,7 +288,7 @@ def _receive_migration(args: argparse.Namespace) -> Content:
         check_receive(data)
     except (OptionError, MigrationError) as error:
         raise ReceiveMigrationConfig from error
-    return _encode(data, tuple(_take_vfio_fds(data)))
+    return _encode(data, tuple(_take_fds(data)))
 
 
 def _send_migration(args: argparse.Namespace) -> Content:
@@ -319,10 +314,14 @@ def _is_url(text: str) -> bool:
     return text.startswith(_MIGRATION_SCHEMES)
 
 
-def _take_vfio_fds(data: RestoreConfig | VmReceiveMigrationData) -> list[int]:
+def _take_fds(data: RestoreConfig | VmReceiveMigrationData) -> list[int]:
     """Remove the descriptors from `data` in the order in which the server hands them out."""
+    fds: list[int] = []
+    for net in data.net_fds or ():
+        fds += net.fds or ()
+        net.fds = None
     devices: list[RestoredVfioConfig] = data.vfio_fds or []
-    fds = [device.fd for device in devices if device.fd is not None]
+    fds += [device.fd for device in devices if device.fd is not None]
     for device in devices:
         device.fd = None
     if data.iommufd_fd is not None:

@@ -26,7 +26,7 @@ _SILENCE_S: Final = 60.0
 _CHUNK_BYTES: Final = 256 * 1024
 
 
-class DiskNotCopied(EngineError):
+class CopyFailed(EngineError):
     def __init__(self, device_id: str, words: str) -> None:
         super().__init__(f"The disk {device_id} could not be copied: {words}")
 
@@ -107,7 +107,7 @@ class DiskSender:
             self._begun.append(device_id)
             self._client.execute("blockdev-mirror", mirror)
         except QmpError as error:
-            raise DiskNotCopied(device_id, error.description) from None
+            raise CopyFailed(device_id, error.description) from None
 
     def _remove(self, device_id: str) -> None:
         with contextlib.suppress(EngineError):
@@ -118,14 +118,14 @@ class DiskSender:
     def _jobs(self) -> dict[str, dict[str, Any]]:
         """Return the jobs by disk.
 
-        :raises DiskNotCopied: one has failed.
+        :raises CopyFailed: one has failed.
         """
         jobs = self._jobs_of_all()
         found = {}
         for device_id in self._begun:
             job = found[device_id] = jobs[_copy_id(device_id)]
             if "error" in job:
-                raise DiskNotCopied(device_id, job["error"])
+                raise CopyFailed(device_id, job["error"])
         return found
 
     def _jobs_of_all(self) -> dict[str, dict[str, Any]]:
