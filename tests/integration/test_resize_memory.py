@@ -11,6 +11,7 @@ from cloudvmm.client import Client
 from cloudvmm.config.operation import VmResizeData
 from support.booted import MIB, Booted, booting, direct_boot, vm_config
 from support.deadline import GUEST_S
+from support.old_qemu import old_qemu_program
 from support.shared import shared
 from support.wait import wait_until
 
@@ -176,3 +177,23 @@ def test_guest_that_has_its_memory_in_use_keeps_it_until_it_can_let_go(vm: Boote
     vm.run("umount /run/held")
     client.resize(VmResizeData(desired_ram=256 * MIB), GUEST_S)
     assert actual_mib(vm) == 256
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("word", "tells"), [("quiet", True), ("module_blacklist=virtio_balloon", False)])
+@pytest.mark.parametrize("version", ["path", "7.2"])
+def test_guest_tells_of_its_memory_where_it_has_a_driver(
+    tmp_path: Path, version: str, word: str, tells: bool
+) -> None:
+    flags = ("--qemu", str(old_qemu_program(tmp_path))) if version == "7.2" else ()
+    config = vm_config(payload=direct_boot(word), balloon={"size": 0, "statistics": True})
+    with booting(tmp_path / "run", config, *flags) as vm:
+        if tells:
+            told = wait_until(
+                lambda: vm.vmm.get("vm.counters").get("__balloon"), "its numbers", timeout_s=GUEST_S
+            )
+            total_kib = int(vm.run("awk '/MemTotal/{print $2}' /proc/meminfo"))
+            assert told["total_memory"] == total_kib * 1024
+        else:
+            vm.run("sleep 3")  # it is asked once a second of its own time
+            assert "__balloon" not in vm.vmm.get("vm.counters")
