@@ -128,6 +128,7 @@ def bench(session: nox.Session) -> None:
         "hotplug",
         "resize",
         "restore",
+        "fork",
         "migration",
     ]
     for name in names:
