@@ -14,6 +14,7 @@ import pytest
 from support.booted import MIB, Booted, booting, direct_boot, make_image, vm_config
 from support.deadline import GUEST_S, HOST_S
 from support.fork import CloneVm
+from support.lock import is_locked
 from support.process import descendants_of
 from support.wait import wait_until
 
@@ -174,3 +175,14 @@ def test_clone_cannot_be_forked_and_says_what_to_do(bed: Bed) -> None:
     assert "Copy" in texts[-1]
     clone.run(IS_WHOLE)
     clone.end()
+
+
+def test_disk_that_was_split_goes_with_all_of_its_images(bed: Bed) -> None:
+    (clone,) = bed.fork()
+    clone.end()
+    path = Path(bed.vm.config()["disks"][0]["path"])
+    assert is_locked(path)
+    bed.vm.vmm.put("vm.remove-device", {"id": "data"}, expect=204)
+    bed.vm.events.wait("vm/device-removed", timeout_s=GUEST_S)
+    for image in (path, bed.image):
+        wait_until(lambda image=image: not is_locked(image), f"{image} is free", timeout_s=HOST_S)
