@@ -121,15 +121,20 @@ class Traveller:
         return told
 
 
-def receiving(target: Booted, url: str, data: dict[str, Any], *, expect: int = 204) -> Callable[[], Any]:
-    """Have `target` wait for a VM at `url`; what is returned waits for the answer, and returns it."""
+def receiving(
+    target: Booted, url: str, data: dict[str, Any], *, expect: int = 204, fds: list[int] | None = None
+) -> Callable[[], Any]:
+    """Have `target` wait for a VM at `url`; what is returned waits for the answer, and returns it.
+
+    `fds` go along with the command; lent.
+    """
     outcome: list[Any] = []
 
     def receive() -> None:
         try:
             with target.vmm.second() as other:
                 body = {"receiver_url": url, **data}
-                outcome.append(other.put("vm.receive-migration", body, expect=expect))
+                outcome.append(other.put("vm.receive-migration", body, expect=expect, fds=fds))
         except BaseException as error:
             outcome.append(error)
 
