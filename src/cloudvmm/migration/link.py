@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from cloudvmm.migration.tls import Tls
 
 CONNECT_S: Final = 30.0
+LISTEN_S: Final = 0.5
+_LISTEN_LOOK_S: Final = 0.01
 MESSAGE_S: Final = 30.0
 PROGRAM: Final = f"cloudvmm {__version__}"
 _CHUNK_BYTES: Final = 1 << 20
@@ -172,7 +174,7 @@ def set_tcp_options(sock: socket.socket) -> None:
 def _connect_unix(address: UnixAddress, cut: Cut) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        _connect_socket(sock, os.fsencode(address.path), cut)
+        _connect_when_listening(sock, os.fsencode(address.path), cut)
     except (OSError, ValueError) as error:
         sock.close()
         raise ConnectFailed("Error connecting to UNIX socket") from words_alone(error)
@@ -180,6 +182,25 @@ def _connect_unix(address: UnixAddress, cut: Cut) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _connect_when_listening(sock: socket.socket, path: bytes, cut: Cut) -> None:
+    """Wait a little for who has made the file at `path`, for all to see, and is about to listen there.
+
+    :raises OSError: nobody does. :raises Cancelled: it is cut.
+    """
+    deadline_s = time.monotonic() + LISTEN_S
+    while True:
+        try:
+            _connect_socket(sock, path, cut)
+        except ConnectionRefusedError:
+            if cut.is_cut:
+                raise Cancelled from None
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(_LISTEN_LOOK_S)
+        else:
+            return
 
 
 def _connect_tcp(address: Address, cut: Cut) -> socket.socket:

@@ -181,6 +181,25 @@ def test_cut_ends_who_waits_for_a_sender(listener, cut):
         listener.accept_sender()
 
 
+def test_who_is_about_to_listen_is_waited_for(cut, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        timer = threading.Timer(0.05, listener.listen)
+        timer.start()
+
+        connect(UnixAddress(str(tmp_path / "socket")), "control", cut).close()
+
+        timer.join()
+
+
+def test_path_where_nobody_listens_any_more_is_refused(cut, tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+
+    with pytest.raises(ConnectFailed, match="Error connecting to UNIX socket"):
+        connect(UnixAddress(str(tmp_path / "socket")), "control", cut)
+
+
 @pytest.mark.parametrize("length", [200, 5000])
 def test_path_that_is_too_long_is_refused_both_ways(cut, length):
     address = UnixAddress("/" + "x" * length)
