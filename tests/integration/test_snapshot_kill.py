@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from support.attack import Call, bare_config, find_qemu, spend
+from support.booted import MIB, make_image
 from support.deadline import GUEST_S
 from support.process import state_of
 from support.server import Server
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.qemu
 
 LAST_MOMENT_S = 0.5
 VICTIMS = ("server", "QEMU", "both")
-DEEDS = ("snapshot", "snapshot of one on demand", "Copy", "OnDemand")
+DEEDS = ("snapshot", "snapshot of one on demand", "snapshot with its disk", "Copy", "OnDemand")
 
 
 class Rounds:
@@ -39,17 +40,24 @@ class Rounds:
         self.base = home / "base"
         self.target = home / "target"
         self.target.mkdir()
+        self.images = home / "images"
+        self.images.mkdir()
+        self.disk = make_image(home / "disk", MIB)
+        self.disk.write_bytes(os.urandom(MIB))
         self._home = home
         self._engine = engine
         self._count = 0
         self._server = self._new()
         self._make_base()
-        self._digests = digests(self.base)
+        self._digests = self._all_digests()
 
     def strike(self, deed: str, victim: str) -> None:
         if deed.startswith("snapshot"):
             self._restore("OnDemand" if "on demand" in deed else "Copy")
-            call = self._call("vm.snapshot", {"destination_url": f"file://{self.target}"})
+            body = {"destination_url": f"file://{self.target}"}
+            if "disk" in deed:
+                body["overlay_directory"] = str(self.images)
+            call = self._call("vm.snapshot", body)
         else:
             call = self._call("vm.restore", self._request(deed))
         moment_s = self.random.uniform(0, LAST_MOMENT_S)
@@ -70,14 +78,14 @@ class Rounds:
     def close(self) -> None:
         """The server ends, and what was restored from is what it was."""
         self._server.check_end()
-        assert digests(self.base) == self._digests
+        assert self._all_digests() == self._digests
 
     def _judge_target(self, status: int | None) -> None:
         """It is whole, or the next attempt makes one there; both can be restored."""
         is_whole = (self.target / "state.json").exists()
         assert is_whole or status != 204
         if status is not None and not is_whole:
-            assert os.listdir(self.target) == []
+            assert (os.listdir(self.target), os.listdir(self.images)) == ([], [])
         if not is_whole:
             self._restore("Copy")
             self._server.vmm.put("vm.snapshot", {"destination_url": f"file://{self.target}"}, expect=204)
@@ -90,19 +98,28 @@ class Rounds:
         self._restore("Copy", folder=self.target)
         self._server.vmm.put("vm.resume", expect=204)
         self._server.vmm.put("vm.delete", expect=204)
-        shutil.rmtree(self.target)
-        self.target.mkdir()
+        for folder in (self.target, self.images):
+            shutil.rmtree(folder)
+            folder.mkdir()
+
+    def _all_digests(self) -> dict[str, str]:
+        return digests(self.base) | {"disk": hashlib.sha1(self.disk.read_bytes()).hexdigest()}
 
     def _make_base(self) -> None:
         self.base.mkdir()
-        self._server.vmm.put("vm.create", bare_config(self._engine, self._home))
+        disks = [{"path": str(self.disk), "image_type": "Raw"}]
+        self._server.vmm.put("vm.create", bare_config(self._engine, self._home, disks=disks))
         self._server.vmm.put("vm.boot", expect=204)
         self._server.vmm.put("vm.pause", expect=204)
         self._server.vmm.put("vm.snapshot", {"destination_url": f"file://{self.base}"}, expect=204)
         self._server.vmm.put("vm.delete", expect=204)
 
     def _request(self, mode: str, folder: Path | None = None) -> dict[str, Any]:
-        return {"source_url": f"file://{folder or self.base}", "memory_restore_mode": mode}
+        return {
+            "source_url": f"file://{folder or self.base}",
+            "memory_restore_mode": mode,
+            "overlay_directory": str(self.images),
+        }
 
     def _restore(self, mode: str, folder: Path | None = None) -> None:
         self._server.vmm.put("vm.restore", self._request(mode, folder), expect=204)
