@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,9 +80,11 @@ def changed_machine(**members: Any) -> Change:
 
 def flipped(name: str) -> Change:
     def change(folder: Path) -> None:
-        raw = bytearray((folder / name).read_bytes())
-        raw[len(raw) // 2] ^= 1
-        (folder / name).write_bytes(raw)
+        with (folder / name).open("r+b") as file:
+            file.seek((folder / name).stat().st_size // 2)
+            (byte,) = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
 
     return change
 
@@ -92,7 +95,7 @@ def cut(name: str) -> Change:
 
 def newer_format(folder: Path) -> None:
     raw = (folder / "state.json").read_bytes()
-    (folder / "state.json").write_bytes(raw.replace(b'"format":%d' % FORMAT, b'"format":%d' % (FORMAT + 1)))
+    (folder / "state.json").write_bytes(re.sub(rb'"format":\d', b'"format":%d' % (FORMAT + 1), raw, count=1))
 
 
 CASES: dict[str, tuple[Change, str]] = {
@@ -118,6 +121,7 @@ CASES: dict[str, tuple[Change, str]] = {
     "cut RAM": (cut("engine-ram-0"), "engine-ram-0 has"),
     "cut engine state": (cut("engine-state"), "engine-state has"),
     "flipped bit of the engine state": (flipped("engine-state"), "the checksum of engine-state"),
+    "flipped bit of the RAM": (flipped("engine-ram-0"), "the checksum of engine-ram-0"),
     "flipped bit of the machine": (flipped("engine-machine"), "the checksum of engine-machine"),
     "flipped bit of the state": (flipped("state.json"), ""),
 }
@@ -133,7 +137,7 @@ def test_snapshot_that_cannot_fit_is_refused_before_anything_is_started(
     folder = tmp_path / "snapshot"
     folder.mkdir()
     for path in bench.folder.iterdir():
-        if path.name == "engine-ram-0" and case != "cut RAM":
+        if path.name == "engine-ram-0" and case not in ("cut RAM", "flipped bit of the RAM"):
             (folder / path.name).hardlink_to(path)
         else:
             shutil.copyfile(path, folder / path.name)

@@ -140,7 +140,7 @@ class _Files:
         yield fd
 
     def copy(self, memory: RamBacking, fd: int, check: OnCopied) -> None:
-        """Blocking. Copy the memory of a guest that stands still."""
+        """Blocking. Copy the memory of a guest that stands still; nobody could damage the copy."""
         next(twin for twin in self._twins.values() if twin.fd == fd).copy(partial(check, 0))
 
     def seal(self) -> dict[str, int]:

@@ -43,6 +43,7 @@ class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
 
     `cpu` is what the guest knows of its vCPUs, see `cpu_model`; None where an early release wrote it.
+    `checksums` are those of `checksum.py`, by the names of files.
     """
 
     format: int = _FORMAT
@@ -52,6 +53,7 @@ class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
     cpu: str | None = None
     is_ram_apart: bool
     pieces: list[SavedPiece]
+    checksums: dict[str, int] = {}
 
 
 class _Label(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from cloudvmm.engine.base import BeginsAt, EngineError, EngineTimeout, OnSaved, Saved, SavedIn, StateError
+from cloudvmm.engine.qemu.checksum import Checksum
 from cloudvmm.engine.qemu.extent import OnCopied, copy_file, copy_from_huge_pages, copy_to_huge_pages
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
@@ -51,7 +52,7 @@ _CALLED_OFF_S: Final = 30.0
 
 
 MakeFile = Callable[[str], contextlib.AbstractContextManager[int]]
-CopyMemory = Callable[[RamBacking, int, OnCopied], None]
+CopyMemory = Callable[[RamBacking, int, OnCopied], int | None]
 
 
 class NotSaved(EngineError):
@@ -199,10 +200,12 @@ class Saver:
     def _write_files(self, file: MakeFile, copy: CopyMemory, tell: OnSaved, total_bytes: int) -> None:
         version = self._facts.version
         is_ram_apart = self._can_be_apart()
-        done_bytes, pieces = 0, []
+        done_bytes, pieces, checksums = 0, [], {}
         for number, (name, memory) in enumerate(self.memories_apart().items()):
             with file(f"{RAM_FILE}{number}") as fd:
-                copy(memory, fd, _behind(tell, done_bytes, total_bytes))
+                checksum = copy(memory, fd, _behind(tell, done_bytes, total_bytes))
+                if checksum is not None:
+                    checksums[f"{RAM_FILE}{number}"] = checksum
             done_bytes += memory.ram.size
             pieces.append(SavedPiece(f"{RAM_FILE}{number}", name, memory.ram.size))
         machine = SavedMachine(
@@ -211,6 +214,7 @@ class Saver:
             cpu=self._cpu,
             is_ram_apart=is_ram_apart,
             pieces=pieces,
+            checksums=checksums,
         )
         with file(MACHINE_FILE) as fd:
             _write(fd, msgspec.json.encode(machine))
@@ -285,13 +289,16 @@ def _behind(tell: OnSaved, done_bytes: int, total_bytes: int) -> OnCopied:
     return lambda copied_bytes: tell(Saved(done_bytes + copied_bytes, total_bytes))
 
 
-def copy_memory(memory: RamBacking, fd: int, check: OnCopied) -> None:
-    """Blocking. Copy the memory of a guest that stands still to the file of `fd`.
+def copy_memory(memory: RamBacking, fd: int, check: OnCopied) -> int:
+    """Blocking. Copy the memory of a guest that stands still to the file of `fd`; return its checksum.
 
     :raises OSError: the system refused.
     """
     assert memory.fd is not None
-    (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
+    with Checksum(memory.fd) as checksum:
+        (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
+        os.fsync(fd)
+        return checksum.value()
 
 
 def load_memory(
@@ -307,7 +314,7 @@ def load_memory(
     RAM that `is_on_demand` is not read, but stands on the files; what virtio-mem gives is read all the same,
     since QEMU could give nothing of it back to the file. What `check` raises ends it.
 
-    :raises StateError: it cannot be read.
+    :raises StateError: it cannot be read, or what is read is not what was saved.
     """
     has_prefault = isinstance(origin, SavedIn) and origin.has_prefault
     for memory in memories.values():
@@ -320,18 +327,20 @@ def load_memory(
             if is_on_demand and not isinstance(memory, ZoneBacking):
                 memory.stand_on(source)
             else:
-                _fill(memory, source, check)
+                _fill(memory, source, piece.file, machine.checksums.get(piece.file), check)
         except OSError as error:
             raise StateError("The state cannot be read") from error
 
 
-def _fill(memory: RamBacking, source: int, check: Callable[[], None]) -> None:
+def _fill(memory: RamBacking, source: int, name: str, wanted: int | None, check: Callable[[], None]) -> None:
     assert memory.fd is not None
-    try:
-        copy = copy_to_huge_pages if memory.ram.hugepages else copy_file
+    copy = copy_to_huge_pages if memory.ram.hugepages else copy_file
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, source)
+        checksum = None if wanted is None else undo.enter_context(Checksum(source))
         copy(source, memory.fd, check=lambda _: check())
-    finally:
-        os.close(source)
+        if checksum is not None and checksum.value() != wanted:
+            raise StateError(f"The state is damaged: the checksum of {name} does not match")
 
 
 def load_state(control: QmpClient, origin: SavedIn | BeginsAt, facts: QemuFacts, *, ram_bytes: int) -> None:

@@ -79,6 +79,15 @@ def test_memory_is_filled_and_its_holes_stay(tmp_path, saved, memory):
         assert file.read() == bytes(4096) + b"here".ljust(RAM_BYTES - 4096, b"\0")
 
 
+def test_memory_that_is_not_what_was_saved_is_refused_when_it_is_read(tmp_path, saved, memory):
+    saved = msgspec.structs.replace(saved, checksums={"engine-ram-0": 7})
+    with pytest.raises(
+        StateError, match="^The state is damaged: the checksum of engine-ram-0 does not match$"
+    ):
+        load(tmp_path, saved, memory)
+    load(tmp_path, saved, memory, is_on_demand=True)
+
+
 @pytest.mark.parametrize("qemu", [(7, 2, 0), (10, 0, 2)])
 def test_state_of_this_qemu_or_an_older_one_is_taken(tmp_path, saved, memory, qemu):
     load(tmp_path, msgspec.structs.replace(saved, qemu=qemu), memory)
