@@ -89,6 +89,8 @@ class Restore:
         record: VmRecord
         record, frozen = yield partial(_load_record, folder, self._engine)
         overlays: dict[str, str] = yield partial(_make_overlays, vm_config, frozen, data)
+        if data.overlay_directory is not msgspec.UNSET and not overlays:
+            self._log("warn", "Ignoring unused 'overlay_directory' for VM restore.")
         vm_config = on_overlays(vm_config, overlays)
         self._holding.vm_config = vm_config
         forget(data, descriptors_of(vm_config))
