@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 
 import msgspec
 import pytest
@@ -15,8 +16,8 @@ from cloudvmm.config.disk import DiskConfig, ImageType
 from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import MemoryRestoreMode, MemoryZoneUpdate, RestoredNetConfig
-from cloudvmm.engine.base import EngineError, ImageLocked, StateError
-from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine, Hang
+from cloudvmm.engine.base import EngineError, ImageLocked, Saved, StateError
+from cloudvmm.engine.fake import Die, Fail, FakeEngine, Hang
 from cloudvmm.errors import error_chain
 from cloudvmm.snapshot.draft import Draft
 
@@ -83,27 +84,56 @@ def test_snapshot_writes_config_state_and_the_engines_files(paused, folder):
     assert paused.names()[-2:] == ["vm/snapshotting", "vm/snapshotted"]
 
 
-def test_progress_is_told_while_the_engine_saves_and_afterwards(paused, folder):
+class Gate:
+    """Lets a machine begin to save, and go on with it once it is opened."""
+
+    def __init__(self, machine) -> None:
+        self._save = machine.save
+        self._has_begun = threading.Event()
+        self._is_open = threading.Event()
+        machine.save = self.save
+
+    def save(self, folder, on_saved):
+        on_saved(Saved(1, 3))
+        self._has_begun.set()
+        assert self._is_open.wait(DEADLINE_S)
+        self._save(folder, on_saved)
+
+    def await_begin(self) -> None:
+        assert self._has_begun.wait(DEADLINE_S)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+
+@pytest.fixture
+def gate(paused):
+    gate = Gate(paused.engine.last_machine)
+    yield gate
+    gate.open()
+
+
+def test_progress_is_told_while_the_engine_saves_and_afterwards(paused, folder, gate):
     assert paused.refusal(api.vm_snapshot_progress)[-1] == "No snapshot is being taken"
-    paused.engine.faults.set("save", Delay(0.3))
     answer = paused.beside(api.vm_snapshot, to(folder))
-    told = wait_for_phase(paused, api.SnapshotPhase.SAVING)
-    assert told.saved_bytes == 0
+    gate.await_begin()
+    told = paused(api.vm_snapshot_progress)
+    assert (told.phase, told.saved_bytes, told.total_bytes) == (api.SnapshotPhase.SAVING, 1, 3)
+    gate.open()
     assert answer.result() is None
     told = paused(api.vm_snapshot_progress)
     assert told.phase is api.SnapshotPhase.FINISHED
-    assert told.saved_bytes == told.total_bytes
-    assert told.elapsed_ms >= 300
+    assert told.saved_bytes == told.total_bytes > 3
 
 
-def test_snapshot_that_is_called_off_leaves_nothing_and_the_vm_as_it_was(paused, folder):
-    paused.engine.faults.set("save", Delay(0.3), times=1)
+def test_snapshot_that_is_called_off_leaves_nothing_and_the_vm_as_it_was(paused, folder, gate):
     before = paused.settled_info()
     answer = paused.beside(api.vm_snapshot, to(folder))
-    wait_for_phase(paused, api.SnapshotPhase.SAVING)
+    gate.await_begin()
 
     paused(api.vm_cancel_snapshot)
 
+    gate.open()
     assert error_chain(answer.result()) == [
         "The VM could not be snapshotted",
         "Cannot snapshot VM",
@@ -142,23 +172,6 @@ def test_snapshot_that_failed_says_so(paused, folder):
     paused.engine.faults.set("save", Fail(EngineError), times=1)
     assert paused.refusal(api.vm_snapshot, to(folder))
     assert paused(api.vm_snapshot_progress).phase is api.SnapshotPhase.FAILED
-
-
-def wait_for_phase(caller, phase):
-    def progress():
-        if caller.vmm.is_running and caller.names()[-1] == "vm/snapshotting":
-            told = told_of(caller)
-            return told if told is not None and told.phase is phase and told.total_bytes else None
-        return None
-
-    return support.wait.wait_until(progress, f"the phase {phase}", timeout_s=DEADLINE_S)
-
-
-def told_of(caller):
-    try:
-        return caller(api.vm_snapshot_progress)
-    except api.VmSnapshotProgressError:  # it has not begun
-        return None
 
 
 def test_snapshot_of_a_running_vm_names_the_state(booted, folder):
@@ -862,6 +875,12 @@ def test_snapshot_with_disks_is_restored_onto_other_images(frozen, other, tmp_pa
     overrides = {"disks": [{"id": "_disk0", "path": str(copy)}]}
     other(api.vm_restore, saved_in(frozen, overrides=overrides))
     assert paths(other) == [str(copy)]
+
+
+def test_directory_that_is_for_nothing_is_told_of(saved, paused, new_images, other):
+    other(api.vm_restore, saved_in(saved, overlay_directory=str(new_images)))
+    assert "warn: Ignoring unused 'overlay_directory' for VM restore." in other.logged
+    assert os.listdir(new_images) == []
 
 
 def test_restore_that_fails_leaves_no_new_image(frozen, new_images, other):
