@@ -62,8 +62,7 @@ class Checksum:
             self._error = error
 
     def _add(self, block: bytearray, at: int) -> None:
-        with memoryview(block) as view:
-            length = os.preadv(self._fd, [block], at)
-            data = view[:length]
-            if data != memoryview(_NOTHING)[:length]:
-                self._value = zlib.crc32(data, zlib.crc32(at.to_bytes(8), self._value))
+        length = os.preadv(self._fd, [block], at)
+        data = block if length == len(block) else block[:length]
+        if data != _NOTHING[:length]:  # bytes: views are compared item by item
+            self._value = zlib.crc32(data, zlib.crc32(at.to_bytes(8), self._value))
