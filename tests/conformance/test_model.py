@@ -253,8 +253,10 @@ def walk_of(life: Life) -> type[RuleBasedStateMachine]:
 @contextmanager
 def living(engine: EngineChoice, folder: Path) -> Iterator[Life]:
     life = Life(engine, folder)
-    yield life
-    life.server.check_end()
+    try:
+        yield life
+    finally:
+        life.server.check_end()
 
 
 @pytest.mark.parametrize("engine", ["fake", pytest.param("qemu", marks=pytest.mark.qemu)])
