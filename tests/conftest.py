@@ -37,7 +37,10 @@ def _draw_the_same_examples() -> None:
     with contextlib.suppress(ImportError):  # the machines of the lanes have no hypothesis, nor need it
         import hypothesis
 
-        hypothesis.settings.register_profile("same each time", derandomize=True, deadline=None)
+        slow = [hypothesis.HealthCheck.too_slow]  # says how busy the machine is
+        hypothesis.settings.register_profile(
+            "same each time", derandomize=True, deadline=None, suppress_health_check=slow
+        )
         hypothesis.settings.load_profile("same each time")
 
 

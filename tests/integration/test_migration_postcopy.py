@@ -82,6 +82,7 @@ def begin(traveller: Traveller, link: Proxy, url: str, *, expect: int = 204) -> 
     return target, arrive
 
 
+@pytest.mark.long
 def test_lost_connection_is_made_anew_and_nothing_calls_it_off(traveller: Traveller) -> None:
     url = tcp_url()
     source = traveller.place

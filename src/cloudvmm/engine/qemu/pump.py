@@ -163,7 +163,8 @@ class Pump:
         return True
 
     def _next_out(self) -> bytes:
-        if self._near_at_end and not self._owes_mark:
+        owes_mark = self._owes_mark  # looked at first: what QEMU wrote before `mark` is there now
+        if self._near_at_end and not owes_mark:
             return b""
         data: bytes | None = None
         if not self._near_at_end:
@@ -177,7 +178,7 @@ class Pump:
             self._near_at_end = not data
             self.carried_bytes += len(data)
             return _LENGTH.pack(len(data)) + data
-        if self._owes_mark:
+        if owes_mark:
             return self._take_mark()
         return b""
 
