@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cloudvmm.api import STREAMS, ApiRequest, ApiResponsePayload, Empty, VmActionPayload
+from cloudvmm.api import STREAMS, ApiRequest, ApiResponsePayload, Empty, VmActionPayload, VmForkResponse
 from cloudvmm.http.exchange import Exchange
 from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES, answer
 from cloudvmm.wire.http import Request
@@ -22,11 +22,18 @@ from support.traffic import Answer, check_answer_alone, check_exchange
 _NOT_ASKED = {DOCUMENT_PATH, *(ROOT + stream.name for stream in STREAMS)}
 
 
+# What a command that changes something answers with, where that is anything.
+_ANSWERS: dict[type[ApiResponsePayload], ApiResponsePayload] = {
+    VmActionPayload: VmActionPayload(None),
+    VmForkResponse: VmForkResponse(clones=[], pause_ms=0.0, disks={}),
+}
+
+
 class _Obedient(Exchange):
     """Says of each command that it was done."""
 
     def call(self, command: type[ApiRequest], data: Any, fds: list[int]) -> ApiResponsePayload:
-        return VmActionPayload(None) if command.answer is VmActionPayload else Empty()
+        return _ANSWERS.get(command.answer, Empty())
 
 
 def check_response(raw: bytes) -> None:
