@@ -197,9 +197,11 @@ class _Overlay:
     def rejoin(self) -> None:
         """Blocking. As that of `Freeze`, for this one."""
         control, job = self._control, self.node
+        # Without a base it would be the last of the chain, which others stand on.
+        commit = {"job-id": job, "device": self.node, "base-node": self.base_node}
         with _in_its_words():
             for command, arguments, event in (
-                ("block-commit", {"job-id": job, "device": self.node}, "BLOCK_JOB_READY"),
+                ("block-commit", commit, "BLOCK_JOB_READY"),
                 ("block-job-complete", {"device": job}, "BLOCK_JOB_COMPLETED"),
             ):
                 control.execute_until(

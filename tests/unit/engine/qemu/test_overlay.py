@@ -14,6 +14,7 @@ from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qcow2 import OverlayError, OverlayNotMade, create_overlay
+from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.disk import open_disk
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
@@ -46,6 +47,12 @@ class PlayedQemu:
         if command == self.refuses:
             raise QmpError(command, "GenericError", "QEMU's words")
         return self._nodes
+
+    def execute_until(self, command, arguments, *, event, timeout_s, is_last):
+        self.execute(command, arguments)
+        told = Event(event, {"device": arguments["job-id" if "job-id" in arguments else "device"]})
+        assert is_last(told)
+        return told
 
     def names(self):
         return [name for name, _ in self.commands]
@@ -184,3 +191,16 @@ def test_overlay_goes_before_its_base_but_after_a_filter(bed):
     overlays = {disk_id: bed.resources.backings[disk_id].image_node for disk_id in bed.disks}
     assert nodes("one") == [node_name("one"), overlays["one"]]
     assert nodes("two") == [overlays["two"], node_name("two")]
+
+
+def test_overlay_is_written_to_the_image_right_below_alone(bed):
+    bed.freeze().switch()
+    below = {disk_id: bed.resources.backings[disk_id].image_node for disk_id in bed.disks}
+    first_paths, bed.paths = bed.paths, {disk_id: f"{path}-2" for disk_id, path in bed.paths.items()}
+    freeze = bed.freeze()
+    freeze.switch()
+    freeze.rejoin()
+    commits = [arguments for name, arguments in bed.qemu.commands if name == "block-commit"]
+    assert sorted(each["base-node"] for each in commits) == sorted(below.values())
+    assert {disk_id: bed.resources.backings[disk_id].image_node for disk_id in bed.disks} == below
+    assert {disk_id: bed.resources.backings[disk_id].image.path for disk_id in bed.disks} == first_paths
