@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from cloudvmm.config.disk import DiskConfig, ImageType, LockGranularity
-from cloudvmm.engine.base import DeviceError, ImageLocked
+from cloudvmm.engine.base import DeviceError, EngineError, ImageLocked
 from cloudvmm.engine.qemu.affinity import thread_objects, thread_properties
 from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.image import DiskPathMissing, Image, open_image, preallocate
@@ -115,26 +115,43 @@ class DiskBacking(Backing, kw_only=True):
 
         Others may read that, too, from now on.
         """
-        self.image.readonly = True
-        with suppress(ImageLocked, ImageLockError):  # it has one for writing, of which this is a part
-            _lock(self.image, self.granularity, self.image.size_bytes)
+        self._share(self.image)
         overlay.base = self.image
         self.image, self.image_node = overlay, node
         self.is_preallocated = False
 
-    def stand_below(self, *, node: str) -> None:
-        """Go back to the image below, QEMU's `node`, which is written from now on; the overlay is closed.
+    def claim_below(self) -> None:
+        """Keep others from the image below, which is about to be written.
 
         :raises ImageLocked: another process reads it.
         :raises ImageLockError: the file system cannot lock.
         """
+        base = self.image.base
+        assert base is not None
+        base.readonly = False
+        try:
+            _lock(base, self.granularity, base.size_bytes)
+        except EngineError:
+            base.readonly = True
+            raise
+
+    def leave_below(self) -> None:
+        """Let others read the image below again: it is not written after all."""
+        assert self.image.base is not None
+        self._share(self.image.base)
+
+    def stand_below(self, *, node: str) -> None:
+        """Go back to the image below, which is claimed and QEMU's `node`; the overlay is closed."""
         overlay, base = self.image, self.image.base
         assert base is not None
         self.image, self.image_node = base, node
-        base.readonly = False
         overlay.base = None
         overlay.close()
-        self.lock()
+
+    def _share(self, image: Image) -> None:
+        image.readonly = True
+        with suppress(ImageLocked, ImageLockError):  # it has one for writing, of which this is a part
+            _lock(image, self.granularity, image.size_bytes)
 
     def unlock(self) -> None:
         """Unlock the chain, for QEMU too, which may hold it open still."""

@@ -140,7 +140,7 @@ class Freeze:
         """Blocking. Write what is in the overlays to the images below, which the disks go on in; remove them.
 
         :raises OverlayError: QEMU refused; some of the disks may still be in their overlays.
-        :raises ImageLocked: another process reads an image that is written again now.
+        :raises ImageLocked: another process reads an image that would be written again; its disk stays.
         """
         while self._overlays:
             self._overlays[-1].rejoin()
@@ -199,19 +199,24 @@ class _Overlay:
         control, job = self._control, self.node
         # Without a base it would be the last of the chain, which others stand on.
         commit = {"job-id": job, "device": self.node, "base-node": self.base_node}
-        with _in_its_words():
-            for command, arguments, event in (
-                ("block-commit", commit, "BLOCK_JOB_READY"),
-                ("block-job-complete", {"device": job}, "BLOCK_JOB_COMPLETED"),
-            ):
-                control.execute_until(
-                    command,
-                    arguments,
-                    event=event,
-                    timeout_s=_COMMIT_TIMEOUT_S,
-                    is_last=lambda told: told.data.get("device") == job,
-                )
-            control.execute("blockdev-del", {"node-name": self.node})
+        self._backing.claim_below()
+        try:
+            with _in_its_words():
+                for command, arguments, event in (
+                    ("block-commit", commit, "BLOCK_JOB_READY"),
+                    ("block-job-complete", {"device": job}, "BLOCK_JOB_COMPLETED"),
+                ):
+                    control.execute_until(
+                        command,
+                        arguments,
+                        event=event,
+                        timeout_s=_COMMIT_TIMEOUT_S,
+                        is_last=lambda told: told.data.get("device") == job,
+                    )
+                control.execute("blockdev-del", {"node-name": self.node})
+        except SwitchFailed:  # after any other error QEMU may go on with it
+            self._backing.leave_below()
+            raise
         _try(control, "remove-fd", {"fdset-id": self._fdset.set_id})
         self._hotplug.forget_overlay(self.frozen.disk_id, self.node, self._fdset.set_id)
         self._backing.stand_below(node=self.base_node)

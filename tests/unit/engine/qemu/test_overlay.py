@@ -12,7 +12,7 @@ from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
+from cloudvmm.engine.base import ConsoleSink, ImageLocked, MachineSpec, SinkKind
 from cloudvmm.engine.qcow2 import OverlayError, OverlayNotMade, create_overlay
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.disk import open_disk
@@ -204,3 +204,27 @@ def test_overlay_is_written_to_the_image_right_below_alone(bed):
     assert sorted(each["base-node"] for each in commits) == sorted(below.values())
     assert {disk_id: bed.resources.backings[disk_id].image_node for disk_id in bed.disks} == below
     assert {disk_id: bed.resources.backings[disk_id].image.path for disk_id in bed.disks} == first_paths
+
+
+def test_image_that_another_reads_is_not_written_again(bed):
+    freeze = bed.freeze()
+    freeze.switch()
+    with open(bed.disks["two"].path, "rb") as file:
+        lock_file(file.fileno(), path=file.name, write=False)
+        with pytest.raises(ImageLocked):
+            freeze.rejoin()
+    assert "block-commit" not in bed.qemu.names()
+    assert [image.readonly for image in bed.resources.backings["two"].image.chain()] == [False, True]
+    assert bed.can_be_read(bed.disks["two"].path)
+    freeze.rejoin()
+    assert not bed.can_be_read(bed.disks["two"].path)
+
+
+def test_image_that_qemu_does_not_write_again_can_be_read_on(bed):
+    freeze = bed.freeze()
+    freeze.switch()
+    bed.qemu.refuses = "block-commit"
+    with pytest.raises(OverlayError, match="QEMU's words"):
+        freeze.rejoin()
+    for disk in bed.disks.values():
+        assert bed.can_be_read(disk.path)
