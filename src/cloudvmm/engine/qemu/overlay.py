@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from cloudvmm.config.disk import DiskConfig, ImageType
-from cloudvmm.engine.base import EngineError, FrozenDisk
+from cloudvmm.engine.base import EngineError, FrozenDisk, MachineGone
 from cloudvmm.engine.qcow2 import BASE_FORMATS, MAX_NAME_BYTES, OverlayError, create_overlay
 from cloudvmm.engine.qemu.disk import DiskBacking, overlay_node
 from cloudvmm.engine.qemu.hotplug import Hotplug
@@ -147,7 +147,10 @@ class Freeze:
             self._overlays.pop()
 
     def undo(self) -> None:
-        """Blocking. Take everything back, unless the disks have been switched. Idempotent."""
+        """Blocking. Take everything back, unless the disks have been switched. Idempotent.
+
+        An image that QEMU does not give back stays: the guest may be writing to it.
+        """
         self._undo.close()
 
 
@@ -164,6 +167,7 @@ class _Overlay:
         undo: contextlib.ExitStack,
     ) -> None:
         self.frozen = frozen
+        self._is_in_use = False
         self._backing = backing
         self._hotplug = hotplug
         self._control = control
@@ -173,7 +177,7 @@ class _Overlay:
             base_type=frozen.base_type,
             size_bytes=frozen.size_bytes,
         )
-        undo.callback(_unlink, frozen.path)
+        undo.callback(self._unlink)
         self._image = image = _open_top(frozen.path, direct=disk.direct)
         undo.callback(image.close)
         backing.lock_overlay(image)
@@ -185,7 +189,7 @@ class _Overlay:
             undo.callback(_try, control, "remove-fd", {"fdset-id": fdset.set_id})
             node = overlay_node(disk, image, fdset)
             control.execute("blockdev-add", {"node-name": self.node, **node}, timeout_s=_TIMEOUT_S)
-            undo.callback(_try, control, "blockdev-del", {"node-name": self.node})
+            undo.callback(self._drop_node)
 
     def settle(self) -> None:
         """QEMU writes the overlay now: keep others from it, and let them read what is below."""
@@ -220,7 +224,21 @@ class _Overlay:
         _try(control, "remove-fd", {"fdset-id": self._fdset.set_id})
         self._hotplug.forget_overlay(self.frozen.disk_id, self.node, self._fdset.set_id)
         self._backing.stand_below(node=self.base_node)
-        _unlink(self.frozen.path)
+        self._unlink()
+
+    def _drop_node(self) -> None:
+        """Where QEMU does not let go of it, a switch that nobody heard of may have been made all the same."""
+        try:
+            self._control.execute("blockdev-del", {"node-name": self.node})
+        except MachineGone:
+            return
+        except EngineError:
+            self._is_in_use = True
+
+    def _unlink(self) -> None:
+        if not self._is_in_use:
+            with contextlib.suppress(OSError):
+                os.unlink(self.frozen.path)
 
 
 def _backing(resources: Resources, disk_id: str) -> DiskBacking:
@@ -252,8 +270,3 @@ def _in_its_words() -> Iterator[None]:
 def _try(control: QmpClient, command: str, arguments: dict[str, object]) -> None:
     with contextlib.suppress(EngineError):
         control.execute(command, arguments)
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)

@@ -228,3 +228,10 @@ def test_image_that_qemu_does_not_write_again_can_be_read_on(bed):
         freeze.rejoin()
     for disk in bed.disks.values():
         assert bed.can_be_read(disk.path)
+
+
+def test_image_that_qemu_may_write_is_not_removed(bed):
+    freeze = bed.freeze()
+    bed.qemu.refuses = "blockdev-del"
+    freeze.undo()
+    assert sorted(path.name for path in bed.folder.glob("*.qcow2")) == ["one.qcow2", "two.qcow2"]
