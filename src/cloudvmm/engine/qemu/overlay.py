@@ -178,8 +178,9 @@ class _Overlay:
             size_bytes=frozen.size_bytes,
         )
         undo.callback(self._unlink)
-        self._image = image = _open_top(frozen.path, direct=disk.direct)
+        self._image = image = _open_image(frozen.path, direct=disk.direct)
         undo.callback(image.close)
+        _take_off_base(image, frozen.disk_id, base_fd=backing.image.fd)
         backing.lock_overlay(image)
         self._fdset = fdset = FdSet(image.fd, hotplug.new_fdset())
         self.node = overlay_name(frozen.disk_id, fdset.set_id)
@@ -250,13 +251,22 @@ def _backing(resources: Resources, disk_id: str) -> DiskBacking:
     return backing
 
 
-def _open_top(path: str, *, direct: bool) -> Image:
-    """Open the overlay alone: what is below is open already."""
-    image = open_image(path, readonly=False, direct=direct, image_type=ImageType.QCOW2, backing_files=True)
-    if image.base is not None:
-        image.base.close()
+def _open_image(path: str, *, direct: bool) -> Image:
+    return open_image(path, readonly=False, direct=direct, image_type=ImageType.QCOW2, backing_files=True)
+
+
+def _take_off_base(image: Image, disk_id: str, *, base_fd: int) -> None:
+    """Have the overlay alone: what is below is open already, as `base_fd`.
+
+    :raises NoOverlay: whoever opens the overlay would have something else below.
+    """
+    base, is_same = image.base, False
+    if base is not None:
+        is_same = os.path.sameopenfile(base.fd, base_fd)
         image.base = None
-    return image
+        base.close()
+    if not is_same:
+        raise NoOverlay(disk_id, reason="another file is at the path of its image now")
 
 
 @contextlib.contextmanager

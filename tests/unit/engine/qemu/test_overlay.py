@@ -235,3 +235,12 @@ def test_image_that_qemu_may_write_is_not_removed(bed):
     bed.qemu.refuses = "blockdev-del"
     freeze.undo()
     assert sorted(path.name for path in bed.folder.glob("*.qcow2")) == ["one.qcow2", "two.qcow2"]
+
+
+def test_disk_whose_image_was_moved_away_is_refused_and_nothing_is_left(bed):
+    path = bed.folder / "two.raw"
+    path.rename(bed.folder / "moved")
+    path.write_bytes(bytes(MIB))
+    with pytest.raises(NoOverlay, match="another file"):
+        bed.freeze()
+    assert list(bed.folder.glob("*.qcow2")) == []
