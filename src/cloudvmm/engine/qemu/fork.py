@@ -61,6 +61,7 @@ def fork_guest(
         with _standing_still(control, saver) as stood:
             saver.write_into(files.made, files.copy, lambda _: check())
             frozen = freeze.switch()
+            undo.callback(freeze.rejoin)
         sealed = files.seal()
         undo.pop_all()
     images = {
@@ -96,11 +97,11 @@ def _standing_still(control: QmpClient, saver: Saver) -> Iterator[Callable[[], f
     """Have the guest stand still inside, and then run if it did. What is given tells for how long it did."""
     was_running = control.execute("query-status")["running"]
     began = ended = time.monotonic()
-    if was_running:
-        control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
     try:
+        if was_running:
+            control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
         yield lambda: ended - began
-    finally:
+    finally:  # also where it did not stand still in time: it may later
         if was_running:
             control.execute("cont")
             ended = time.monotonic()
@@ -130,27 +131,33 @@ class _Files:
     @contextlib.contextmanager
     def made(self, name: str) -> Iterator[int]:
         """Give the descriptor of the file `name`, which is lent."""
-        if name in self._twins:
-            yield self._twins[name].fd
-            return
         try:
-            fd = self._fds[name] = os.memfd_create("cloudvmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            if name in self._twins:
+                yield self._twins[name].fd
+                return
+            self._fds[name] = os.memfd_create("cloudvmm-base", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            yield self._fds[name]
         except OSError as error:
             raise MemoryNotTaken from error
-        yield fd
 
     def copy(self, memory: RamBacking, fd: int, check: OnCopied) -> None:
         """Blocking. Copy the memory of a guest that stands still; nobody could damage the copy."""
         next(twin for twin in self._twins.values() if twin.fd == fd).copy(partial(check, 0))
 
     def seal(self) -> dict[str, int]:
-        """Let nobody change the files any more; return their descriptors, which are the caller's."""
+        """Let nobody change the files any more; return their descriptors, which are the caller's.
+
+        :raises MemoryNotTaken: the kernel refuses; they are ours still.
+        """
+        try:
+            for fd in self._fds.values():
+                seal(fd)
+            for name, twin in self._twins.items():
+                self._fds[name] = twin.seal()
+        except OSError as error:
+            raise MemoryNotTaken from error
+        self._twins.clear()
         fds, self._fds = self._fds, {}
-        for fd in fds.values():
-            seal(fd)
-        while self._twins:
-            name, twin = self._twins.popitem()
-            fds[name] = twin.seal()
         return fds
 
     def close(self) -> None:
