@@ -15,6 +15,7 @@ from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.engine.base import FrozenDisk, NotForkable
+from cloudvmm.engine.qemu.debugger import DebugWatch
 from cloudvmm.engine.qemu.extent import OnCopied
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
@@ -44,6 +45,7 @@ def fork_guest(
     hotplug: Hotplug,
     saver: Saver,
     facts: QemuFacts,
+    debugger: DebugWatch,
     check: Callable[[], None],
 ) -> MemoryBase:
     """Blocking. As `Machine.fork` says. `disks` are the configurations of the machine's, by their ids.
@@ -58,7 +60,7 @@ def fork_guest(
         freeze = Freeze(overlays, disks, control=control, hotplug=hotplug, resources=resources)
         undo.callback(freeze.undo)
         files.take(saver.memories_apart(), check)
-        with _standing_still(control, saver) as stood:
+        with _standing_still(control, saver, debugger) as stood:
             saver.write_into(files.made, files.copy, lambda _: check())
             frozen = freeze.switch()
             undo.callback(freeze.rejoin)
@@ -93,16 +95,18 @@ def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) 
 
 
 @contextlib.contextmanager
-def _standing_still(control: QmpClient, saver: Saver) -> Iterator[Callable[[], float]]:
+def _standing_still(control: QmpClient, saver: Saver, debugger: DebugWatch) -> Iterator[Callable[[], float]]:
     """Have the guest stand still inside, and then run if it did. What is given tells for how long it did."""
     was_running = control.execute("query-status")["running"]
     began = ended = time.monotonic()
     try:
         if was_running:
+            debugger.want(is_to_run=False)
             control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
         yield lambda: ended - began
     finally:  # also where it did not stand still in time: it may later
         if was_running:
+            debugger.want(is_to_run=True)
             control.execute("cont")
             ended = time.monotonic()
             saver.note_run()

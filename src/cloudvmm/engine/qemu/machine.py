@@ -378,6 +378,7 @@ class QemuMachine:
                 hotplug=self._hotplug,
                 saver=self._saver,
                 facts=self._facts,
+                debugger=self._debugger,
                 check=self._check_alive,
             )
 

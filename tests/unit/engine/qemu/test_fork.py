@@ -8,6 +8,7 @@ from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.engine.base import EngineTimeout
 from cloudvmm.engine.qemu import fork, twin
+from cloudvmm.engine.qemu.debugger import DebugWatch
 from cloudvmm.engine.qemu.memory import RamBacking, rams_of
 from support.leak import Holdings
 
@@ -36,10 +37,18 @@ class PlayedSaver:
 
 def test_guest_that_stands_still_too_late_is_let_run():
     qemu, saver = PlayedQemu(silent_at="stop"), PlayedSaver()
-    with pytest.raises(EngineTimeout), fork._standing_still(qemu, saver):
+    with pytest.raises(EngineTimeout), fork._standing_still(qemu, saver, DebugWatch()):
         pytest.fail("It does not stand still")
     assert qemu.commands == ["query-status", "stop", "cont"]
     assert saver.has_run
+
+
+def test_neither_end_of_standing_still_is_a_debuggers():
+    watch = DebugWatch()
+    watch.want(is_to_run=True)
+    with fork._standing_still(PlayedQemu(), PlayedSaver(), watch):
+        assert watch.judge_stop("paused", watch.turn) == []
+    assert watch.hear_resume() == []
 
 
 @pytest.mark.parametrize("sealed", [0, 1])
