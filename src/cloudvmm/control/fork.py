@@ -97,10 +97,11 @@ class Fork:
             base = yield partial(_take_base, vm.machine.fork, overlays)
             self._holding.vm_config = on_overlays(vm_config, overlays)
             record = decode_record(encode_record(vm))
-            yield partial(_bring_up, clones, base, record, resume=data.resume, litter=litter)
+            yield partial(_bring_up, clones, base, record, resume=data.resume)
         except Exception:
             yield Cleanup(litter.close)
             if base is not None:
+                yield Cleanup(base.close)  # no clone reads it any more
                 yield from self._take_back(vm, base, vm_config)
             raise
         self._events.emit("vm", "forked", {"count": str(len(clones))}, is_ours=True)
@@ -222,14 +223,11 @@ def _take_base(fork: Callable[[Mapping[str, str]], Base], overlays: Mapping[str,
         raise api_error.VmForkFailed from error
 
 
-def _bring_up(
-    clones: list[Clone], base: Base, record: VmRecord, *, resume: bool, litter: contextlib.ExitStack
-) -> None:
+def _bring_up(clones: list[Clone], base: Base, record: VmRecord, *, resume: bool) -> None:
     """Have all clones begin at `base`, side by side; it is closed then.
 
     :raises VmForkFailed: one of them could not; the cause tells which, and why.
     """
-    litter.callback(base.close)
     answers = []
     for clone in clones:
         try:

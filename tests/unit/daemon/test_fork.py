@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 
 import cloudvmm
@@ -21,6 +22,7 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError
 from cloudvmm.engine.fake import Fail, FakeEngine
+from cloudvmm.engine.fake.state import FakeBase
 from support.leak import Holdings
 from support.wait import wait_until
 
@@ -161,6 +163,17 @@ def test_whatever_clone_fails_nothing_is_left_and_the_vm_is_as_before(engine, vm
     assert os.listdir(folder) == []
     assert vmm.vm_info().config == before
     assert len(vmm.vm_fork(to(folder, count=2)).clones) == 2
+
+
+def test_base_is_closed_where_no_clone_came_to_begin(vmm, folder, monkeypatch):
+    closed = []
+    before = vmm.vm_info().config
+    monkeypatch.setattr(FakeBase, "close", lambda base: closed.append(base))
+    monkeypatch.setattr("cloudvmm.control.fork.encode_record", lambda vm: msgspec.Raw(b"none"))
+    refusal(vmm, to(folder))
+    assert len(closed) == 1
+    assert os.listdir(folder) == []
+    assert vmm.vm_info().config == before
 
 
 def test_machine_that_cannot_be_forked_says_so_and_nothing_is_left(engine, vmm, folder):
