@@ -136,11 +136,14 @@ def _prepare(
             raise NoOverlayDirectory(data.directory)
         directory = os.path.abspath(data.directory)
         clones = [_plan(each, directory, parent, litter) for each in wanted]
-        for clone in clones:
-            clone.sibling = siblings.add(clone.vm.api_socket)
-            litter.callback(clone.sibling.close)
-    except (ForkError, NoOverlayDirectory, OSError, ValueError) as error:
+    except (ForkError, NoOverlayDirectory, ValueError) as error:
         raise api_error.VmForkFailed from error
+    for clone in clones:
+        try:
+            clone.sibling = siblings.add(clone.vm.api_socket)
+        except (VmmError, OSError, ValueError) as error:
+            raise api_error.VmForkFailed from _not_made(clone, error)
+        litter.callback(clone.sibling.close)
     return clones
 
 
@@ -246,7 +249,7 @@ def _bring_up(clones: list[Clone], base: Base, record: VmRecord, *, resume: bool
     base.close()
 
 
-def _not_made(clone: Clone, error: VmmError) -> CloneNotMade:
+def _not_made(clone: Clone, error: Exception) -> CloneNotMade:
     failure = CloneNotMade(clone.vm.id)
     failure.__cause__ = error
     return failure

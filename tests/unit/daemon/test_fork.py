@@ -208,6 +208,13 @@ def test_folder_that_is_missing_is_told(vmm, tmp_path):
     assert "There is no directory" in refusal(vmm, to(tmp_path / "missing")).chain[-1]
 
 
+def test_socket_that_cannot_be_had_is_told_with_whose_it_is(vmm, folder, tmp_path):
+    described = CloneConfig(id="c", api_socket=f"{tmp_path}/missing/c.sock")
+    chain = refusal(vmm, to(folder, clones=[CloneConfig(id="b"), described])).chain
+    assert chain[1:4] == ("The VM could not be forked", "Cannot fork VM", "The clone c could not be made")
+    assert os.listdir(folder) == []
+
+
 def test_folder_that_is_taken_stays(vmm, folder):
     (folder / "c").mkdir()
     (folder / "c" / "mine").touch()
