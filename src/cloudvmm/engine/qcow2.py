@@ -34,7 +34,7 @@ class OverlayNotMade(OverlayError):
 def create_overlay(path: str, *, base_path: str, base_type: ImageType, size_bytes: int) -> None:
     """Blocking. Make an empty qcow2 image of `size_bytes` at `path`, a new file, on the image `base_path`.
 
-    :raises OverlayNotMade: the system refused; then there is none.
+    :raises OverlayNotMade: the system refused, or no image can name such a base; then there is none.
     """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -45,7 +45,7 @@ def create_overlay(path: str, *, base_path: str, base_type: ImageType, size_byte
         for offset, piece in content.items():
             os.pwrite(fd, piece, offset)
         os.ftruncate(fd, end)
-    except OSError as error:
+    except (OSError, KeyError, OverflowError, UnicodeEncodeError) as error:
         os.unlink(path)
         raise OverlayNotMade(path) from error
     finally:

@@ -133,6 +133,17 @@ def test_file_that_is_there_is_not_replaced(tmp_path):
     assert path.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "members", [{"base_type": ImageType.FIXED_VHD}, {"size_bytes": -1 << 70}, {"base_path": "/\udc80"}]
+)
+def test_base_that_cannot_be_named_leaves_no_file(tmp_path, members):
+    path = tmp_path / "overlay"
+    known = {"base_path": "/base", "base_type": ImageType.RAW, "size_bytes": MIB}
+    with pytest.raises(OverlayNotMade):
+        create_overlay(str(path), **{**known, **members})
+    assert not path.exists()
+
+
 def test_disks_are_switched_by_one_transaction_and_their_images_can_be_read(bed):
     assert not bed.can_be_read(bed.disks["two"].path)
     freeze = bed.freeze()
