@@ -102,7 +102,7 @@ class Fork:
             yield Cleanup(litter.close)
             if base is not None:
                 yield Cleanup(base.close)  # no clone reads it any more
-                yield from self._take_back(vm, base, vm_config)
+                yield from self._take_back(vm, base, vm_config, dict(overlays))
             raise
         self._events.emit("vm", "forked", {"count": str(len(clones))}, is_ours=True)
         return VmForkResponse(
@@ -111,12 +111,14 @@ class Fork:
             disks=overlays,
         )
 
-    def _take_back(self, vm: Vm, base: Base, before: VmConfig) -> Steps:
+    def _take_back(self, vm: Vm, base: Base, before: VmConfig, overlays: dict[str, str]) -> Steps:
         """Have the VM in the images that it had before; where that fails it goes on as it is."""
         try:
-            yield Cleanup(partial(vm.machine.take_back, base))
+            yield Cleanup(partial(_rejoin, vm.machine.take_back, base, overlays))
         except EngineError as error:
-            self._log("warn", f"The disks stay in their new images: {': '.join(error_chain(error))}")
+            self._holding.vm_config = on_overlays(before, overlays)
+            names = ", ".join(overlays)
+            self._log("warn", f"Disks stay in their new images ({names}): {': '.join(error_chain(error))}")
         else:
             self._holding.vm_config = before
         return Empty()
@@ -224,6 +226,16 @@ def _take_base(fork: Callable[[Mapping[str, str]], Base], overlays: Mapping[str,
         return fork(overlays)
     except EngineError as error:
         raise api_error.VmForkFailed from error
+
+
+def _rejoin(take_back: Callable[[Base], None], base: Base, overlays: dict[str, str]) -> None:
+    """Take the disks back; `overlays` are then those that are still there."""
+    try:
+        take_back(base)
+    finally:
+        for disk_id, path in tuple(overlays.items()):
+            if not os.path.lexists(path):
+                del overlays[disk_id]
 
 
 def _bring_up(clones: list[Clone], base: Base, record: VmRecord, *, resume: bool) -> None:

@@ -22,6 +22,7 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError
 from cloudvmm.engine.fake import Fail, FakeEngine
+from cloudvmm.engine.fake.machine import FakeMachine
 from cloudvmm.engine.fake.state import FakeBase
 from support.leak import Holdings
 from support.wait import wait_until
@@ -174,6 +175,25 @@ def test_base_is_closed_where_no_clone_came_to_begin(vmm, folder, monkeypatch):
     assert len(closed) == 1
     assert os.listdir(folder) == []
     assert vmm.vm_info().config == before
+
+
+def test_disk_that_did_not_go_back_is_told_where_it_is(engine, vmm, vm_config, folder, tmp_path, monkeypatch):
+    def take_back(machine, base):
+        os.unlink(folder / "disk0-0.qcow2")
+        raise EngineError("A fault of the other disk")
+
+    vmm.vm_delete()
+    other = tmp_path / "other"
+    other.write_bytes(bytes(MIB))
+    vm_config.disks.append(DiskConfig(id="other", path=str(other), image_type=ImageType.RAW))
+    vmm.vm_create(vm_config)
+    vmm.vm_boot()
+    monkeypatch.setattr(FakeMachine, "take_back", take_back)
+    engine.faults.set("build", Fail(EngineError, "A fault"), times=1)
+    refusal(vmm, to(folder))
+    paths = {disk.id: disk.path for disk in vmm.vm_info().config.disks}
+    assert paths["disk"] == vm_config.disks[0].path
+    assert paths["other"] == str(folder / "disk1-0.qcow2")
 
 
 def test_machine_that_cannot_be_forked_says_so_and_nothing_is_left(engine, vmm, folder):
