@@ -36,6 +36,7 @@ _SLICE_MS: Final = 100
 _SILENCE_S: Final = 60.0
 _GUARD_S: Final = 0.001
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_TAKE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
 class MemoryPiece(msgspec.Struct, frozen=True):
@@ -165,7 +166,7 @@ def _read(link: socket.socket, size: int, fds: list[int], check: Callable[[], No
     while len(data) < size:
         _wait(link, check)
         try:
-            piece, came, _, _ = socket.recv_fds(link, size - len(data), _MAX_FDS, socket.MSG_DONTWAIT)
+            piece, came = _receive(link, size - len(data))
         except BlockingIOError:
             continue
         except OSError as error:
@@ -175,6 +176,16 @@ def _read(link: socket.socket, size: int, fds: list[int], check: Callable[[], No
             raise LinkLost("The other side is gone")
         data += piece
     return data
+
+
+def _receive(link: socket.socket, size: int) -> tuple[bytes, array.array[int]]:
+    """As `socket.recv_fds`, which takes no flags: descriptors are close-on-exec from birth."""
+    fds = array.array("i")
+    data, ancillary, _, _ = link.recvmsg(size, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), _TAKE_FLAGS)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, fds
 
 
 def _wait(link: socket.socket, check: Callable[[], None]) -> None:

@@ -64,6 +64,8 @@ def test_descriptors_arrive_under_their_names(pair):
             "other": [inode(queues[1])],
         }
         assert len(handover.queues) == 2
+        fds = [*handover.memory.values(), *handover.queues]
+        assert not any(map(os.get_inheritable, fds))
     ram.close()
     for fd in queues:
         os.close(fd)
