@@ -126,6 +126,8 @@ def check_send(data: VmSendMigrationData) -> None:
     copied = data.copy_disks or []
     if len(set(copied)) != len(copied):
         raise SendRule("copy_disks must not name a disk twice.")
+    if copied and data.local and not data.preserve_source:
+        raise SendRule("copy_disks and local options are mutually exclusive without preserve_source.")
     if data.memory_mode is MigrationMemoryMode.POSTCOPY:
         if copied:
             raise SendRule("memory_mode=postcopy and copy_disks are mutually exclusive.")

@@ -84,6 +84,10 @@ def test_tls_folder_that_is_complete(tls_dir):
             "/dev/null",
         ),
         (
+            send(local=True, copy_disks=["d"]),
+            "copy_disks and local options are mutually exclusive without preserve_source.",
+        ),
+        (
             send(local=True, memory_mode=POSTCOPY),
             "memory_mode=postcopy and local options are mutually exclusive.",
         ),
