@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -73,9 +74,11 @@ class DiskSender:
         self._jobs()  # none has failed
         while self._begun:
             self._remove(self._begun.pop())
+        self._links = {}
 
     def close(self) -> None:
-        """Blocking. Copy no more; what was finished is done already."""
+        """Blocking. Copy no more, and hang up, unless it was finished."""
+        self._hang_up()
         while self._begun:
             device_id = self._begun.pop()
             job = {"device": _copy_id(device_id), "force": True}
@@ -89,6 +92,13 @@ class DiskSender:
                     time.sleep(_END_S)
             self._remove(device_id)
 
+    def _hang_up(self) -> None:
+        """Have QEMU wait for no answer: what the guest writes would wait with it, and a stop of the guest."""
+        for link_fd in self._links.values():
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(link_fd)) as link:
+                link.shutdown(socket.SHUT_RDWR)
+        self._links = {}
+
     def _begin(self, device_id: str, link_fd: int) -> None:
         name = _copy_id(device_id)
         server = {"type": "fd", "str": name}
@@ -101,6 +111,7 @@ class DiskSender:
             "copy-mode": "write-blocking",
             "auto-dismiss": False,
         }
+        _await_greeting(link_fd)
         try:
             self._client.execute("getfd", {"fdname": name}, fds=[link_fd])
             self._client.execute("blockdev-add", node, timeout_s=_SILENCE_S)
@@ -191,6 +202,20 @@ class DiskReceiver:
             thread = threading.Thread(target=_pass_on, args=(one, other), name="disk-copy", daemon=True)
             thread.start()
             self._threads.append(thread)
+
+
+def _await_greeting(link_fd: int) -> None:
+    """Wait until the other side serves, which speaks first: QEMU would wait with its guest.
+
+    :raises LinkLost: the other side is gone. :raises EngineTimeout: it does nothing.
+    """
+    poll = select.poll()
+    poll.register(link_fd, select.POLLIN | select.POLLRDHUP)
+    ready = poll.poll(_SILENCE_S * 1000)
+    if not ready:
+        raise EngineTimeout(f"The other side did nothing for {_SILENCE_S:g} s")
+    if ready[0][1] & ~select.POLLIN:
+        raise LinkLost("The other side is gone")
 
 
 def _pass_on(one: socket.socket, other: socket.socket) -> None:

@@ -408,26 +408,22 @@ class QemuMachine:
             return self._send_early(target)
         memories = self._saver.memories_apart()
         is_sent = False
-        with (
-            self._end_explained(),
-            contextlib.closing(self._carrier(target)) as carrier,
-            contextlib.ExitStack() as undo,
-        ):
+        with self._end_explained(), contextlib.closing(self._carrier(target)) as carrier:
             try:
-                finish_disks = undo.enter_context(self._copying(target))
-                self._debugger.want(is_to_run=False)  # from here on QEMU stops it
-                stopped_s = None
-                if not self._facts.tells_every_write and not (target.is_local and memories):
-                    self._stand_still()
-                    stopped_s = time.monotonic()
-                last_stopped_s = carrier.send(
-                    target,
-                    memories=memories,
-                    taps=self._resources.shareable_taps,
-                    reader=self._monitors.reader,
-                    unlock=self._unlock_images,
-                    finish_disks=finish_disks,
-                )
+                with self._copying(target) as finish_disks:
+                    self._debugger.want(is_to_run=False)  # from here on QEMU stops it
+                    stopped_s = None
+                    if not self._facts.tells_every_write and not (target.is_local and memories):
+                        self._stand_still()
+                        stopped_s = time.monotonic()
+                    last_stopped_s = carrier.send(
+                        target,
+                        memories=memories,
+                        taps=self._resources.shareable_taps,
+                        reader=self._monitors.reader,
+                        unlock=self._unlock_images,
+                        finish_disks=finish_disks,
+                    )
                 is_sent = True
                 return last_stopped_s if stopped_s is None else stopped_s
             except EngineError:
@@ -542,6 +538,9 @@ class QemuMachine:
         from cloudvmm.engine.qemu.disk_copy import DiskReceiver
 
         with contextlib.closing(DiskReceiver(self._monitors.control, source.disk_fds)) as receiver:
+            for disk in self._resources.disks:
+                if disk.device_id in source.disk_fds:
+                    disk.lock()  # nobody else is to have it while it is written over
             receiver.serve()
 
             def lock() -> None:
