@@ -236,6 +236,8 @@ class Receive:
                     return
                 except LinkLost as error:
                     self._log("warn", f"{': '.join(error_chain(error))}: the sender is waited for")
+                yield Cleanup(partial(_close_all, states))  # the sender is to see it, too
+                states.clear()
                 link: Link = yield reconnect
                 states.append(link)
                 link_fd = link.lend()

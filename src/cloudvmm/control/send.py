@@ -223,6 +223,8 @@ class Send:
                     break
                 except LinkLost as error:
                     self._log("warn", f"{': '.join(error_chain(error))}: it is tried again")
+                yield Cleanup(partial(_close_all, states))  # the other VMM is to see it, too
+                states.clear()
                 link: Link = yield reconnect
                 states.append(link)
                 link_fd = link.lend()
