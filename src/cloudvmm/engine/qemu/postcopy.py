@@ -153,6 +153,7 @@ class PostcopyCarrier:
             self._carried_bytes += self._pump.carried_bytes
             self._pump.close()
             raise LinkLost("The connection is lost while memory is on the way") from error
+        self._pump.close()
 
     def take_back(self) -> None:
         """Blocking. Have QEMU come to an end with a guest that the other side does not go on with; closes.
