@@ -69,7 +69,7 @@ class Listener:
         with contextlib.ExitStack() as undo:
             while len(links) < count:
                 try:
-                    link = self._accept(deadline_s=deadline_s, control=control)
+                    link = self._accept(deadline_s=deadline_s, timeout_s=timeout_s, control=control)
                 except TlsFailed:
                     continue
                 callback = undo.callback(link.close)
@@ -90,13 +90,15 @@ class Listener:
             with contextlib.suppress(OSError):
                 os.unlink(self._path)
 
-    def _accept(self, *, deadline_s: float | None, control: Link | None = None) -> Link:
+    def _accept(
+        self, *, deadline_s: float | None, timeout_s: float = STATE_S, control: Link | None = None
+    ) -> Link:
         while True:
             is_ready = self._cut.wait(
                 self._socket,
                 select.POLLIN,
                 deadline_s=deadline_s,
-                timeout_s=STATE_S,
+                timeout_s=timeout_s,
                 other_fd=control.fileno() if control is not None else None,
             )
             if not is_ready and control is not None:
