@@ -281,6 +281,9 @@ def _start_dbus(settings: Settings, vmm: VmmThread, events: EventHub) -> DbusSer
             log=settings.log,
         )
     except VmmError as error:
+        if settings.is_upgrade:  # the VM is here, and would end with us
+            settings.log("error", f"There is no D-Bus service: {', '.join(error_chain(error))}")
+            return None
         raise StartError("Failed to start the VMM thread") from error
     return server
 

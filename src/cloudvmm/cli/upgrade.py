@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Final
 
 from cloudvmm import api
+from cloudvmm.api import MigrationPhase
 from cloudvmm.cli.serve import StartError
 from cloudvmm.client import Client
 from cloudvmm.client.error import ClientError
@@ -28,10 +29,16 @@ from cloudvmm.http.server import HttpServer
 
 END_S: Final = 10.0
 _LOOK_S: Final = 0.02
+_ASK_S: Final = 0.2
+_OVER: Final = (MigrationPhase.FAILED, MigrationPhase.CANCELLED)
 
 
 class UpgradeFailed(StartError):
     """The VM could not be taken over, and stays where it is"""
+
+
+class VmNotSent(StartError):
+    """The other VMM could not send its VM: its log tells why"""
 
 
 def take_over(path: str, vmm: VmmThread, server: HttpServer, *, log: Log) -> None:
@@ -45,9 +52,14 @@ def take_over(path: str, vmm: VmmThread, server: HttpServer, *, log: Log) -> Non
     place = _Place(path, server)
     with Client(path) as other:
         _receive(other, vmm, url, place)
-    previous = place.take()
-    log("info", f"The VM is here, and {path} is ours")
-    _see_off(previous, vmm, server, log)
+    try:
+        previous = place.take()
+        log("info", f"The VM is here, and {path} is ours")
+        _see_off(previous, vmm, server, log)
+    except HttpServerError as error:  # to end would be the end of the VM
+        log(
+            "error", f"The VM is here, and the other VMM's place is not ours: {', '.join(error_chain(error))}"
+        )
 
 
 class _Place:
@@ -97,6 +109,7 @@ class _Request:
         self._vmm = vmm
         self._url = url
         self._may_go_on = threading.Event()
+        self._has_come = threading.Event()
         self._is_ready = False
         self._unsubscribe: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="upgrade", daemon=True)
@@ -109,12 +122,15 @@ class _Request:
     def __exit__(self, *_: object) -> None:
         self._unsubscribe()
         self._may_go_on.set()
-        self._thread.join()
+        self._has_come.set()
+        self._thread.join(END_S)  # the other VMM may answer nobody
 
     def _hear(self, event: Event) -> None:
         if event.event == "migration-receive-ready":
             self._is_ready = True
             self._may_go_on.set()
+        if event.event == "migration-receive-started":
+            self._has_come.set()
 
     def _run(self) -> None:
         self._may_go_on.wait()
@@ -122,10 +138,17 @@ class _Request:
             return
         try:
             self._other.vm_send_migration(VmSendMigrationData(destination_url=self._url, local=True))
-        except ClientError as error:
+            self._await_sender()
+        except (ClientError, VmNotSent) as error:
             self.failure = error
             with contextlib.suppress(api.ApiError):  # it is over already
                 api.vm_cancel_migration(self._vmm.api_evt, self._vmm.api_sender)
+
+    def _await_sender(self) -> None:
+        """Wait until the other VMM has connected. :raises VmNotSent: it has given up before."""
+        while not self._has_come.wait(_ASK_S):
+            if self._other.vm_migration_progress().phase in _OVER:
+                raise VmNotSent
 
 
 def _see_off(previous: str, vmm: VmmThread, server: HttpServer, log: Log) -> None:
