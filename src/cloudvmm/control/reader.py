@@ -41,7 +41,8 @@ class Reader:
         if self._holding.vm is None:
             request.reply.send(failed(request.error, VmNotRunning()))
             return
-        self._ask(partial(_encoded_counters, self._holding.vm.machine), partial(_send_counters, request))
+        vm = self._holding.vm
+        self._ask(partial(_encoded_counters, vm.machine), partial(self._send_counters, request, vm))
 
     def look_at_bars(self) -> None:
         """Find out where the guest has put its BARs; `vm.info` tells it from then on."""
@@ -71,6 +72,14 @@ class Reader:
         self._waiting.append(then)
         self.worker.submit(job)
 
+    def _send_counters(self, request: action.ApiRequest, vm: Vm, outcome: Outcome) -> None:
+        if outcome.error is None:
+            request.reply.send(VmActionPayload(outcome.value))
+        elif self._holding.vm is not vm:  # it has gone while it was asked
+            request.reply.send(failed(request.error, VmNotRunning()))
+        else:
+            request.reply.send(failed(request.error, outcome.error))
+
     def _place_bars(self, vm: Vm, outcome: Outcome) -> None:
         self._is_looking = False
         if outcome.error is None and vm is self._holding.vm:
@@ -82,10 +91,3 @@ class Reader:
 
 def _encoded_counters(machine: Machine) -> bytes:
     return msgspec.json.encode(machine.counters())
-
-
-def _send_counters(request: action.ApiRequest, outcome: Outcome) -> None:
-    if outcome.error is not None:
-        request.reply.send(failed(request.error, outcome.error))
-    else:
-        request.reply.send(VmActionPayload(outcome.value))
