@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -29,6 +30,14 @@ END_TIMEOUT_S = 30.0
 READ_BYTES = 65536
 _SCHED_CLOCK = 2  # see clock_getcpuclockid(3): the clock of a process is made of its pid
 ANSWER_ENDS = (b"}", b"]", b"\r\n\r\n")
+SUCCESS = b"HTTP/1.1 2"
+_LOG = "stderr"
+# Nothing of it is looked at before a boot: not the kernel, not KVM.
+SMALL_CONFIG = {
+    "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
+    "payload": {"kernel": "/vmlinux"},
+    "console": {"mode": "Null"},
+}
 
 
 def program() -> str:
@@ -40,27 +49,34 @@ def program() -> str:
 
 
 @contextlib.contextmanager
-def running_server(folder: str, flags: Sequence[str]) -> Iterator[tuple[subprocess.Popen[bytes], Vmm]]:
-    """Run `cloudvmm` with `flags` on a socket in `folder`; it answers from the start and ends at the end."""
-    process, path = start_server(folder, flags)
+def running_server(
+    folder: str, flags: Sequence[str], *, binary: str | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], Vmm]]:
+    """Run `cloudvmm` with `flags` on a socket in `folder`; it answers from the start and ends at the end.
+
+    `binary` is another program that is started alike: the real Cloud Hypervisor.
+    """
+    process, path = start_server(folder, flags, binary=binary)
     vmm = Vmm(path)
     try:
-        connect(path).close()
+        connect(path, process).close()
         yield process, vmm
     finally:
         vmm.close()
         end_server(process)
 
 
-def start_server(folder: str, flags: Sequence[str]) -> tuple[subprocess.Popen[bytes], str]:
+def start_server(
+    folder: str, flags: Sequence[str], *, binary: str | None = None
+) -> tuple[subprocess.Popen[bytes], str]:
     """Start `cloudvmm` and return at once: the process, which is the caller's to end, and its socket.
 
     Its modules are compiled once, whatever this environment says: installed packages are compiled too.
     """
     path = os.path.join(folder, "api")
-    with open(os.path.join(folder, "stderr"), "ab") as log:
+    with open(os.path.join(folder, _LOG), "ab") as log:
         process = subprocess.Popen(
-            [program(), "--api-socket", path, *flags],
+            [binary or program(), "--api-socket", path, *flags],
             env=server_environment(),
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -82,8 +98,25 @@ def end_server(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def connect(path: str, *, timeout_s: float = START_TIMEOUT_S) -> socket.socket:
-    """Connect as soon as somebody listens at `path`; the socket is the caller's to close."""
+def check_peer(binary: str) -> None:
+    """End with the reason where the real Cloud Hypervisor does not do what is to be measured.
+
+    It opens /dev/kvm when it starts, so none starts on a host without.
+    """
+    with tempfile.TemporaryDirectory() as folder, running_server(folder, [], binary=binary) as (_, vmm):
+        vmm.get("vmm.ping")
+        vmm.put("vm.create", SMALL_CONFIG)
+        vmm.get("vm.info")
+        vmm.put("vm.delete")
+
+
+def connect(
+    path: str, process: subprocess.Popen[bytes] | None = None, *, timeout_s: float = START_TIMEOUT_S
+) -> socket.socket:
+    """Connect as soon as somebody listens at `path`; the socket is the caller's to close.
+
+    Where `process`, which is to listen, ends instead, what it said is the reason to end.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -91,6 +124,11 @@ def connect(path: str, *, timeout_s: float = START_TIMEOUT_S) -> socket.socket:
             client.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             client.close()
+            if process is not None and process.poll() is not None:
+                log = Path(path).with_name(_LOG)
+                said = log.read_text(errors="replace").strip() if log.exists() else ""
+                words = " ".join(map(str, process.args)) if isinstance(process.args, list) else process.args
+                raise SystemExit(f"{words!r} ended with status {process.returncode}: {said}") from None
             if time.monotonic() > deadline:
                 raise
             time.sleep(POLL_EVERY_S)
@@ -101,20 +139,32 @@ def connect(path: str, *, timeout_s: float = START_TIMEOUT_S) -> socket.socket:
 class Probe:
     """One request, sent again and again over one connection that is kept."""
 
-    def __init__(self, path: str, method: str, command: str, body: bytes | None = None) -> None:
+    def __init__(
+        self, path: str, method: str, command: str, body: bytes | None = None, *, beside: Probe | None = None
+    ) -> None:
+        """The connection is that of `beside`, which closes it, if there is one."""
         self._request = request_bytes(method, f"/api/v1/{command}", body)
-        self._socket = connect(path)
+        self._socket = connect(path) if beside is None else beside._socket
 
     def timed_us(self) -> float:
-        """Send it; return the microseconds until the whole answer is there."""
+        """Send it; return the microseconds until the whole answer is there.
+
+        :raises EOFError: the server closed the connection instead.
+        """
         client = self._socket
         started = time.perf_counter_ns()
         client.sendall(self._request)
         answer = client.recv(READ_BYTES)
         # The server sends an answer in one piece; a large one may still arrive in several.
         while not answer.endswith(ANSWER_ENDS):
-            answer += client.recv(READ_BYTES)
-        return (time.perf_counter_ns() - started) / 1000
+            piece = client.recv(READ_BYTES)
+            if not piece:
+                raise EOFError("The server closed the connection in the middle of a measurement")
+            answer += piece
+        took_us = (time.perf_counter_ns() - started) / 1000
+        if answer.startswith(b"HTTP/") and not answer.startswith(SUCCESS):  # an echo says neither
+            raise SystemExit(f"{self._request!r} is answered by {answer!r}")
+        return took_us
 
     def close(self) -> None:
         self._socket.close()
@@ -165,5 +215,6 @@ def _serve_echo(path: str) -> None:
 
 
 def _echo(client: socket.socket) -> None:
-    while piece := client.recv(READ_BYTES):
-        client.sendall(piece)
+    with contextlib.suppress(OSError):  # clients are killed
+        while piece := client.recv(READ_BYTES):
+            client.sendall(piece)

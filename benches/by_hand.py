@@ -25,6 +25,7 @@ READ_BYTES = 65536
 _TIMEOUT_S = 60.0
 _SOCKET_FD = re.compile(r"^socket,id=(?P<id>[^,]+),fd=\d+")
 _OWN_FDS = "/proc/self/fd/"
+_FILES = ("-kernel", "-initrd", "-bios")
 _PASSED = re.compile(r"/dev/fdset/|/proc/self/fd/")
 _FD_SET = re.compile(r"^fd=(?P<fd>\d+),set=(?P<set>\d+)")
 
@@ -45,9 +46,28 @@ def command_of(pid: int, folder: str, *, renamed: dict[str, str]) -> HandCommand
     """Translate the command line of the running process `pid`; see `translate`."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")[:-1]
     binary = os.readlink(f"/proc/{pid}/exe")
+    moved = _moved(pid, words)
     return translate(
-        [binary, *words[1:]], folder, renamed=renamed, path_of=lambda fd: os.readlink(f"/proc/{pid}/fd/{fd}")
+        [binary, *words[1:]], folder, renamed=renamed, path_of=lambda fd: moved.get(fd) or _path_of(pid, fd)
     )
+
+
+def _moved(pid: int, words: Sequence[str]) -> dict[int, str]:
+    """Return the files of sets by their old numbers; QEMU has copied each, in order, and closed it."""
+    fds = Path(f"/proc/{pid}/fd")
+    given = [int(found["fd"]) for word in words if (found := _FD_SET.match(word))]
+    numbers = sorted(int(each.name) for each in fds.iterdir())
+    files = [os.readlink(fds / str(number)) for number in numbers if (fds / str(number)).is_file()]
+    copies = dict.fromkeys(path for path in files if not path.startswith("/memfd:"))
+    return dict(zip(given, copies, strict=False))
+
+
+def _path_of(pid: int, fd: int) -> str:
+    """Return the name of what is open as `fd`; what is shown to QEMU as its own has none but by another."""
+    fds = Path(f"/proc/{pid}/fd")
+    path = os.readlink(fds / str(fd))
+    same = (each for each in fds.iterdir() if os.path.samefile(each, fds / str(fd)))
+    return next((name for name in map(os.readlink, same) if name != "/"), path) if path == "/" else path
 
 
 def translate(
@@ -68,6 +88,7 @@ def translate(
             monitors.append(path)
         argv.append(option)
         if value is not None:
+            value = path_of(_number(value)) if option in _FILES and value.startswith(_OWN_FDS) else value
             argv.append(_own_ram(_rename(value, {**images, **renamed}), path_of))
     if not monitors:
         raise SystemExit(f"This is no QEMU with a monitor: {words}")
@@ -128,19 +149,33 @@ def restored(command: HandCommand, state_path: str) -> Iterator[subprocess.Popen
 
 
 class Monitor:
-    """A raw QMP connection to a QEMU started by hand: one command after the other, events passed over."""
+    """A raw QMP connection to a QEMU started by hand: one command after the other, events kept aside."""
 
     def __init__(self, command: HandCommand, process: subprocess.Popen[Any]) -> None:
+        self._events: dict[str, dict[str, Any]] = {}
         self._socket = _connect(command.monitor_path, process)
         _await(self._socket, b'"QMP"')
         self.execute("qmp_capabilities")
 
     def execute(self, name: str, arguments: dict[str, Any] | None = None) -> Any:
         self._socket.sendall(msgspec.json.encode({"execute": name, "arguments": arguments or {}}) + b"\n")
-        for line in _await(self._socket, b'"return"').splitlines():
-            if "return" in (answer := msgspec.json.decode(line)):
+        answers = [msgspec.json.decode(line) for line in _await(self._socket, b'"return"').splitlines()]
+        self._events |= {answer["event"]: answer for answer in answers if "event" in answer}
+        for answer in answers:
+            if "return" in answer:
                 return answer["return"]
         raise SystemExit(f"QEMU by hand does not answer {name}")
+
+    def event_s(self, name: str) -> float:
+        """Return when QEMU told the event `name` for the last time, by its clock; wait for the first."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while name not in self._events:
+            if time.monotonic() > deadline:
+                raise SystemExit(f"QEMU by hand does not tell {name}")
+            time.sleep(POLL_EVERY_S)
+            self.execute("query-name")
+        told = self._events[name]["timestamp"]
+        return float(told["seconds"] + told["microseconds"] / 1_000_000)
 
     def close(self) -> None:
         self._socket.close()
@@ -194,10 +229,14 @@ def _own_ram(value: str, path_of: Callable[[int], str]) -> str:
     if not (path := str(ram["mem-path"])).startswith(_OWN_FDS):
         return value
     if ram.get("readonly"):
-        file = path_of(int(path.removeprefix(_OWN_FDS)))
+        file = path_of(_number(path))
         return msgspec.json.encode({**ram, "mem-path": file}).decode()
     del ram["mem-path"]
     return msgspec.json.encode({**ram, "qom-type": "memory-backend-memfd"}).decode()
+
+
+def _number(path: str) -> int:
+    return int(path.removeprefix(_OWN_FDS))
 
 
 def _fd_sets(words: Sequence[str], path_of: Callable[[int], str]) -> dict[str, str]:

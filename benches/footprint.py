@@ -1,8 +1,8 @@
-"""What the server weighs and how soon it is there; and whether readers wait while the VM is worked on.
+"""What the server weighs, and whether readers wait while the VM is worked on.
 
-Three parts: from exec to the first answered ping, with the import time inside it; resident memory with a
-running VM; and `vmm.ping` and `vm.info` from other connections while `vm.boot`, `vm.shutdown` and
-`vm.coredump` run in a loop, beside a bare echo at the same time, which shows what the machine itself adds.
+Two parts: resident memory with a running VM; and `vmm.ping` and `vm.info` from other connections while
+`vm.boot`, `vm.shutdown` and `vm.coredump` run in a loop, beside a bare echo at the same time, which shows
+what the machine itself adds. A run is a second of each loop.
 
     python benches/footprint.py [--engine fake|qemu] [--runs N] [--json FILE]
 """
@@ -13,90 +13,19 @@ import contextlib
 import itertools
 import mmap
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bed import (
-    Probe,
-    child_process,
-    connect,
-    echo_server,
-    end_server,
-    processor_s,
-    program,
-    running_server,
-    server_environment,
-    start_server,
-)
+from bed import Probe, child_process, echo_server, running_server
 from guest import bench_config, engine_flags
 from harness import Report, Series, bench_parser
-from support.rest import request_bytes
 from support.vmm import Vmm
 
-START_LIMIT_MS = 200.0
 RSS_LIMIT_MIB = 32.0
 READER_LIMIT_MS = 5.0
-LOAD_S = 8.0
 PAUSE_S = 0.0005
-PING = request_bytes("GET", "/api/v1/vmm.ping")
-
-
-def start_times(flags: Sequence[str], runs: int) -> tuple[Series, Series]:
-    """Milliseconds from exec to the first answered ping; and how much of a processor that took.
-
-    The second is what the first would be on a machine that has nothing else to do.
-    """
-    series, cpu = Series("exec to first ping", "ms"), Series("processor time of it", "ms")
-    with tempfile.TemporaryDirectory() as folder, running_server(folder, flags):
-        pass  # not counted: the first start compiles
-    for _ in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter_ns()
-            process, path = start_server(folder, flags)
-            try:
-                with contextlib.closing(connect(path)) as client:
-                    client.sendall(PING)
-                    client.recv(4096)
-                    series.add((time.perf_counter_ns() - started) / 1e6)
-                    cpu.add(processor_s(process.pid) * 1000)
-            finally:
-                end_server(process)
-    return series, cpu
-
-
-def interpreter_time(runs: int) -> Series:
-    """Milliseconds that the bare interpreter takes to start and end: the floor of any start."""
-    series = Series("bare interpreter", "ms")
-    for _ in range(runs):
-        started = time.perf_counter_ns()
-        subprocess.run([sys.executable, "-c", "pass"], check=True)
-        series.add((time.perf_counter_ns() - started) / 1e6)
-    return series
-
-
-def import_times(flags: Sequence[str]) -> list[tuple[float, str]]:
-    """Own milliseconds per module that a server imports until it answers, as `-X importtime` has it."""
-    with tempfile.TemporaryDirectory() as folder:
-        path, log = os.path.join(folder, "api"), Path(folder, "log")
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-X", "importtime", program(), "--api-socket", path, *flags],
-                env=server_environment(),
-                stderr=stderr,
-            )
-            try:
-                vmm = Vmm(path)
-                connect(path).close()
-                vmm.get("vmm.ping")
-                vmm.close()
-            finally:
-                end_server(process)
-        lines = [line.split("|") for line in log.read_text().splitlines() if line.startswith("import time:")]
-    return sorted(((int(own.split(":")[1]) / 1000, name.strip()) for own, _, name in lines[1:]), reverse=True)
 
 
 def memory(flags: Sequence[str], engine: str) -> dict[str, float]:
@@ -118,7 +47,7 @@ def memory(flags: Sequence[str], engine: str) -> dict[str, float]:
     return found
 
 
-def readers(flags: Sequence[str], engine: str, report: Report) -> list[Series]:
+def readers(flags: Sequence[str], engine: str, report: Report, load_s: float) -> list[Series]:
     """Milliseconds per read: quiet, and while another client changes the VM without pause."""
     found: list[Series] = []
     with (
@@ -140,8 +69,8 @@ def readers(flags: Sequence[str], engine: str, report: Report) -> list[Series]:
         for name, change in _changes(folder).items():
             with mmap.mmap(-1, 8) as counter:
                 with child_process(lambda change=change, counter=counter: _repeat(vmm.path, change, counter)):
-                    found += _read(probes, name, LOAD_S)
-                report.note(f"{name}: done {int.from_bytes(counter, 'little')} times in {LOAD_S:g} s")
+                    found += _read(probes, name, load_s)
+                report.note(f"{name}: done {int.from_bytes(counter, 'little')} times in {load_s:g} s")
     return found
 
 
@@ -192,26 +121,18 @@ def _smaps(pid: int, names: Sequence[str]) -> float:
 
 
 def main() -> None:
-    parser = bench_parser(__doc__, runs=15)
+    parser = bench_parser(__doc__, runs=8)
     parser.add_argument("--engine", choices=("fake", "qemu"), default="fake")
     options = parser.parse_args()
     flags = engine_flags(options.engine)
     report = Report(f"Footprint of the server, engine {options.engine}")
-    start, cpu = start_times(flags, options.runs)
-    report.add(start, cpu, interpreter_time(options.runs))
-    report.claim("exec to first ping", start.median, limit=START_LIMIT_MS, unit="ms")
     sizes = memory(flags, options.engine)
     report.claim("RSS with a running VM", sizes["with a running VM"], limit=RSS_LIMIT_MIB, unit="MiB")
-    for series in readers(flags, options.engine, report):
+    report.add(*(Series(f"resident, {when}", "MiB", [size]) for when, size in sizes.items()))
+    for series in readers(flags, options.engine, report, options.runs):
         report.add(series)
         if "running VM" not in series.name and not series.name.startswith("echo"):
             report.claim(f"p99 of {series.name}", series.p99, limit=READER_LIMIT_MS, unit="ms")
-    report.note("RSS: " + ", ".join(f"{value:.1f} MiB {name}" for name, value in sizes.items()))
-    modules = import_times(flags)
-    dearest = ", ".join(f"{name} {own:.1f}" for own, name in modules[:10])
-    report.note(
-        f"Imports (traced, ms): {len(modules)} modules, {sum(own for own, _ in modules):.0f}: {dearest}"
-    )
     report.publish(options.json)
 
 

@@ -10,6 +10,8 @@ word. The command line by hand is read off the server's own QEMU (`by_hand.py`).
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -69,7 +71,8 @@ class ForkBench:
         folder = self.new_folder()
         state = os.path.join(self.bench.snapshot("busy"), "engine-state")
         commands = [self._own_command(os.path.join(folder, str(number))) for number in range(CLONES)]
-        done, failures = threading.Event(), []
+        done = threading.Event()
+        failures: list[BaseException] = []
 
         def restore(number: int) -> None:
             log = Path(folder, str(number), "serial")
@@ -78,21 +81,23 @@ class ForkBench:
                     wait_word(log, process)
                     ready.release()
                     done.wait()
-            except SystemExit as failure:
+            except BaseException as failure:  # whatever it is, somebody waits for it
                 failures.append(failure)
                 ready.release()
 
         ready = threading.Semaphore(0)
         threads = [threading.Thread(target=restore, args=(number,)) for number in range(CLONES)]
         started = time.monotonic()
-        for thread in threads:
-            thread.start()
-        for _ in threads:
-            ready.acquire()
-        self.hand.add((time.monotonic() - started) * 1000)
-        done.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                ready.acquire()
+            self.hand.add((time.monotonic() - started) * 1000)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
         if failures:
             raise failures[0]
 
@@ -116,15 +121,16 @@ class ForkBench:
         return [CloneVm(clone, has_shell=False) for clone in told["clones"]]
 
     def _own_command(self, folder: str) -> by_hand.HandCommand:
-        """Return the command by hand with the monitors and the log in `folder`."""
+        """Return the command by hand with its sockets and the log in `folder`."""
         os.mkdir(folder)
         command = self.bench.command
         assert command is not None
-        argv = [word.replace(self.bench.folder + "/qmp.", folder + "/qmp.") for word in command.argv]
-        argv = [word.replace(str(self.bench.hand_log), folder + "/serial") for word in argv]
-        return by_hand.HandCommand(
-            argv, command.monitor_path.replace(self.bench.folder + "/qmp.", folder + "/qmp.")
-        )
+        places = {str(self.bench.hand_log): f"{folder}/serial"}
+        places |= {f"{self.bench.folder}/{kind}.": f"{folder}/{kind}." for kind in ("qmp", "chr")}
+        words = [*command.argv, command.monitor_path]
+        for place, own in places.items():
+            words = [word.replace(place, own) for word in words]
+        return by_hand.HandCommand(words[:-1], words[-1])
 
 
 def _qemus(server_pid: int) -> list[int]:
@@ -155,6 +161,7 @@ def measure(runs: int, folder: str) -> ForkBench:
 
 def main() -> None:
     options = bench_parser(__doc__, runs=7).parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # not without ending what runs by hand
     with tempfile.TemporaryDirectory() as folder:
         forks = measure(options.runs, folder)
     report = Report(f"Forks of the default guest with {RAM_MIB * MIB >> 30} GiB, beside QEMU by hand")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 RATIO = "x"  # the unit of what was measured beside a peer in the same run
+PEER_FACT = "peer"  # among the facts about the machine: what Cloud Hypervisor calls itself
 COLUMNS = ("series", "unit", "n", "median", "p99", "min", "max", "spread")
 
 
@@ -84,6 +85,33 @@ class Claim:
         }
 
 
+class Chart:
+    """A picture to be drawn: `lines` over the numbers of `along`, or bars of one value each without it."""
+
+    def __init__(self, name: str, title: str, unit: str, *, along: str | None) -> None:
+        self.name = name
+        self.title = title
+        self.unit = unit
+        self.along = along
+        self.lines: dict[str, list[tuple[float, float]]] = {}
+
+    def add(self, label: str, points: Iterable[tuple[float, float]]) -> None:
+        """Add a line of points (x, value)."""
+        self.lines[label] = list(points)
+
+    def bar(self, series: Series) -> None:
+        self.lines[series.name] = [(0.0, series.median)]
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "title": self.title,
+            "unit": self.unit,
+            "along": self.along,
+            "lines": self.lines,
+        }
+
+
 class Report:
     """All that one benchmark found, as a table and as JSON."""
 
@@ -94,6 +122,8 @@ class Report:
         self.claims: list[Claim] = []
         self.ratios: dict[str, float] = {}
         self.notes: list[str] = []
+        self.charts: list[Chart] = []
+        self.tables: list[dict[str, Any]] = []
 
     def add(self, *series: Series) -> None:
         self.series += series
@@ -112,12 +142,29 @@ class Report:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
+    def chart(self, name: str, title: str, unit: str, *, along: str | None = None) -> Chart:
+        """Return a new chart, to be filled; `name` is its file's. `along` says what is on the x axis."""
+        self.charts.append(Chart(name, title, unit, along=along))
+        return self.charts[-1]
+
+    def bars(self, name: str, title: str, *series: Series) -> None:
+        """Have the medians of `series`, which share a unit, drawn beside each other."""
+        chart = self.chart(name, title, series[0].unit)
+        for one in series:
+            chart.bar(one)
+
+    def tabulate(self, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Tell `rows` in a table of their own; a page shows such tables in place of series and ratios."""
+        self.tables.append({"title": title, "head": list(head), "rows": [list(row) for row in rows]})
+
     def table(self) -> str:
         facts = ", ".join(f"{name} {value}" for name, value in self.machine.items())
         lines = [f"# {self.title}", f"# {facts}", ""]
         lines += format_rows([COLUMNS, *(_series_row(series) for series in self.series)])
         if self.claims:
             lines += ["", *format_rows([("claim", "measured", "limit", ""), *map(_claim_row, self.claims)])]
+        for one in self.tables:
+            lines += ["", f"# {one['title']}", *format_rows([one["head"], *one["rows"]])]
         return "\n".join([*lines, *self.notes, ""])
 
     def to_json(self) -> str:
@@ -128,6 +175,8 @@ class Report:
             "claims": [claim.summary() for claim in self.claims],
             "ratios": self.ratios,
             "notes": self.notes,
+            "charts": [chart.summary() for chart in self.charts],
+            "tables": self.tables,
         }
         return json.dumps(whole, indent=1)
 
@@ -184,6 +233,20 @@ def bench_parser(doc: str | None, *, runs: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
     return parser
+
+
+def add_peer_option(parser: argparse.ArgumentParser) -> None:
+    """For what needs no guest: the real Cloud Hypervisor can take its turns, too."""
+    parser.add_argument(
+        "--cloud-hypervisor", metavar="PATH", help="measure this Cloud Hypervisor (a release build) beside it"
+    )
+
+
+def note_peer(report: Report, binary: str | None) -> None:
+    """Have the report say which Cloud Hypervisor was measured beside, if any."""
+    if binary is not None:
+        answer = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+        report.machine[PEER_FACT] = answer.stdout.partition("\n")[0]
 
 
 def format_rows(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,9 +1,10 @@
-"""How long the hot add of a disk takes: to the answer, and to the block device in the guest.
+"""How long the hot add of a disk takes: to the answer, and to the guest's block device. libvirt is beside it.
 
 The guest waits for the device in a loop that looks every few milliseconds, which is in its number; so is the
-way of its word to us. Each disk is removed again, and gone, before the next is added.
+way of its word to us. Each disk is removed again, and gone, before the next is added. libvirt has a guest of
+its own, which takes its turns (`peer_libvirt.py`).
 
-    python benches/hotplug.py [--runs N] [--json FILE]
+    python benches/hotplug.py [--runs N] [--no-libvirt] [--json FILE]
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from typing import Any
 
 from bed import POLL_EVERY_S, processor_s, running_server
 from cloudvmm.guest.shell import GuestShell
-from guest import bench_config, engine_flags
+from guest import KERNEL_CMDLINE, RAM_BYTES, bench_config, engine_flags
 from harness import Report, Series, bench_parser
+from peer_libvirt import NAME, Libvirt, libvirt, missing
 from support.vmm import Vmm
 
 DISK_BYTES = 64 * 1024 * 1024
@@ -40,6 +42,8 @@ class Turns:
         self.work = Series("processor time of it, server alone", "ms")
         self.guest = Series("vm.add-disk to the guest's block device", "ms")
         self.removal = Series("vm.remove-device to no block device", "ms")
+        self.libvirt_answer = Series("attach-device to the answer, libvirt", "ms")
+        self.libvirt_guest = Series("attach-device to the guest's block device, libvirt", "ms")
 
 
 class Waiter(threading.Thread):
@@ -65,13 +69,18 @@ def booted_guest(
     port = {"mode": "Null"} if serial is None else {"mode": "File", "file": serial}
     config = config | {"serial": port, "console": {"mode": "Pty"}}
     vmm.put("vm.create", config)
-    path = vmm.get("vm.info")["config"]["console"]["file"]
-    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        shell = GuestShell(fd)
+    with opened_shell(vmm.get("vm.info")["config"]["console"]["file"]) as shell:
         vmm.put("vm.boot")
         shell.wait_ready(READY_TIMEOUT_S)
         yield shell
+
+
+@contextlib.contextmanager
+def opened_shell(path: str) -> Iterator[GuestShell]:
+    """Talk to a guest over the PTY at `path`."""
+    fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        yield GuestShell(fd)
     finally:
         os.close(fd)
 
@@ -105,12 +114,35 @@ def add_and_remove(vmm: Vmm, shell: GuestShell, server_pid: int, image: Path, tu
         time.sleep(POLL_EVERY_S)
 
 
-def measure(runs: int) -> Turns:
+@contextlib.contextmanager
+def guest_of_libvirt() -> Iterator[tuple[Libvirt, GuestShell] | None]:
+    with libvirt() as session:
+        if session is None:
+            yield None
+            return
+        session.create(session.domain(ram_bytes=RAM_BYTES, cmdline=KERNEL_CMDLINE, has_console=True))
+        with opened_shell(session.console()) as shell:
+            shell.wait_ready(READY_TIMEOUT_S)
+            yield session, shell
+
+
+def add_and_remove_by_libvirt(session: Libvirt, shell: GuestShell, turns: Turns) -> None:
+    disk = session.disk(DISK_BYTES)
+    answer_ms, guest_ms = timed(
+        shell, WAIT_FOR_DEVICE, lambda: session.ask(f"attach-device {NAME} {disk} --live")
+    )
+    turns.libvirt_answer.add(answer_ms)
+    turns.libvirt_guest.add(guest_ms)
+    timed(shell, WAIT_FOR_NONE, lambda: session.ask(f"detach-device {NAME} {disk} --live"))
+
+
+def measure(runs: int, *, has_libvirt: bool) -> Turns:
     turns = Turns()
     with (
         tempfile.TemporaryDirectory() as folder,
         running_server(folder, engine_flags("qemu")) as (server, vmm),
         booted_guest(vmm, folder, bench_config("qemu", folder)) as shell,
+        guest_of_libvirt() if has_libvirt else contextlib.nullcontext() as other,
     ):
         image = Path(folder, "image")
         with image.open("wb") as file:
@@ -118,16 +150,29 @@ def measure(runs: int) -> Turns:
         add_and_remove(vmm, shell, server.pid, image, Turns())  # not counted: what is rare is imported now
         for _ in range(runs):
             add_and_remove(vmm, shell, server.pid, image, turns)
+            if other is not None:
+                add_and_remove_by_libvirt(*other, turns)
     return turns
 
 
 def main() -> None:
-    options = bench_parser(__doc__, runs=30).parse_args()
-    turns = measure(options.runs)
+    parser = bench_parser(__doc__, runs=30)
+    parser.add_argument("--no-libvirt", action="store_true", help="measure without libvirt")
+    options = parser.parse_args()
+    turns = measure(options.runs, has_libvirt=not options.no_libvirt)
     report = Report("Hot add of a disk")
     report.add(turns.answer, turns.work, turns.guest, turns.removal)
     report.claim("to the answer, median", turns.answer.median, limit=ANSWER_LIMIT_MS, unit="ms")
     report.claim("to the guest's block device, median", turns.guest.median, limit=GUEST_LIMIT_MS, unit="ms")
+    bars = [turns.answer, turns.guest]
+    if turns.libvirt_guest.values:
+        report.add(turns.libvirt_answer, turns.libvirt_guest)
+        report.ratio(turns.answer, turns.libvirt_answer)
+        report.ratio(turns.guest, turns.libvirt_guest)
+        bars += [turns.libvirt_answer, turns.libvirt_guest]
+    else:
+        report.note(f"libvirt: not measured; {missing() or 'it was not wanted'}")
+    report.bars("hotplug", "Hot add of a disk, median", *bars)
     report.publish(options.json)
 
 

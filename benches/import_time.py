@@ -21,7 +21,7 @@ PROGRAMS = {
     "client and VmConfig": "import cloudvmm.client, cloudvmm.config.vm",
     "client and its codec": "import cloudvmm.client.codec",
     "AsyncClient": "from cloudvmm.client import AsyncClient",
-    "cloudvmm.api": "import cloudvmm.api",
+    "cloudvmm.api": "from cloudvmm.api import COMMANDS",
     "cloudvmm.Vmm": "from cloudvmm import Vmm",
 }
 

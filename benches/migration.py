@@ -1,35 +1,44 @@
-"""How long a guest stands still when it moves to another server on this host, memory copied or handed over.
+"""For how long a guest stands still when it moves to another server on this host, beside QEMU alone.
 
-The guest writes a character to its serial port every few milliseconds; what counts is the longest silence in
-the files of both sides. The same guest, with the same work, is moved between two QEMUs by hand beside it,
-either way. An emulated guest is silent longer than it stands still: the other QEMU translates its code
-anew, and starts beside it. So the time that the destination tells is taken too: from its stop until it runs.
+Guests write to their memory all the time and a character to their serial port every few milliseconds. Each
+turn moves one from QEMU to QEMU by hand and one, with the same command line, from server to server, with the
+same limit; then both with memory that is handed over, and one of 4 GiB so. A guest rests while another moves.
+After SECONDS no other turn is begun.
+By hand it stands still from the STOP that the one QEMU tells to the RESUME of the other; for ours it is what
+the destination's `vm.migration-progress` says. The silence of the serial port is longer: an emulated guest's
+code is translated anew.
 
-    python benches/migration.py [--runs N] [--json FILE]
+    python benches/migration.py [--runs N] [--downtime-ms MS] [--seconds SECONDS] [--json FILE]
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import itertools
 import os
 import socket
-import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Final
 
+import msgspec
+
+import by_hand
 from bed import POLL_EVERY_S, running_server
 from cloudvmm.guest.shell import GuestShell
 from guest import bench_config, engine_flags
 from harness import Report, Series, bench_parser
+from support.process import descendants_of
+from support.vmm import Vmm
 
-MIB = 1024 * 1024
+MIB: Final = 1024 * 1024
 SMALL_BYTES, LARGE_BYTES = 256 * MIB, 4096 * MIB
-READY_TIMEOUT_S = 120.0
-MOVE_S = 120.0
+READY_S = 120.0
+MOVE_S = 60.0
+ANY_FOLDER = "/the-folder"  # stands for one of its own for each QEMU
+TICKS = 50  # that a guest gives before it is moved again
 LIMIT = 1.2
 LOCAL_LIMIT_MS = 50.0
 # Some memory that was written once, some that is written all the time, and the ticks.
@@ -41,18 +50,18 @@ head -c 64m /dev/urandom >/tmp/filled
 
 
 class Silence(threading.Thread):
-    """Watches the files `paths` and keeps the longest time in which none of them grew."""
+    """Watches the file `path` and keeps the longest time in which it did not grow."""
 
-    def __init__(self, *paths: str) -> None:
+    def __init__(self, path: str) -> None:
         super().__init__(daemon=True)
-        self._paths = paths
+        self._path = path
         self._end = threading.Event()
         self.longest_s = 0.0
 
     def run(self) -> None:
-        before, last_s = self._sizes(), time.monotonic()
+        before, last_s = size_of(self._path), time.monotonic()
         while not self._end.wait(POLL_EVERY_S):
-            now, now_s = self._sizes(), time.monotonic()
+            now, now_s = size_of(self._path), time.monotonic()
             if now != before:
                 self.longest_s = max(self.longest_s, now_s - last_s)
                 before, last_s = now, now_s
@@ -63,18 +72,9 @@ class Silence(threading.Thread):
         self.join()
         return self.longest_s * 1000
 
-    def _sizes(self) -> list[int]:
-        return [os.stat(path).st_size if os.path.exists(path) else 0 for path in self._paths]
 
-
-def silence_of(move: Callable[[], object], *paths: str) -> float:
-    """Return for how many milliseconds the guest is silent at most while it is moved, and right after."""
-    watcher = Silence(*paths)
-    watcher.start()
-    move()
-    sizes = [os.stat(path).st_size for path in paths if os.path.exists(path)]
-    wait_for(lambda: sizes != [os.stat(path).st_size for path in paths if os.path.exists(path)])
-    return watcher.finish()
+def size_of(path: str) -> int:
+    return os.stat(path).st_size
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -85,32 +85,116 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(POLL_EVERY_S)
 
 
-def ours(ram_bytes: int, **options: Any) -> tuple[float, float]:
-    """Return the milliseconds of the longest silence, and those that the destination tells."""
-    with contextlib.ExitStack() as undo:
-        folders = [undo.enter_context(tempfile.TemporaryDirectory()) for _ in range(2)]
-        (_, source), (_, target) = (
-            undo.enter_context(running_server(folder, engine_flags("qemu"))) for folder in folders
-        )
-        serial, url = f"{folders[0]}/serial", f"unix:{folders[1]}/way"
-        config = bench_config("qemu", folders[0])
+class OurGuest:
+    """A guest at a server; what was started ends with `undo`."""
+
+    name = "server to server"
+
+    def __init__(self, undo: contextlib.ExitStack, ram_bytes: int, downtime_ms: int) -> None:
+        self._undo = undo
+        self._downtime_ms = downtime_ms
+        self._folder = undo.enter_context(tempfile.TemporaryDirectory())
+        self.serial = f"{self._folder}/serial"
+        pid, self._vmm = self._serve()
+        config = bench_config("qemu", self._folder)
         config |= {"memory": {"size": ram_bytes, "shared": True}, "console": {"mode": "Pty"}}
-        source.put("vm.create", config)
-        with shell_at(source.get("vm.info")["config"]["console"]["file"]) as shell:
-            source.put("vm.boot")
-            shell.wait_ready(READY_TIMEOUT_S)
-            shell.run(WORK, timeout_s=MOVE_S)
+        self._vmm.put("vm.create", config)
+        self._vmm.put("vm.boot")
+        with shell_at(self._vmm.get("vm.info")["config"]["console"]["file"]) as shell:
+            set_to_work(shell)
+        (self.qemu_pid,) = (child.pid for child in descendants_of(pid) if "qemu-system" in child.command)
 
-            def move() -> None:
-                body = {"receiver_url": url}
-                receiver = threading.Thread(target=target.put, args=("vm.receive-migration", body))
-                receiver.start()
-                wait_for(lambda: os.path.exists(url.removeprefix("unix:")))
-                source.put("vm.send-migration", {"destination_url": url, **options})
-                receiver.join()
+    def rest(self) -> None:
+        self._vmm.put("vm.pause")
 
-            silence_ms = silence_of(move, serial)
-            return silence_ms, target.get("vm.migration-progress")["downtime_ms"]
+    def go_on(self) -> None:
+        self._vmm.put("vm.resume")
+
+    def move(self, *, is_local: bool) -> float:
+        """Return for how many milliseconds it stood still."""
+        (_, target), source = self._serve(), self._vmm
+        url = f"unix:{self._folder}/way"
+        receiver = threading.Thread(target=target.put, args=("vm.receive-migration", {"receiver_url": url}))
+        receiver.start()
+        wait_for(lambda: os.path.exists(url.removeprefix("unix:")))
+        source.put(
+            "vm.send-migration", {"destination_url": url, "local": is_local, "downtime_ms": self._downtime_ms}
+        )
+        receiver.join()
+        self._vmm = target
+        downtime_ms: float = target.get("vm.migration-progress")["downtime_ms"]
+        return downtime_ms
+
+    def _serve(self) -> tuple[int, Vmm]:
+        folder = self._undo.enter_context(tempfile.TemporaryDirectory())
+        process, vmm = self._undo.enter_context(running_server(folder, engine_flags("qemu")))
+        return process.pid, vmm
+
+
+class HandGuest:
+    """The guest of another QEMU, `like_pid`, started by hand, with memory in files."""
+
+    name = "QEMU to QEMU by hand"
+
+    def __init__(self, undo: contextlib.ExitStack, like_pid: int, serial: str, downtime_ms: int) -> None:
+        self._undo = undo
+        self._downtime_ms = downtime_ms
+        folder = undo.enter_context(tempfile.TemporaryDirectory())
+        self.serial = f"{folder}/serial"
+        self._command = by_hand.command_of(like_pid, ANY_FOLDER, renamed={serial: self.serial})
+        self._memories = undo.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
+        self._ram = f"{self._memories}/0"
+        self._folder, self._monitor, self._end = self._start()
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(f"{self._folder}/chr.d__console")
+            set_to_work(GuestShell(console))
+
+    def rest(self) -> None:
+        self._monitor.execute("stop")
+
+    def go_on(self) -> None:
+        self._monitor.execute("cont")
+
+    def move(self, *, is_local: bool) -> float:
+        """Return for how many milliseconds it stood still."""
+        source, end_source, ram = self._monitor, self._end, self._ram
+        if not is_local:
+            self._ram = f"{self._memories}/{int(os.path.basename(ram)) + 1}"
+        self._folder, target, self._end = self._start("-incoming", "defer")
+        apart = {"capability": "x-ignore-shared", "state": is_local}
+        limits = {"max-bandwidth": 10 << 30, "downtime-limit": self._downtime_ms}
+        uri = {"uri": f"unix:{self._folder}/way"}
+        for side in (source, target):
+            side.execute("migrate-set-capabilities", {"capabilities": [apart]})
+        target.execute("migrate-incoming", uri)
+        source.execute("migrate-set-parameters", limits)
+        source.execute("migrate", uri)
+        resumed_s = target.event_s("RESUME")
+        source.execute("query-status")  # it has told all that came before
+        stopped_s = source.event_s("STOP")
+        end_source()
+        if not is_local:
+            os.unlink(ram)
+        self._monitor = target
+        return (resumed_s - stopped_s) * 1000
+
+    def _start(self, *words: str) -> tuple[str, by_hand.Monitor, Callable[[], None]]:
+        undo = self._undo.enter_context(contextlib.ExitStack())
+        folder = undo.enter_context(tempfile.TemporaryDirectory())
+        argv = [self._in_file(word.replace(ANY_FOLDER, folder)) for word in self._command.argv]
+        command = by_hand.HandCommand([*argv, *words], self._command.monitor_path.replace(ANY_FOLDER, folder))
+        process = by_hand.start(command.argv)
+        undo.callback(by_hand.end, process)
+        monitor = by_hand.Monitor(command, process)
+        undo.callback(monitor.close)
+        return folder, monitor, undo.close
+
+    def _in_file(self, word: str) -> str:
+        """Return `word` with memory that another QEMU can have, too."""
+        if not word.startswith('{"qom-type":"memory-backend-memfd"'):
+            return word
+        ram = msgspec.json.decode(word) | {"qom-type": "memory-backend-file", "mem-path": self._ram}
+        return msgspec.json.encode(ram).decode()
 
 
 @contextlib.contextmanager
@@ -122,106 +206,75 @@ def shell_at(path: str) -> Iterator[GuestShell]:
         os.close(fd)
 
 
-class Qemu:
-    """A QEMU that is started by hand, and its monitor."""
-
-    def __init__(self, folder: str, ram_bytes: int, ram_fd: int, *words: str) -> None:
-        payload = bench_config("qemu", folder)["payload"]
-        self.console, self.serial, monitor = (f"{folder}/{name}" for name in ("console", "serial", "monitor"))
-        memory = f"memory-backend-file,id=ram0,size={ram_bytes},share=on,mem-path=/proc/self/fd/{ram_fd}"
-        self.process = subprocess.Popen(
-            [
-                *("qemu-system-x86_64", "-M", "q35,memory-backend=ram0", "-accel", "tcg", "-cpu", "max"),
-                *("-nodefaults", "-display", "none", "-m", str(ram_bytes // MIB), "-object", memory),
-                *("-kernel", payload["kernel"], "-initrd", payload["initramfs"]),
-                *("-append", payload["cmdline"], "-serial", f"file:{self.serial}"),
-                *("-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console"),
-                *("-chardev", f"socket,id=console,path={self.console},server=on,wait=off"),
-                *("-qmp", f"unix:{monitor},server=on,wait=off", *words),
-            ],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[ram_fd],
-        )
-        wait_for(lambda: os.path.exists(monitor))
-        self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(monitor)
-        self._lines = self._socket.makefile("r")
-        self._lines.readline()
-        self.execute("qmp_capabilities")
-
-    def execute(self, command: str, **arguments: Any) -> Any:
-        self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
-        while "event" in (answer := json.loads(self._lines.readline())):
-            pass
-        return answer["return"]
-
-    def close(self) -> None:
-        self._lines.close()
-        self._socket.close()
-        self.process.kill()
-        self.process.wait()
+def set_to_work(shell: GuestShell) -> None:
+    shell.wait_ready(READY_S)
+    shell.run(WORK, timeout_s=MOVE_S)
 
 
-def by_hand(ram_bytes: int, *, local: bool = False) -> float:
-    with contextlib.ExitStack() as undo:
-        folders = [undo.enter_context(tempfile.TemporaryDirectory()) for _ in range(2)]
-        ram_fds = [open_ram(ram_bytes, undo) for _ in range(1 if local else 2)]
-        source = Qemu(folders[0], ram_bytes, ram_fds[0])
-        undo.callback(source.close)
-        with socket.socket(socket.AF_UNIX) as console:
-            console.connect(source.console)
-            shell = GuestShell(console)
-            shell.wait_ready(READY_TIMEOUT_S)
-            shell.run(WORK, timeout_s=MOVE_S)
+class Row:
+    """A guest that rests, and what its moves of one kind cost."""
 
-            def move() -> None:
-                uri = f"unix:{folders[1]}/way"
-                target = Qemu(folders[1], ram_bytes, ram_fds[-1], "-incoming", "defer")
-                undo.callback(target.close)
-                for side in (source, target):
-                    apart = {"capability": "x-ignore-shared", "state": local}
-                    side.execute("migrate-set-capabilities", capabilities=[apart])
-                target.execute("migrate-incoming", uri=uri)
-                source.execute("migrate-set-parameters", **{"max-bandwidth": 10 << 30})
-                source.execute("migrate", uri=uri)
-                wait_for(lambda: source.execute("query-migrate")["status"] == "completed")
+    def __init__(self, guest: OurGuest | HandGuest, what: str, *, is_local: bool) -> None:
+        self.stood = Series(f"{what}, {guest.name}", "ms")
+        self.silent = Series(f"{what}, {guest.name}: silence", "ms")
+        self._guest = guest
+        self._is_local = is_local
 
-            return silence_of(move, source.serial, f"{folders[1]}/serial")
+    def move(self) -> None:
+        self._guest.go_on()
+        self._wait_ticks()
+        silence = Silence(self._guest.serial)
+        silence.start()
+        self.stood.add(self._guest.move(is_local=self._is_local))
+        self._wait_ticks()
+        self.silent.add(silence.finish())
+        self._guest.rest()
 
-
-def open_ram(size_bytes: int, undo: contextlib.ExitStack) -> int:
-    fd = os.memfd_create("ram", os.MFD_CLOEXEC)
-    undo.callback(os.close, fd)
-    os.ftruncate(fd, size_bytes)
-    return fd
+    def _wait_ticks(self) -> None:
+        before = size_of(self._guest.serial)
+        wait_for(lambda: size_of(self._guest.serial) > before + TICKS)
 
 
 def main() -> None:
-    options = bench_parser(__doc__, runs=5).parse_args()
-    copied, bare = Series("memory copied", "ms"), Series("the same by two QEMUs alone", "ms")
-    bare_handed = Series("memory shared by two QEMUs alone, 256 MiB", "ms")
-    handed = {
-        SMALL_BYTES: (Series("memory handed over, 256 MiB", "ms"), Series("of that it stood still", "ms")),
-        LARGE_BYTES: (
-            Series("memory handed over, 4 GiB", "ms"),
-            Series("of that it stood still, 4 GiB", "ms"),
-        ),
-    }
-    for _ in range(options.runs):
-        bare.add(by_hand(SMALL_BYTES))
-        copied.add(ours(SMALL_BYTES)[0])
-        bare_handed.add(by_hand(SMALL_BYTES, local=True))
-        for ram_bytes, (silent, stood) in handed.items():
-            silent_ms, stood_ms = ours(ram_bytes, local=True)
-            silent.add(silent_ms)
-            stood.add(stood_ms)
-    (silent, stood), (_, stood_large) = handed.values()
-    report = Report("The longest silence of a guest that moves")
-    report.add(bare, copied, bare_handed, *(series for pair in handed.values() for series in pair))
-    report.claim("copied, against QEMU alone", copied.median / bare.median, limit=LIMIT, unit="x")
-    report.claim("handed over, against QEMU alone", silent.median / bare_handed.median, limit=LIMIT, unit="x")
-    report.claim("stood still, 256 MiB, median", stood.median, limit=LOCAL_LIMIT_MS, unit="ms")
-    report.claim("stood still, 4 GiB, median", stood_large.median, limit=LOCAL_LIMIT_MS, unit="ms")
+    parser = bench_parser(__doc__, runs=9)
+    parser.add_argument(
+        "--downtime-ms", type=int, default=300, help="the limit that is asked for (%(default)s)"
+    )
+    parser.add_argument("--seconds", type=float, default=180.0, help="(%(default)s)")
+    options = parser.parse_args()
+    limit_ms: int = options.downtime_ms
+    with contextlib.ExitStack() as undo:
+        guest = OurGuest(undo, SMALL_BYTES, limit_ms)
+        hand = HandGuest(undo, guest.qemu_pid, guest.serial, limit_ms)
+        large_guest = OurGuest(undo, LARGE_BYTES, limit_ms)
+        for one in (guest, hand, large_guest):
+            one.rest()
+        copied_by_hand = Row(hand, "copied, 256 MiB", is_local=False)
+        copied = Row(guest, "copied, 256 MiB", is_local=False)
+        shared_by_hand = Row(hand, "handed over, 256 MiB", is_local=True)
+        shared = Row(guest, "handed over, 256 MiB", is_local=True)
+        large = Row(large_guest, "handed over, 4 GiB", is_local=True)
+        rows = (copied_by_hand, copied, shared_by_hand, shared, large)
+        deadline_s = time.monotonic() + options.seconds
+        for _ in range(options.runs):
+            for row in rows:
+                row.move()
+            if time.monotonic() > deadline_s:
+                break
+    report = Report(f"For how long a guest stands still that moves, with downtime_ms {limit_ms}")
+    report.add(*itertools.chain.from_iterable((row.stood, row.silent) for row in rows))
+    report.claim(
+        "copied, against QEMU alone",
+        copied.stood.median / copied_by_hand.stood.median,
+        limit=LIMIT,
+        unit="x",
+    )
+    report.claim("copied, the longest of all", max(copied.stood.values), limit=limit_ms, unit="ms")
+    report.claim("handed over, 256 MiB, median", shared.stood.median, limit=LOCAL_LIMIT_MS, unit="ms")
+    report.claim("handed over, 4 GiB, median", large.stood.median, limit=LOCAL_LIMIT_MS, unit="ms")
+    report.claim(
+        "handed over, 4 GiB against 256 MiB", large.stood.median / shared.stood.median, limit=LIMIT, unit="x"
+    )
     report.publish(options.json)
 
 

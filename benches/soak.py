@@ -3,7 +3,7 @@
 Each VM is a server of its own and lives one life after another: created with a few disks, booted, then
 paused, resized, snapshotted, dumped, given devices and relieved of them in random order, and deleted. Between
 two lives its server must hold what it held before: descriptors, threads and children to the last one, memory
-within a margin. Meanwhile another process pings all servers in turn.
+within a margin. Meanwhile another process pings all servers in turn, and an echo beside them.
 
     python benches/soak.py [--engine fake|qemu] [--vms N] [--seconds N] [--seed N] [--json FILE]
 
@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bed import Probe, child_process, connect, end_server, start_server
+from bed import Probe, child_process, connect, echo_server, end_server, start_server
 from guest import bench_config, engine_flags
 from harness import Report, Series, bench_parser
 from support.leak import children_of
@@ -37,12 +37,13 @@ from support.vmm import Vmm
 MIB = 1024 * 1024
 PAUSE_S = {"fake": 0.05, "qemu": 0.4}  # between two calls of one VM
 PING_EVERY_S = 0.01
-PINGS = 1_000_000  # at most
+ROUNDS = 100_000  # at most
 PING_LIMIT_MS = 5.0
-RSS_MARGIN_MIB = 1.0
+RSS_MARGIN_MIB = 2.0  # a MiB of events, which are kept on purpose, and an arena of the allocator
 CALLS_PER_LIFE = (5, 25)
 MOST_DISKS = 4
 SETTLE_S = 10.0
+LAST_WORDS = 3_000  # characters of a log
 
 
 class Held(NamedTuple):
@@ -97,7 +98,12 @@ class Life:
                 self._live()
                 self.held.append((time.monotonic(), self._settled()))
         except Exception as error:  # the other VMs live on; this one is told of
-            self.failures.append(f"{type(error).__name__}: {error}")
+            self.failures.append(f"{type(error).__name__}: {error}\n{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What the server and the guest said last."""
+        logs = [path for name in ("stderr", "serial") if (path := Path(self.folder, name)).exists()]
+        return "\n".join(f"{log.name}: {log.read_text(errors='replace')[-LAST_WORDS:]}" for log in logs)
 
     def _live(self) -> None:
         disks = [self._disk() for _ in range(self._noise.randrange(3))]
@@ -205,32 +211,33 @@ def leaks(held: Sequence[tuple[float, Held]]) -> list[str]:
 
 
 def ping(paths: Sequence[str], results: mmap.mmap) -> None:
-    """Ping all servers in turn, for ever; `results` holds a count and then milliseconds."""
+    """Ping who listens at `paths` in turn, for ever; `results` holds their number and milliseconds."""
     probes = [Probe(path, "GET", "vmm.ping") for path in paths]
     numbers = memoryview(results).cast("d")
-    done = 0
-    while True:
-        for probe in probes:
-            if done < PINGS:
-                numbers[done + 1] = probe.timed_us() / 1000
-                done += 1
-                numbers[0] = done
+    for done in range(ROUNDS):
+        for at, probe in enumerate(probes, 1 + done * len(probes)):
+            numbers[at] = probe.timed_us() / 1000
+        numbers[0] = done + 1
         time.sleep(PING_EVERY_S)
+    threading.Event().wait()
 
 
-def soak(engine: str, vms: int, seconds: float, seed: int) -> tuple[list[Life], Series]:
-    """Let `vms` VMs live for `seconds`; return them, ended, and the milliseconds of the pings meanwhile."""
+def soak(engine: str, vms: int, seconds: float, seed: int) -> tuple[list[Life], Series, Series]:
+    """Let `vms` VMs live for `seconds`.
+
+    Return them, ended, and the milliseconds of the pings meanwhile, and those of a bare echo among them: what
+    this machine's scheduler leaves to anybody.
+    """
     stop = threading.Event()
-    pings = Series("vmm.ping", "ms")
-    with contextlib.ExitStack() as stack, mmap.mmap(-1, 8 * (PINGS + 1)) as results:
+    with contextlib.ExitStack() as stack, mmap.mmap(-1, 8 * (ROUNDS * (vms + 1) + 1)) as results:
         lives = []
         for number in range(vms):
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             lives.append(Life(engine, folder, seed + number, stop))
-        paths = [life.path for life in lives]
-        for path in paths:
-            connect(path).close()
-        with child_process(lambda: ping(paths, results)):
+        for life in lives:
+            connect(life.path).close()
+        echo = stack.enter_context(echo_server(stack.enter_context(tempfile.TemporaryDirectory())))
+        with child_process(lambda: ping([*(life.path for life in lives), echo], results)):
             for life in lives:
                 life.start()
             stop.wait(seconds)
@@ -238,8 +245,10 @@ def soak(engine: str, vms: int, seconds: float, seed: int) -> tuple[list[Life], 
         for life in lives:
             life.join()
         numbers = array.array("d", results[:])
-        pings.values = numbers[1 : int(numbers[0]) + 1].tolist()
-    return lives, pings
+    times = numbers[1 : int(numbers[0]) * (vms + 1) + 1].tolist()
+    echoes = times[vms :: vms + 1]
+    del times[vms :: vms + 1]
+    return lives, Series("vmm.ping", "ms", times), Series("bare echo", "ms", echoes)
 
 
 def main() -> None:
@@ -250,11 +259,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     vms = options.vms or (20 if options.engine == "fake" else 4)
-    lives, pings = soak(options.engine, vms, options.seconds, options.seed)
+    lives, pings, echoes = soak(options.engine, vms, options.seconds, options.seed)
     report = Report(f"Soak of {vms} VMs for {options.seconds:g} s, engine {options.engine}")
-    report.add(pings)
+    report.add(pings, echoes)
     report.add(Series("RSS between lives", "MiB", [one.rss_mib for life in lives for _, one in life.held]))
     report.claim("p99 of vmm.ping", pings.p99, limit=PING_LIMIT_MS, unit="ms")
+    report.note(f"p99 of vmm.ping / bare echo: {pings.p99 / echoes.p99:.2f}")
     calls = sum((life.calls for life in lives), Counter[str]())
     report.note(f"{sum(len(life.held) for life in lives)} lives, {calls.total()} calls: {dict(calls)}")
     wrong = [f"VM {at}: {words}" for at, life in enumerate(lives) for words in life.failures]

@@ -11,7 +11,8 @@ from typing import Any
 
 from cloudvmm.api import STREAMS, ApiRequest, ApiResponsePayload, Empty, VmActionPayload, VmForkResponse
 from cloudvmm.http.exchange import Exchange
-from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES, answer
+from cloudvmm.http.path import ROOT
+from cloudvmm.http.route import DOCUMENT_PATH, ROUTES, answer
 from cloudvmm.wire.http import Request
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # where the document's checks are
@@ -27,6 +28,19 @@ _ANSWERS: dict[type[ApiResponsePayload], ApiResponsePayload] = {
     VmActionPayload: VmActionPayload(None),
     VmForkResponse: VmForkResponse(clones=[], pause_ms=0.0, disks={}),
 }
+
+
+class _Routes:
+    """A `Service` of a VMM's requests that is asked nothing."""
+
+    is_vmm = True
+    routes = ROUTES
+
+    def ask(self, request: ApiRequest, fds: list[int]) -> None:
+        raise AssertionError
+
+    def document(self) -> bytes:
+        raise AssertionError
 
 
 class _Obedient(Exchange):
@@ -55,4 +69,4 @@ def check_answered(request: Request) -> None:
     check_exchange(request.method, request.path, request.body, Answer.of(head, body))
 
 
-_OBEDIENT = _Obedient(None, None)  # type: ignore[arg-type]
+_OBEDIENT = _Obedient(_Routes())

@@ -20,7 +20,7 @@ from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.rule import validate
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.errors import error_chain, json_text
-from cloudvmm.http.route import ROOT
+from cloudvmm.http.path import ROOT
 from cloudvmm.wire.http import Request
 from json_tree import mutate_json
 from runner import Target, main

@@ -7,15 +7,14 @@ the same requests however it is cut; and the document has the answer to each req
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Hashable
 
 from answered import check_answered, check_response
 from cloudvmm.wire.http import LINE_LIMIT_BYTES, Continue, Event, Refusal, Request, RequestParser
+from named import cut
 from runner import Target, main
 
-MOST_PIECES = 8
 WORDS = (
     b"GET ", b"PUT ", b"PATCH ", b"DELETE ", b"POST ", b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", b"\r\n\r\n",
     b"Content-Length: ", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n", b"Host: x\r\n",
@@ -31,14 +30,6 @@ def check(stream: bytes) -> Hashable:
     if not any(isinstance(event, Refusal) for event in whole):
         assert pieces == whole, "the cuts changed the requests"
     return tuple(describe(event) for event in whole[:6])
-
-
-def cut(stream: bytes) -> list[bytes]:
-    """Cut at places that depend on the stream alone, so that a file says it all."""
-    bytes_ = hashlib.blake2b(stream, digest_size=MOST_PIECES).digest()
-    places = sorted(len(stream) * byte // 256 for byte in bytes_)
-    edges = [0, *places, len(stream)]
-    return [stream[edges[i] : edges[i + 1]] for i in range(len(edges) - 1)]
 
 
 def feed_all(pieces: list[bytes]) -> list[Event]:

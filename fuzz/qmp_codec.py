@@ -7,7 +7,6 @@ reads back, or is refused for text that is no UTF-8 (`engine/qemu/text.py` looks
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import sys
@@ -26,13 +25,13 @@ from cloudvmm.engine.qemu.codec import (
     encode_command,
 )
 from json_tree import mutate_json
+from named import cut
 from runner import Target, main
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from support.any_json import load_json
 
-MOST_PIECES = 8
 NAMES = ["QMP", "event", "data", "return", "error", "class", "desc", "id", "timestamp", "version", "qemu"]
 
 
@@ -61,15 +60,6 @@ def feed_all(pieces: list[bytes]) -> tuple[list[Message], bool]:
         assert str(error)
         return messages, True
     return messages, False
-
-
-def cut(data: bytes) -> list[bytes]:
-    """Cut at places that depend on the data alone, so that a file says it all."""
-    places = sorted(
-        len(data) * byte // 256 for byte in hashlib.blake2b(data, digest_size=MOST_PIECES).digest()
-    )
-    edges = [0, *places, len(data)]
-    return [data[edges[at] : edges[at + 1]] for at in range(len(edges) - 1)]
 
 
 def check_message(message: Message, document: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ ends the search differs.
 
     python fuzz/TARGET.py [--seconds 60] [--runs N] [--seed N]     search
     python fuzz/TARGET.py FILE...                                  check these files only
-    python fuzz/TARGET.py --atheris [libFuzzer options]            search with atheris, where it is installed
+
+`coverage.py` searches by the code that is reached.
 """
 
 from __future__ import annotations
@@ -38,15 +39,24 @@ _PIECES = (b"", b"\0", b"\xff", b"\xc3\xa9", b"\xed\xa0\x80", b"\r\n", b"\n", b"
 
 
 class Target(NamedTuple):
-    """`words` are what mutants are given besides pieces of each other; `mutate` may know the form."""
+    """`words` are what mutants are given besides pieces of each other; `mutate` may know the form.
+
+    `share` is the part of the inputs asked for that it looks at: less for what costs more, or is simpler.
+    """
 
     name: str
     check: Callable[[bytes], Hashable]
     words: tuple[bytes, ...] = ()
     mutate: Callable[[bytes, random.Random], bytes] | None = None
+    share: float = 1.0
 
     def corpus(self) -> list[Path]:
         return sorted((CORPUS / self.name).iterdir())
+
+
+def names() -> list[str]:
+    """Return the names of all targets: each is a module, and a folder of the corpus."""
+    return sorted(path.name for path in CORPUS.iterdir())
 
 
 class Failure(Exception):
@@ -227,12 +237,7 @@ def main(target: Target) -> None:
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--runs", type=int)
     parser.add_argument("--seed", type=int)
-    parser.add_argument("--atheris", action="store_true", help="search with atheris, which gets what follows")
-    options, rest = parser.parse_known_args()
-    if options.atheris:
-        _search_with_atheris(target, rest)
-    elif rest:
-        parser.error(f"unknown: {' '.join(rest)}")
+    options = parser.parse_args()
     try:
         if options.files:
             with _alarm():
@@ -249,19 +254,6 @@ def _search(target: Target, options: Any) -> None:
     seconds = 60.0 if options.seconds is None and options.runs is None else options.seconds
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     print(f"{target.name}: seed {seed}", flush=True)
-    count, outcomes = search(target, seed=seed, runs=options.runs, seconds=seconds)
+    runs = None if options.runs is None else round(options.runs * target.share)
+    count, outcomes = search(target, seed=seed, runs=runs, seconds=seconds)
     print(f"{target.name}: {count} inputs held, with {outcomes} different outcomes", flush=True)
-
-
-def _search_with_atheris(target: Target, rest: list[str]) -> None:
-    import atheris  # type: ignore[import-not-found,unused-ignore]
-
-    def check(data: bytes) -> None:
-        target.check(data)
-
-    found = FAILURES / f"{target.name}-found"  # libFuzzer adds to the first folder, and only reads the next
-    found.mkdir(parents=True, exist_ok=True)
-    artifacts = f"-artifact_prefix={FAILURES}/{target.name}-"
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], artifacts, *rest, str(found), str(CORPUS / target.name)], check)
-    atheris.Fuzz()

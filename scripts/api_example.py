@@ -40,7 +40,7 @@ PREPARED: dict[str, tuple[str, ...]] = {
 }
 # The order in which the commands of a page stand; the table's where there is none here.
 ORDER: dict[str, tuple[str, ...]] = {
-    "vmm": ("vmm.ping", "vmm.shutdown"),
+    "vmm": ("vmm.ping", "vmm.jobs", "vmm.cancel-job", "vmm.shutdown"),
     "life": (
         *("vm.create", "vm.boot", "vm.pause", "vm.resume", "vm.nmi", "vm.power-button", "vm.reboot"),
         *("vm.shutdown", "vm.delete"),
@@ -66,10 +66,12 @@ NOT_RUN: dict[str, str] = {
     "vm.migration-progress": "the VMM that has sent its VM has ended",
     "vm.cancel-migration": "there is no migration any more",
     "vm.cancel-snapshot": "the snapshot is there",
+    "vmm.cancel-job": "there is no such job",
 }
 REMOTE: dict[str, str] = {
     "vmm.ping": "ping",
     "vmm.shutdown": "shutdown-vmm",
+    "vmm.cancel-job": "cancel-job 7",
     "vm.create": "create /tmp/vm.json",
     "vm.resize": "resize --cpus 2 --memory 384M",
     "vm.resize-disk": "resize-disk --disk root --size 128M",

@@ -141,6 +141,9 @@ install_system() {
 make_environment() {
     say "making .venv${extra:+ with the $extra tools}"
     [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || "$python" -m venv --clear .venv
+    # What pip before 25.1 makes of a command imports `re` before anything of ours, and starts slower.
+    .venv/bin/python -m pip install -q --retries 5 --disable-pip-version-check "pip>=25.1" ||
+        say "pip stays as it is: commands start a little slower"
     .venv/bin/python -m pip install -q --retries 5 --disable-pip-version-check -e ".${extra:+[$extra]}" ||
         fail "pip could not install the package (above: its words)"
     # pip compiles what it copies, and an editable package is not copied. Uncompiled it starts four times slower.

@@ -17,8 +17,9 @@ import msgspec
 
 from api_example import ORDER, curl, examples, fence, not_run, preparation
 from cloudvmm.api import COMMANDS, ApiRequest
+from cloudvmm.api.fleet import DAEMON_COMMANDS
 from cloudvmm.config.meaning import meaning_of
-from cloudvmm.http import openapi
+from cloudvmm.http import daemon_openapi, openapi
 from cloudvmm.http.openapi import TAGS, tag_of
 from cloudvmm.http.route import ROOT
 from cloudvmm.http.schema import default_of, first_paragraph, struct_fields
@@ -33,7 +34,12 @@ GENERATED = (
 def pages() -> dict[str, str]:
     """Return every page by its path below `FOLDER`."""
     rendered = {f"api/{tag}.md": _group_page(tag) for tag in TAGS if tag != "document"}
-    return {"api/README.md": _index_page(), **rendered, "types.md": _types_page()}
+    return {
+        "api/README.md": _index_page(),
+        **rendered,
+        "types.md": _types_page(),
+        "daemon.md": _daemon_page(),
+    }
 
 
 # Pages
@@ -98,6 +104,53 @@ def _types_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _daemon_page() -> str:
+    lines = [
+        "# The API of a daemon\n",
+        GENERATED + "\n",
+        "What [`cloudvmm daemon`](../how-to/daemon.md) serves on its own socket; on the sockets of its VMs",
+        "it is the [API of a VMM](api/README.md). Errors have the same form. As a document for programs:",
+        "[`daemon-openapi.json`](../daemon-openapi.json), which the daemon serves at",
+        f"`{ROOT}openapi.json`.\n",
+    ]
+    document = daemon_openapi.document()
+    for command in DAEMON_COMMANDS:
+        ((method, operation),) = document["paths"]["/" + command.name].items()
+        lines += [f"## {command.name}\n", f"`{method.upper()} {ROOT}{command.name}`\n"]
+        lines += [f"{operation['summary']}. {_rest(operation)}".rstrip() + "\n"]
+        if command.body is not None:
+            lines += ["Body:\n", _table(command.body)]
+            lines += [fence("json", json.dumps(daemon_openapi.SAMPLES[command.name]))]
+        lines += [_answers(operation, document, "api/README.md")]
+    lines += ["## Types of the answers\n"]
+    for name, schema in sorted(document["components"]["schemas"].items()):
+        if name in _TOLD_BY_DAEMON:
+            lines += [_told_type(name, schema)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _told_type(name: str, schema: dict[str, Any]) -> str:
+    words = [f"### {name}\n"]
+    if "description" in schema:
+        words += [schema["description"] + "\n"]
+    if "enum" in schema:
+        words += ["One of " + ", ".join(f"`{one}`" for one in schema["enum"]) + ".\n"]
+        return "\n".join(words)
+    words += ["| Member | Type | |", "|---|---|---|"]
+    for member, described in schema["properties"].items():
+        is_always = "" if member in schema["required"] else "where it is known"
+        words.append(f"| `{member}` | {_schema_type(described)} | {is_always} |")
+    return "\n".join(words) + "\n"
+
+
+def _schema_type(schema: dict[str, Any]) -> str:
+    if name := schema.get("$ref", "").rpartition("/")[2]:
+        return f"[`{name}`](#{name.lower()})"
+    if schema["type"] == "array":
+        return f"list of {_schema_type(schema['items'])}"
+    return {"string": "text", "boolean": "bool"}.get(schema["type"], schema["type"])
+
+
 # Parts of a page
 
 
@@ -118,16 +171,18 @@ def _table(kind: type[msgspec.Struct]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _answers(operation: dict[str, Any]) -> str:
+def _answers(
+    operation: dict[str, Any], document: dict[str, Any] | None = None, errors: str = "README.md"
+) -> str:
     lines = ["| Answer | |", "|---|---|"]
     for status, described in operation["responses"].items():
         name = described.get("$ref", "").rpartition("/")[2]
         if name and status in EVERYWHERE:
             continue
         if name:
-            described = _DOCUMENT["components"]["responses"][name]
+            described = (document or _DOCUMENT)["components"]["responses"][name]
         lines.append(f"| {status} | {described['description']}{_schema_word(described)} |")
-    lines.append(f"| {', '.join(EVERYWHERE)} | as [every command](README.md#errors) |")
+    lines.append(f"| {', '.join(EVERYWHERE)} | as [every command]({errors}#errors) |")
     return "\n".join(lines) + "\n"
 
 
@@ -225,6 +280,10 @@ _NUMBERS = {
     (-0x8000_0000, 0x7FFF_FFFF): "i32",
 }
 _TYPES_PAGE = "TYPES"
+_TOLD_BY_DAEMON = (
+    *("DaemonPingResponse", "HeldVmm", "HeldVmms", "HeldJob", "HeldJobs", "HeldState", "JobState"),
+    "VmState",
+)
 
 
 def _names_of(tag: str) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""Write docs/openapi.json, the API's document, so that it can be read without a server.
+"""Write docs/openapi.json and docs/daemon-openapi.json, the API's documents, to be read without a server.
 
-python scripts/write_openapi.py            write the file
-python scripts/write_openapi.py --check    status 1 where the file is not what would be written
+python scripts/write_openapi.py            write the files
+python scripts/write_openapi.py --check    status 1 where a file is not what would be written
 """
 
 from __future__ import annotations
@@ -11,25 +11,30 @@ from pathlib import Path
 
 import msgspec
 
-from cloudvmm.http.openapi import document
+from cloudvmm.http import daemon_openapi, openapi
 
-FILE = Path(__file__).resolve().parent.parent / "docs" / "openapi.json"
+FOLDER = Path(__file__).resolve().parent.parent / "docs"
 
 
-def render() -> bytes:
-    """Return the whole file."""
-    return msgspec.json.format(msgspec.json.encode(document()), indent=1) + b"\n"
+def render() -> dict[Path, bytes]:
+    """Return the whole of each file."""
+    documents = {"openapi.json": openapi.document(), "daemon-openapi.json": daemon_openapi.document()}
+    return {
+        FOLDER / name: msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+        for name, document in documents.items()
+    }
 
 
 def main(arguments: list[str]) -> int:
-    """Write or check the file; return the exit status."""
-    if "--check" not in arguments:
-        FILE.write_bytes(render())
-        return 0
-    if FILE.read_bytes() == render():
-        return 0
-    print(f"{FILE} is out of date: run scripts/write_openapi.py", file=sys.stderr)
-    return 1
+    """Write or check the files; return the exit status."""
+    status = 0
+    for path, text in render().items():
+        if "--check" not in arguments:
+            path.write_bytes(text)
+        elif not path.exists() or path.read_bytes() != text:
+            print(f"{path} is out of date: run scripts/write_openapi.py", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -52,6 +52,17 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over what this worker has measured, where the tests are spread over several (pytest-xdist)."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["latency"] = session.config.stash[LATENCY].calls()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[LATENCY].add(getattr(node, "workeroutput", {}).get("latency", []))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if lines := config.stash[LATENCY].report():
         terminalreporter.section("API calls: how long they took")
@@ -78,6 +89,12 @@ def engine_choice(request: pytest.FixtureRequest) -> EngineChoice:
         if name in request.fixturenames:
             return request.getfixturevalue(name)
     return choose_engine("qemu")
+
+
+@pytest.fixture
+def latency(pytestconfig: pytest.Config) -> LatencyLog:
+    """What the report at the end of the run tells from."""
+    return pytestconfig.stash[LATENCY]
 
 
 @pytest.fixture

@@ -183,7 +183,12 @@ BOOTS = [
         500,
         "a disk that is not there",
         {"disks": [{"path": "/no/such/image"}]},
-        [DEVICES, "Cannot open disk path", "No such file or directory: /no/such/image (os error 2)"],
+        [
+            DEVICES,
+            "Cannot open disk path",
+            "I/O error (path=/no/such/image op=open)",
+            "No such file or directory (os error 2)",
+        ],
     ),
 ]
 

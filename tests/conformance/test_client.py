@@ -13,7 +13,7 @@ from cloudvmm.config.operation import RestoreConfig, RestoredNetConfig, Restored
 from cloudvmm.config.vm import VmConfig
 from support.argument import arguments_of, method_name
 from support.leak import Holdings
-from support.rest import FORKED, PONG, SAVING, UNDER_WAY, same_file
+from support.rest import FORKED, JOBS, PONG, SAVING, UNDER_WAY, same_file
 from support.wait import wait_until
 
 DEVICE = api.PciDeviceInfo(id="_disk0", bdf="0000:00:01.0")
@@ -43,6 +43,7 @@ def expected(request_type):
         api.VmmPingResponse: PONG,
         api.VmMigrationProgress: UNDER_WAY,
         api.VmSnapshotProgress: SAVING,
+        api.VmmJobs: JOBS,
     }
     return answers.get(request_type.answer)
 

@@ -19,6 +19,7 @@ import pytest
 
 from support.attack import Call
 from support.server import Server
+from support.traveller import is_settled
 from support.wait import wait_until
 
 SOON_S = 20.0
@@ -49,15 +50,6 @@ class Side:
         """The VM's, None where there is nothing."""
         reply = self.vmm.exchange("GET", "vm.info")
         return msgspec.json.decode(reply.body)["state"] if reply.status == 200 else None
-
-    def is_settled(self) -> bool:
-        """Tell whether a sender has ended, or has its VM back."""
-        if not self.server.is_running:
-            return True
-        try:
-            return self.vmm.exchange("GET", "vm.counters").status == 200
-        except (OSError, EOFError):
-            return False  # it is about to end
 
     def kill(self) -> None:
         self.server.kill()
@@ -132,7 +124,7 @@ class Rounds:
 
     def _without_destination(self, answer: Call, was: str) -> str:
         source, destination = self.source, self.destination
-        wait_until(source.is_settled, "the source is settled", timeout_s=SOON_S)
+        wait_until(lambda: is_settled(source.server), "the source is settled", timeout_s=SOON_S)
         answer.outcome(timeout_s=SOON_S)
         if not source.server.is_running:
             assert source.server.wait_end() == 0, source.server.stderr

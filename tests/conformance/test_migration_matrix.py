@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from cloudvmm.api import COMMANDS
@@ -118,7 +119,7 @@ def lent(sides, tmp_path) -> RestClient:
     disk = {"path": str(tmp_path / "disk"), "id": "taken"}
     assert source.client.ask("PUT", "vm.add-disk", disk).status == 204
     assert source.client.ask("PUT", "vm.boot").status == 204
-    source.engine.faults.set("send", Delay(LONG_S))
+    destination.engine.faults.set("build", Delay(LONG_S))
     body = {"receiver_url": url}
     destination.client.send(request_bytes("PUT", "/api/v1/vm.receive-migration", body))
     wait_until(
@@ -132,6 +133,7 @@ def test_every_command_has_its_cell():
     tested = {command for command, *_ in REFUSED}
     answered = {"vmm.ping", "vm.info", "vm.send-migration", "vm.receive-migration"}
     answered |= {"vm.migration-progress", "vm.cancel-migration"}
+    answered |= {"vmm.jobs", "vmm.cancel-job"}
     answered |= {"vm.snapshot-progress", "vm.cancel-snapshot"}  # whatever was saved before
     assert tested | answered == {command.name for command in COMMANDS}
 
@@ -193,6 +195,23 @@ def test_progress_is_told(lent):
 
     assert reply.status == 200
     assert b'"role":"Sender"' in reply.body
+
+
+def jobs_of(client):
+    return msgspec.json.decode(client.ask("GET", "vmm.jobs").body)["jobs"]
+
+
+def test_it_is_a_job_that_can_be_called_off(lent):
+    (sending,) = jobs_of(lent)
+    assert (sending["command"], sending["state"], sending["can_cancel"]) == (
+        "vm.send-migration",
+        "Running",
+        True,
+    )
+
+    assert lent.ask("PUT", "vmm.cancel-job", {"id": sending["id"]}).status == 204
+
+    wait_until(lambda: jobs_of(lent) == [], "the VM is back", timeout_s=SOON_S)
 
 
 def test_cancel_is_answered_at_once(lent):

@@ -11,6 +11,7 @@ from cloudvmm.api import (
     VmForkResponse,
     VmInfo,
     VmMigrationProgress,
+    VmmJobs,
     VmmPingResponse,
     VmSnapshotProgress,
 )
@@ -36,6 +37,7 @@ BODIES = {
     "vm.snapshot": {"destination_url": "file:///s"},
     "vm.fork": {"directory": "/s"},
     "vm.restore": {"source_url": "file:///s"},
+    "vmm.cancel-job": {"id": 7},
     "vm.coredump": {"destination_url": "file:///c"},
     "vm.receive-migration": {"receiver_url": "unix:/m"},
     "vm.send-migration": {"destination_url": "unix:/m"},
@@ -221,6 +223,6 @@ def test_ping_and_info_are_written_as_json(client):
 def test_answers_are_the_kinds_the_table_says():
     kinds = {
         *(Empty, VmActionPayload, VmForkResponse, VmInfo, VmMigrationProgress, VmmPingResponse),
-        VmSnapshotProgress,
+        *(VmmJobs, VmSnapshotProgress),
     }
     assert {command.answer for command in COMMANDS} == kinds

@@ -87,8 +87,8 @@ def test_an_error_has_the_buses_name_and_the_outermost_text(remote, service, vmm
 
 @pytest.mark.parametrize("name", sorted(ABSENT))
 def test_what_the_interface_lacks_is_refused(name, remote, service):
-    words = {"fork": ["/c"], "resize-disk": ["--disk", "d", "--size", "1G"]}.get(name, [])
-    outcome = remote(name, *words)
+    words = {"cancel-job": ["7"], "fork": ["/c"], "resize-disk": ["--disk", "d", "--size", "1G"]}
+    outcome = remote(name, *words.get(name, []))
     assert (outcome.status, outcome.out) == (1, "")
     assert outcome.err.endswith(
         "Error: ch-remote exited with the following error:\n"

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from cloudvmm import api
+from cloudvmm.errors import error_chain
 from cloudvmm.http import (
     ApiServerSocketFailed,
     ApiSocketInUse,
@@ -104,6 +105,23 @@ def test_socket_that_cannot_be_made_is_an_error_with_its_cause(vmm, tmp_path, na
     assert str(failed.value) == "Error creation API server's socket"
     assert isinstance(failed.value.__cause__, OSError | ValueError)
     before.assert_nothing_added()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing/api", "No such file or directory"),
+        ("file/api", "Not a directory"),
+        ("locked", "Is a directory"),
+    ],
+)
+def test_socket_that_cannot_be_made_is_named_and_not_its_lock(vmm, tmp_path, name, reason):
+    (tmp_path / "file").touch()
+    (tmp_path / "locked.lock").mkdir()
+    with pytest.raises(ApiServerSocketFailed) as failed:
+        start_http_path_thread(str(tmp_path / name), vmm.event, vmm.sender)
+    at_fault = tmp_path / ("locked.lock" if name == "locked" else name)
+    assert error_chain(failed.value)[1].startswith(f"{reason}: {at_fault} (os error ")
 
 
 def test_empty_path_is_an_error(vmm):
@@ -326,6 +344,55 @@ def test_client_that_does_not_read_keeps_nobody_waiting(client, vmm, socket_path
     with RestClient(socket_path) as other:
         assert other.ping().status == 200
     assert len(client.reply().body) == (8 << 20) + 2
+
+
+@pytest.fixture
+def hasty_server(vmm, socket_path):
+    """One that waits for nobody for long."""
+    running = start_http_path_thread(socket_path, vmm.event, vmm.sender, request_s=0.3)
+    yield running
+    running.close(deadline_s=2.0)
+
+
+HALF = b"PUT /api/v1/vm.create HTTP/1.1\r\nContent-Length: 50\r\n\r\n{"
+
+
+def test_request_that_stops_in_its_middle_is_refused_and_gives_its_place_back(hasty_server, socket_path):
+    with RestClient(socket_path) as client:
+        client.send(HALF)
+        reply = client.reply()
+        assert reply.status == 400
+        assert reply.texts() == ["The request did not end within 0.3 s"]
+        assert reply.code == "RequestTooSlow"
+        assert client.is_closed()
+    wait_until(lambda: hasty_server.connection_count == 0, "the connection's end", timeout_s=5)
+
+
+def test_request_that_comes_by_the_byte_has_no_longer(hasty_server, socket_path):
+    with RestClient(socket_path) as client:
+        deadline = time.monotonic() + 10
+        with contextlib.suppress(OSError):
+            for byte in b"PUT / HTTP/1.1\r\n" + b"X: y\r\n" * 10_000:
+                if not client.is_quiet() or time.monotonic() > deadline:
+                    break
+                client.send(bytes((byte,)))
+        assert client.reply().status == 400
+
+
+def test_client_that_is_silent_between_requests_stays(hasty_server, socket_path):
+    with RestClient(socket_path) as client, RestClient(socket_path) as slow:
+        assert client.ping().status == 200
+        slow.send(HALF)
+        assert slow.reply().status == 400  # longer than any request may take
+        assert client.ping().status == 200
+
+
+def test_client_that_takes_nothing_of_its_answer_gives_its_place_back(hasty_server, vmm, socket_path):
+    vmm.answer("vm.counters", api.VmActionPayload(b"{" + b" " * (8 << 20) + b"}"))
+    with RestClient(socket_path) as client:
+        client.send(request_bytes("GET", "/api/v1/vm.counters"))
+        wait_until(lambda: hasty_server.connection_count == 1, "the connection", timeout_s=5)
+        wait_until(lambda: hasty_server.connection_count == 0, "the connection's end", timeout_s=10)
 
 
 def test_client_that_dies_in_its_request_is_forgotten(server, socket_path):

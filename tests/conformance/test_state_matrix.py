@@ -175,6 +175,8 @@ TABLE = [
     ("vm.send-migration", "RP", 204),
     ("vm.cancel-migration", "NCRP", 500, "Error cancelling the migration", "There is no migration"),
     ("vm.cancel-snapshot", "NCRP", 500, "Error cancelling the snapshot", "No snapshot is being taken"),
+    ("vmm.jobs", "NCRP", 200),
+    ("vmm.cancel-job", "NCRP", 404, "Error cancelling the job", "There is no job 999"),
     ("vmm.shutdown", "NCRP", 200),
 ]
 

@@ -93,6 +93,14 @@ def chain(*texts: str, allowed: str | None = None) -> str:
             SINGLE + f"  Error parsing --event-monitor: path or fd required\n\nAllowed: {EVENT_MONITOR}\n",
         ),
         (
+            ["--api-socket", "/does/not/exist"],
+            chain(
+                "Failed to start the VMM thread",
+                "Error creation API server's socket",
+                "No such file or directory: /does/not/exist (os error 2)",
+            ),
+        ),
+        (
             ["--event-monitor", "path=/does/not/exist"],
             chain("Error doing event monitor I/O", "No such file or directory: /does/not/exist (os error 2)"),
         ),
@@ -178,14 +186,6 @@ def test_warnings_about_the_vm_are_logged() -> None:
         "WARN 'uuid' in --platform is deprecated; use 'system_uuid'.",
         'WARN Using TTY output for multiple consoles: ["virtio-console", "serial-console"]',
     ]
-
-
-def test_landlock_is_refused_by_the_creation_of_the_vm() -> None:
-    ended = run("--kernel", "/k", "--landlock")
-    assert error_of(ended).startswith(
-        f"{CHAIN}  0: Error creating VM\n  1: The VM could not be created\n"
-        "  2: Failed to apply landlock config during vm_create\n"
-    )
 
 
 @pytest.mark.parametrize(

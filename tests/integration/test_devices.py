@@ -304,7 +304,7 @@ def test_queues_passed_as_descriptors_serve_a_guest_of_the_command_line(
             *("--net", f"fd=[{fds[0]},{fds[1]}],mac=12:34:56:78:90:0a,num_queues=4", "--console", "pty"),
             pass_fds=fds,
         ) as vm:
-            wait_until(lambda: vm.info()["state"] == "Running", "the VM runs", timeout_s=GUEST_S)
+            wait_until(vm.is_running, "the VM runs", timeout_s=GUEST_S)
             vm.open_shell()
             vm.wait_ready()
             assert vm.run("cat /sys/class/net/eth0/address; ls /sys/class/net/eth0/queues | wc -l") == (

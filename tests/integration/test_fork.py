@@ -52,11 +52,14 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
     config = vm_config(
         memory={"size": 192 * MIB, "hotplug_method": "VirtioMem", "hotplug_size": 128 * MIB},
         balloon={"size": 0, "free_page_reporting": True},
+        net=[{"id": "net", "user": {}}],
         payload=direct_boot("memhp_default_state=online_movable"),
         disks=[
             {"id": "data", "path": str(make_image(folder / "disk.raw", 8 * MIB)), "image_type": "Raw"},
             {"id": "shared", "path": str(make_image(folder / "read.raw", MIB)), "image_type": "Raw",
              "readonly": True},
+            {"id": "limited", "path": str(make_image(folder / "limited.raw", MIB)), "image_type": "Raw",
+             "rate_limiter_config": {"bandwidth": {"size": 64 * MIB, "refill_time": 100}}},
         ],
     )  # fmt: skip
     with booting(folder / "run", config) as vm:
@@ -83,6 +86,11 @@ def first_word(vm: Booted | CloneVm, device: str = "/dev/vda") -> str:
 def actual_bytes(vm: Booted | CloneVm) -> int:
     size: int = vm.vmm.get("vm.info")["memory_actual_size"]
     return size
+
+
+def mac_in(vm: Booted | CloneVm) -> str:
+    """Return the address of the one network device as its guest has it, none where there is no device."""
+    return vm.run("cat /sys/bus/virtio/drivers/virtio_net/virtio*/net/*/address 2>/dev/null || true")
 
 
 def bases(vm: Booted) -> set[str]:
@@ -169,12 +177,22 @@ def test_fork_that_fails_leaves_the_vm_as_it_was(
     wait_until(lambda: not bases(vm), "no memory of clones is left", timeout_s=HOST_S)
 
 
-def test_clone_cannot_be_forked_and_says_what_to_do(bed: Bed) -> None:
+def test_clone_is_forked_with_what_it_has_written_itself(bed: Bed) -> None:
     (clone,) = bed.fork()
-    texts = clone.vmm.put("vm.fork", {"directory": clone.folder}, expect=500)
-    assert "Copy" in texts[-1]
-    clone.run(IS_WHOLE)
-    clone.end()
+    kept = {path: digest(path) for path in bases(bed.vm)}
+    clone.run("echo clone >/tmp/name; printf cloned-own | dd of=/dev/vda conv=notrunc,fsync 2>/dev/null")
+    told = clone.vmm.put("vm.fork", {"directory": clone.folder}, expect=200)
+    with contextlib.closing(CloneVm(told["clones"][0])) as own:
+        clone.run("echo later >/tmp/name")
+        assert own.run("cat /tmp/name") == "clone"
+        assert first_word(own) == "cloned-own"
+        for guest in (own, clone, bed.vm):
+            guest.run(IS_WHOLE)
+        assert {path: digest(path) for path in kept} == kept
+        clone.end()
+        own.run(IS_WHOLE)
+        own.end()
+    wait_until(lambda: not bases(bed.vm), "no memory of clones is left", timeout_s=HOST_S)
 
 
 def test_disk_that_was_split_goes_with_all_of_its_images(bed: Bed) -> None:
@@ -186,3 +204,17 @@ def test_disk_that_was_split_goes_with_all_of_its_images(bed: Bed) -> None:
     bed.vm.events.wait("vm/device-removed", timeout_s=GUEST_S)
     for image in (path, bed.image):
         wait_until(lambda image=image: not is_locked(image), f"{image} is free", timeout_s=HOST_S)
+
+
+def test_clone_s_guest_has_its_new_mac_once_it_has_another_device(bed: Bed) -> None:
+    (clone,) = bed.fork()
+    (net,) = clone.config()["net"]
+    old_mac = bed.vm.config()["net"][0]["mac"]
+    assert net["mac"] != old_mac
+    assert mac_in(clone) == old_mac
+    clone.vmm.put("vm.remove-device", {"id": "net"}, expect=204)
+    wait_until(lambda: "net" not in clone.vmm.get("vm.info")["device_tree"], "it is gone", timeout_s=GUEST_S)
+    clone.vmm.put("vm.add-net", {"id": "net", "mac": net["mac"], "user": {}}, expect=200)
+    wait_until(lambda: mac_in(clone) == net["mac"], "the guest has the new address", timeout_s=GUEST_S)
+    assert mac_in(bed.vm) == old_mac
+    clone.end()

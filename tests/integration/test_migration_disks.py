@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from support.booted import MIB, booting, make_image, serving, vm_config
+from support.certificate import Authority
 from support.deadline import GUEST_S
 from support.lock import is_locked
 from support.qemu import find_qemu
-from support.traveller import receiving
+from support.traveller import HOST, receiving, tcp_url
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu]
@@ -78,8 +79,12 @@ def test_disk_comes_along_and_is_the_guests_there(tmp_path: Path, version: str) 
         wait_until(lambda: source.info()["state"] == "Running", "the guest runs on", timeout_s=GUEST_S)
         assert not there.exists()
 
-        arrive = receiving(target, url, moved)
-        source.vmm.put("vm.send-migration", {"destination_url": url, "copy_disks": ["d"]}, expect=204)
+        # Over TLS the disk's blocks are encrypted as all else is.
+        tls = {"tls_dir": Authority(tmp_path / "ca", HOST).tls_dir}
+        url = tcp_url()
+        arrive = receiving(target, url, {**moved, **tls})
+        send = {"destination_url": url, "copy_disks": ["d"], **tls}
+        source.vmm.put("vm.send-migration", send, expect=204)
         arrive()
         source.server.wait_end(timeout_s=GUEST_S)
         left = md5(here)

@@ -57,6 +57,7 @@ WAYS = {
 }
 if userfault.refusal() is None:
     WAYS["postcopy"] = Way("tcp:{host}:{port}", both={"memory_mode": "Postcopy"})
+    WAYS["postcopy over TLS"] = Way("tcp:{host}:{port}", both={"memory_mode": "Postcopy"}, is_tls=True)
 
 
 class Stream:
@@ -118,14 +119,6 @@ def bridge(address: str, address_6: str) -> None:
     ip("link set bridge up")
 
 
-def config_on(disk: Path) -> dict[str, Any]:
-    return vm_config(
-        memory={"size": 256 * MIB, "shared": True},
-        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}],
-        net=[{"id": "n", "tap": "moving"}],
-    )
-
-
 def count_over(traveller: Traveller, stream: Stream) -> None:
     """Have the guest count, and tell each number, over one connection."""
     traveller.place.run(f"ifconfig eth0 {GUEST} netmask 255.255.255.0 up")
@@ -134,15 +127,28 @@ def count_over(traveller: Traveller, stream: Stream) -> None:
     stream.wait_more()
 
 
-def test_guest_goes_to_another_host_and_back(there: Host, tmp_path: Path) -> None:
-    disk = make_image(tmp_path / "disk", 4 * MIB)
-    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
+@contextlib.contextmanager
+def on_its_way(folder: Path) -> Iterator[tuple[Traveller, Stream]]:
+    """Give a guest under load, and what it says over the network; in the end its disk is what it wrote."""
+    disk = make_image(folder / "disk", 4 * MIB)
+    config = vm_config(
+        memory={"size": 256 * MIB, "shared": True},
+        disks=[{"id": "d", "path": str(disk), "image_type": "Raw"}],
+        net=[{"id": "n", "tap": "moving"}],
+    )
     with contextlib.ExitStack() as undo:
-        traveller = Traveller(tmp_path, config_on(disk), undo)
+        traveller = Traveller(folder, config, undo)
         traveller.load()
         stream = Stream()
         undo.callback(stream.close)
         count_over(traveller, stream)
+        yield traveller, stream
+        traveller.rest(disk)
+
+
+def test_guest_goes_to_another_host_and_back(there: Host, tmp_path: Path) -> None:
+    has_ipv6 = Path("/proc/sys/net/ipv6").exists()
+    with on_its_way(tmp_path) as (traveller, stream):
         with there.entered():
             target = traveller.next_place()
 
@@ -153,21 +159,14 @@ def test_guest_goes_to_another_host_and_back(there: Host, tmp_path: Path) -> Non
         traveller.move(f"tcp:{HERE}:{PORT}", connections=2)
         stream.wait_more()
         traveller.check()
-        traveller.rest(disk)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_guest_goes_to_and_fro_all_ways(there: Host, tmp_path: Path) -> None:
-    disk = make_image(tmp_path / "disk", 4 * MIB)
     tls = {"tls_dir": Authority(tmp_path / "ca", HERE, THERE).tls_dir}
     is_there = False
-    with contextlib.ExitStack() as undo:
-        traveller = Traveller(tmp_path, config_on(disk), undo)
-        traveller.load()
-        stream = Stream()
-        undo.callback(stream.close)
-        count_over(traveller, stream)
+    with on_its_way(tmp_path) as (traveller, stream):
         for number, way in zip(range(ROUNDS), itertools.cycle(WAYS.values())):
             is_there = is_there if way.is_local else not is_there
             with there.entered() if is_there else contextlib.nullcontext():
@@ -179,4 +178,3 @@ def test_guest_goes_to_and_fro_all_ways(there: Host, tmp_path: Path) -> None:
 
             stream.wait_more()
             traveller.check()
-        traveller.rest(disk)

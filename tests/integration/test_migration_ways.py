@@ -9,7 +9,6 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,12 +20,11 @@ from support.booted import MIB, Booted, make_image, vm_config
 from support.certificate import Authority
 from support.deadline import GUEST_S
 from support.proxy import Proxy
-from support.traveller import Traveller, receiving
+from support.traveller import HOST, Traveller, receiving, tcp_url
 from support.wait import wait_until
 
 pytestmark = [pytest.mark.qemu]
 
-HOST = "127.0.0.1"
 SLOW = 10 * MIB
 
 
@@ -58,12 +56,6 @@ def authority(folder: Path) -> Authority:
     return Authority(folder / "ca", HOST)
 
 
-def tcp_url() -> str:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        return f"tcp:{HOST}:{sock.getsockname()[1]}"
-
-
 def wait_for_passes(source: Booted) -> dict[str, Any]:
     def progress() -> dict[str, Any] | None:
         told: dict[str, Any] = source.vmm.get("vm.migration-progress")
@@ -82,10 +74,17 @@ def test_memory_is_copied_over_a_unix_socket(traveller: Traveller, tmp_path: Pat
     traveller.check()
 
 
+def held_memories(pid: int) -> int:
+    """Return how many descriptors of a guest's memory the process has: one would outlive the VM."""
+    folder = Path(f"/proc/{pid}/fd")
+    return sum("cloudvmm-ram" in os.readlink(folder / name) for name in os.listdir(folder))
+
+
 def test_memory_is_handed_over_and_not_copied(traveller: Traveller, tmp_path: Path) -> None:
     told = traveller.move(f"unix:{tmp_path}/way", local=True)
 
     assert told["transferred_bytes"] < 4 * MIB
+    assert held_memories(traveller.place.server.pid) == 1
     traveller.check()
 
 

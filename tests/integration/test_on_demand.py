@@ -76,17 +76,17 @@ def actual_bytes(vm: Booted) -> int:
 
 
 def mappings(vm: Booted, path: Path) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yield the permissions and the sizes (KiB) of each mapping that QEMU has of `path`."""
-    header, sizes = "", {}
+    """Yield the permissions and the sizes (KiB) of each mapping that QEMU has of `path`, by whatever name."""
+    header, sizes, inode = "", {}, str(path.stat().st_ino)
     for line in Path(f"/proc/{vm.qemu_pid()}/smaps").read_text().splitlines():
         name, _, rest = line.partition(":")
         if " " in name:
-            if header.endswith(str(path)):
+            if header.split()[4:5] == [inode]:
                 yield header.split()[1], sizes
             header, sizes = line, {}
         elif rest.endswith(" kB"):
             sizes[name] = int(rest.split()[0])
-    if header.endswith(str(path)):
+    if header.split()[4:5] == [inode]:
         yield header.split()[1], sizes
 
 

@@ -37,7 +37,7 @@ from cloudvmm.engine.qemu.resource import acquire
 from cloudvmm.engine.qemu.zone import zones_of
 from support.guest import find_guest
 from support.namespace import open_tap
-from support.qemu import NEW_QEMU, find_qemu
+from support.qemu import NEW_QEMU, find_qemu, look_apart
 from support.qmp_schema import QmpSchema
 from support.sink import sink_of
 from support.storage_daemon import StorageDaemon
@@ -372,7 +372,16 @@ def engine(qemu: Qemu, sent: list, tmp_path_factory: pytest.TempPathFactory) -> 
     variables = "".join(f"export {name}={value}\n" for name, value in qemu.environment.items())
     program.write_text(f'#!/bin/sh\n{variables}exec {" ".join(qemu.command)} "$@"\n')
     program.chmod(0o755)
-    return QemuEngine(str(program), "tcg", observe=lambda name, arguments: sent.append((name, arguments)))
+    # QEMU is not confined: one that was started without the network takes no device that is to use it.
+    engine = QemuEngine(
+        str(program),
+        "tcg",
+        has_sandbox=False,
+        has_landlock=False,
+        observe=lambda name, arguments: sent.append((name, arguments)),
+    )
+    look_apart(engine, program.parent / "cache")
+    return engine
 
 
 @pytest.fixture(scope="module")

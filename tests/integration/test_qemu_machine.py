@@ -39,13 +39,15 @@ from cloudvmm.engine.base import (
     SinkKind,
     VcpuStarted,
 )
-from cloudvmm.engine.qemu import QemuEngine
+from cloudvmm.engine.qemu import QemuEngine, keepsake
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.probe import choose_accelerator, judge_kvm, run_probe_guest
+from cloudvmm.errors import error_chain
 from cloudvmm.host.lock import lock_file
 from support.deadline import BOOT_S, HOST_S
 from support.guest import find_guest
 from support.leak import Holdings
+from support.process import descendants_of
 from support.qmp_schema import QmpSchema
 from support.wait import is_readable, wait_event
 
@@ -54,6 +56,7 @@ pytestmark = pytest.mark.qemu
 CMDLINE = "console=ttyS0 panic=-1"
 OFF = ConsoleSink(kind=SinkKind.OFF)
 SLOTS = {"__console": 2, "_disk0": 3, "__rng": 4, "__pvpanic": 5, "__watchdog": 6, "__balloon": 7}
+MORE_SLOTS = {"_disk1": 8, "_disk2": 9}
 
 
 class Guest:
@@ -143,7 +146,7 @@ def build(engine, tmp_path) -> Iterator[Callable[..., tuple[QemuMachine, Guest]]
         }
         spec = MachineSpec(
             vm_config=VmConfig(**members),
-            slots=SLOTS,
+            slots=SLOTS | MORE_SLOTS,
             serial=ConsoleSink(kind=SinkKind.FILE, path=make_file(tmp_path / "serial")),
             console=ConsoleSink(kind=SinkKind.STREAM, stream_fd=theirs.fileno()),
             debug_console=OFF,
@@ -184,6 +187,27 @@ def test_panic_is_told_and_the_reset_after_it(build):
 
     assert events[-1] == ResetRequested(by_watchdog=False)
     assert GuestPanicked("panic") in events
+
+
+def test_requests_of_every_disk_are_measured_from_the_boot_on_and_nobody_waits_for_that(
+    build, sent, tmp_path
+):
+    disks = []
+    for number in range(3):
+        image = tmp_path / f"{number}.raw"
+        image.write_bytes(bytes(MIB))
+        disks.append(DiskConfig(id=f"_disk{number}", path=str(image), image_type=ImageType.RAW))
+    machine, _ = build(disks=disks)
+    before = len(sent)
+    machine.boot()
+    machine.pause()
+    machine.resume()  # and this does not begin anew
+    names = [name for name, _ in sent[before:] if not name.startswith(("query", "x-query"))]
+    stats = [each["stats"] for each in machine._monitors.control.execute("query-blockstats")]
+
+    assert names == ["cont", *["block-latency-histogram-set"] * 3, "stop", "cont"]
+    assert len(stats) == 3
+    assert all(each[f"{kind}_latency_histogram"]["boundaries"] for each in stats for kind in ("rd", "wr"))
 
 
 def test_pause_stands_still_and_resume_goes_on(build):
@@ -294,10 +318,21 @@ def test_state_folder_holds_pid_and_argv_until_close(build, tmp_path):
     folder.mkdir()
     machine, _ = build(state_dir=str(folder))
 
-    assert (folder / "pid").read_text() == f"{machine.process_id}\n"
+    assert (folder / "pid").read_text().split()[0] == str(machine.process_id)
     assert "-machine" in (folder / "argv").read_text().splitlines()
     machine.close()
     assert os.listdir(folder) == []
+
+
+def test_next_manager_knows_whose_requests_are_not_measured_yet(build, tmp_path):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    machine, _ = build(state_dir=str(folder))
+    before = keepsake.read(str(folder))
+    machine.boot()
+    after = keepsake.read(str(folder))
+
+    assert (before.unmeasured, after.unmeasured) == (["_disk0"], [])
 
 
 def test_balloon_and_watchdog_and_panic_device_together(build):
@@ -419,3 +454,24 @@ def hears(fd: int, word: bytes, *, timeout_s: float) -> bool:
             return False
         heard += data
     return True
+
+
+def test_whatever_a_build_asks_a_qemu_that_is_killed_the_error_says_so(build, engine, monkeypatch):
+    asked: list[str] = []
+
+    def strike(command: str, arguments: dict) -> None:
+        asked.append(command)
+        if len(asked) == struck:
+            for process in descendants_of(os.getpid()):
+                process.kill()
+
+    monkeypatch.setattr(engine, "_observe", strike)
+    struck = 0
+    build()[0].close()
+    count = len(asked)
+    while struck < count:
+        struck += 1
+        asked.clear()
+        with pytest.raises(EngineError) as caught:
+            build()
+        assert "killed by signal 9" in error_chain(caught.value)[-1], asked

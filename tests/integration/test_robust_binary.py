@@ -95,7 +95,13 @@ def test_unfit_binary_is_refused_by_name_and_the_vmm_goes_on(
 @pytest.mark.qemu
 @pytest.mark.parametrize(
     "machine",
-    ["exec head -c 100000 /dev/urandom", "exit 0", "exit 1", "kill -9 $$", "echo so sad >&2; exit 1"],
+    [
+        "exec head -c 100000 /dev/urandom",
+        "exit 0",
+        "exit 1",
+        'ulimit -f 0; echo >"$0.log"',
+        "echo so sad >&2; exit 1",
+    ],
 )
 def test_machine_that_ends_before_it_speaks_fails_the_boot(
     cloudvmm_server: ServerFactory, tmp_path: Path, machine: str

@@ -180,7 +180,7 @@ def test_client_that_finds_no_descriptor_waits_and_is_served_later(
         assert client.reply().status == 200
 
 
-@pytest.mark.parametrize("count", [8, 10, 12, 14, 16, 18, 20, 22])
+@pytest.mark.parametrize("count", [*range(8, 15), 16, 18, 20, 22])
 def test_start_with_few_descriptors_serves_or_says_why_not(tmp_path: Path, count: int) -> None:
     socket_path = tmp_path / "api"
     command = ["python3", "-m", "cloudvmm.cli.main", "--engine", "fake", "--api-socket", str(socket_path)]
@@ -197,7 +197,7 @@ def test_start_with_few_descriptors_serves_or_says_why_not(tmp_path: Path, count
     finally:
         process.kill()
         process.wait()
-    # Below what the interpreter itself needs, the words are the interpreter's.
+    assert "Traceback" not in words, words
     assert process.returncode in (0, 1), words
     assert process.returncode == 0 or "Too many open files" in words or "No file descriptors" in words, words
 
@@ -212,7 +212,10 @@ def test_disk_image_deleted_under_the_guest_disturbs_nobody(server: Server, tmp_
     server.vmm.put("vm.resume")
     assert "_disk0" in server.vmm.get("vm.counters")
     words = server.vmm.put("vm.reboot", expect=500)
-    assert f"No such file or directory: {image} (os error {errno.ENOENT})" in words
+    assert words[-2:] == [
+        f"I/O error (path={image} op=open)",
+        f"No such file or directory (os error {errno.ENOENT})",
+    ]
     assert server.vmm.get("vm.info")["state"] == "Created"
 
 

@@ -10,16 +10,15 @@ import hashlib
 import os
 import random
 import shutil
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cloudvmm.snapshot.draft import DRAFT_FOLDER
 from support.attack import Call, bare_config, find_qemu, spend
 from support.booted import MIB, make_image
 from support.deadline import GUEST_S
-from support.process import state_of
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 from support.wait import wait_until
@@ -91,6 +90,10 @@ class Rounds:
             self._server.vmm.put("vm.snapshot", {"destination_url": f"file://{self.target}"}, expect=204)
             self._server.vmm.put("vm.delete", expect=204)
         self.outcomes.add("whole" if is_whole else "none")
+        draft = self.target / DRAFT_FOLDER
+        if status is None and draft.exists():  # the blow fell when all was named, and it not yet gone
+            assert set(os.listdir(draft)) <= {"naming", *os.listdir(self.target)}
+            shutil.rmtree(draft)
         assert {name for name in os.listdir(self.target) if not name.startswith("engine-")} == {
             "config.json",
             "state.json",
@@ -133,12 +136,9 @@ class Rounds:
             return
         qemu = find_qemu(self._server)
         if victim == "both":
-            os.kill(self._server.pid, signal.SIGSTOP)
-            wait_until(lambda: state_of(self._server.pid) in ("T", "Z"), "it stands still", timeout_s=GUEST_S)
-        if qemu is not None:
+            self._server.kill(after=qemu)
+        elif qemu is not None:
             qemu.kill()
-        if victim == "both":
-            self._server.kill()
 
     def _expect_no_vm(self, *, was_there: bool) -> None:
         """A QEMU that was struck is gone, and what it ran with it; one that was not yet there was spared."""

@@ -169,6 +169,8 @@ CALLS: Final[dict[str, tuple[str, str, Body | None]]] = {
     "vmm.ping": ("GET", "vmm.ping", None),
     "vm.info": ("GET", "vm.info", None),
     "vm.counters": ("GET", "vm.counters", None),
+    "vmm.jobs": ("GET", "vmm.jobs", None),
+    "vmm.cancel-job": ("PUT", "vmm.cancel-job", _is({"id": 999})),
     **{
         name: ("PUT", name, None)
         for name in (

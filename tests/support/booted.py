@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cloudvmm.guest import FAST_CMDLINE, Guest, GuestNotBuilt, locate
@@ -120,6 +121,11 @@ class Booted:
 
     def info(self) -> dict[str, Any]:
         return self.vmm.get("vm.info")
+
+    def is_running(self) -> bool:
+        """Say so; a VM of the command line may not be there yet."""
+        reply = self.vmm.exchange("GET", "vm.info")
+        return reply.status == 200 and msgspec.json.decode(reply.body)["state"] == "Running"
 
     def config(self) -> dict[str, Any]:
         return self.info()["config"]

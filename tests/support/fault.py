@@ -1,43 +1,40 @@
 """Two VMMs between which a VM moves, and what can go wrong on the way: a table of faults, each at any moment.
 
-`Rounds.strike` migrates once, has one fault happen and then fails unless the VM runs on one side at most and
-is not lost, and whoever is left holds nothing that he should not. On the fake engine, or on QEMU with a guest
-that writes to its memory and its disk and checks both.
+What they are judged by is in `rounds.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import random
 import resource
-import shutil
 import signal
-import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
-from support.attack import Call, Held, assert_holds_no_more, find_qemu, spend
-from support.booted import MIB, Booted, EventFile, make_image, vm_config
-from support.certificate import Authority
-from support.deadline import GUEST_S, HOST_S
+from support.attack import Held, assert_holds_no_more, find_qemu, spend
+from support.booted import MIB, Booted, EventFile
+from support.deadline import HOST_S
 from support.process import ProcessId, state_of
 from support.proxy import Proxy
 from support.server import Server
-from support.traveller import begin_load, check_load, end_load
 from support.vm import choose_engine
-from support.wait import wait_until
 
-HOST = "127.0.0.1"
-SMALL_BYTES = 1 << 20
 LITTLE_MEMORY_BYTES = 700 * MIB  # of addresses, for a QEMU: it starts, and has none for a guest's RAM
 LONGEST_HALT_S = 1.0
+BALLAST = "ballast"  # what fills the folder with little room
 CONNECTIONS = 2
+
+# How a VM moves.
+OVER_CONNECTIONS, HANDED_OVER, WITH_ITS_DISK, POSTCOPY = (
+    "over connections",
+    "handed over",
+    "with its disk",
+    "postcopy",
+)
 
 # What is told, and by whom, just before the blow falls; None is the request itself.
 MOMENTS: tuple[tuple[str, str] | None, ...] = (
@@ -54,14 +51,20 @@ MOMENTS: tuple[tuple[str, str] | None, ...] = (
 
 
 class Side:
-    """A VMM of its own. `guest` talks to its guest, if there is one."""
+    """A VMM of its own. `guest` talks to its guest, if there is one.
 
-    def __init__(self, folder: Path, engine: str, *flags: str) -> None:
+    With a `state_dir` its QEMU outlives it where it is killed: whoever follows it there ends that.
+    """
+
+    def __init__(self, folder: Path, engine: str, state_dir: Path | None = None) -> None:
+        self._state_dir = state_dir
+        self._state_flags = [] if state_dir is None else ["--state-dir", str(state_dir)]
         events = EventFile(folder.with_name(f"{folder.name}.events"))
         self.engine = engine
         self.is_struck = False
         self.server = Server(
-            folder, [*choose_engine(engine).flags, "--event-monitor", f"path={events.path}", *flags]
+            folder,
+            [*choose_engine(engine).flags, "--event-monitor", f"path={events.path}", *self._state_flags],
         )
         self.server.wait_ready()
         self.guest = Booted(self.server, folder, events)
@@ -85,14 +88,11 @@ class Side:
             return None
         return msgspec.json.decode(reply.body)["state"] if reply.status == 200 else None
 
-    def is_settled(self) -> bool:
-        """Tell whether a sender has ended, or has its VM back."""
-        if not self.server.is_running:
-            return True
-        try:
-            return self.vmm.exchange("GET", "vm.counters").status == 200
-        except (OSError, EOFError):
-            return False  # it is about to end
+    @property
+    def phase(self) -> str:
+        """That of the migration."""
+        phase: str = self.vmm.get("vm.migration-progress")["phase"]
+        return phase
 
     def check_holds_nothing(self) -> None:
         """Fail unless it has no VM, and no more of anything than at the beginning."""
@@ -107,17 +107,30 @@ class Side:
             assert self.server.expected_status in (0, 1, -signal.SIGKILL)
             if self.server.expected_status == 1:
                 self.server.keep("api")  # whoever fails leaves it, as the reference does
+            if self._state_dir is not None:
+                (self._state_dir.parent / BALLAST).unlink(missing_ok=True)
+                folder = self.server.folder
+                flags = [*choose_engine(self.engine).flags, *self._state_flags]
+                follower = Server(folder.with_name(f"{folder.name}.follower"), flags)
+                follower.wait_ready()
+                follower.check_end()
         self.server.check_end()
 
 
 class Round(msgspec.Struct):
-    """What a fault can get at. `link` is what the connections go through; `bereft` has lost its QEMU."""
+    """What a fault can get at. `link` is what the connections go through; `bereft` has lost its QEMU.
+
+    The VM was in the state `was`, and goes the `way`. The image `disk`, if any, is made where it goes.
+    """
 
     source: Side
     destination: Side
     link: Proxy
     random: random.Random
     home: Path
+    was: str
+    way: str
+    disk: Path | None = None
     bereft: Side | None = None
 
     def side(self, name: str) -> Side:
@@ -132,7 +145,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """`strike` is the blow, at a random moment. One that `is_prepared` stands before the migration begins.
 
     `kills` names the side that it may end; then its VM may be gone with it. What `is_special` has a
-    destination of its own. One that `may_be_local` needs no link: the VM may be handed over.
+    destination of its own. One that `may_be_local` needs no link: the VM may be handed over. With
+    `is_in_small_folder` its disk goes there.
     """
 
     name: str
@@ -143,6 +157,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     is_tls: bool = False
     engines: tuple[str, ...] = ("fake", "qemu")
     may_be_local: bool = False
+    is_in_small_folder: bool = False
     needs_root: bool = False
     tls_dir: str = "tls"
 
@@ -212,7 +227,7 @@ def _limit_memory(round_: Round) -> None:
 
 
 def _fill_state_folder(round_: Round) -> None:
-    ballast = round_.home / "small" / "ballast"
+    ballast = round_.home / "small" / BALLAST
     with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
         while file.write(b"x" * 512):
             pass
@@ -290,6 +305,13 @@ FAULTS = (
         needs_root=True,
         is_special=True,
     ),
+    Fault(
+        name="destination without room for the disk",
+        strike=_fill_state_folder,
+        is_prepared=True,
+        needs_root=True,
+        is_in_small_folder=True,
+    ),
 )
 
 
@@ -297,255 +319,3 @@ def faults_for(engine: str) -> list[Fault]:
     """Return those that there are for `engine`, and that this process may cause."""
     is_root = os.geteuid() == 0
     return [fault for fault in FAULTS if engine in fault.engines and (is_root or not fault.needs_root)]
-
-
-class Rounds:
-    """Two sides in `home` that migrate and are struck, again and again. `outcomes` has what was seen."""
-
-    def __init__(self, home: Path, engine: str, seed: int, *, last_moment_s: float) -> None:
-        self.outcomes: dict[str, set[str]] = {}
-        self._home = home
-        self._engine = engine
-        self._seed = seed
-        self._random = random.Random(seed)
-        self._last_moment_s = last_moment_s
-        self._numbers = itertools.count()
-        self._undo = contextlib.ExitStack()
-        self._sides: list[Side] = []
-        ours, others = Authority(home / "tls", HOST), Authority(home / "others", HOST)
-        others.trusting(others, home / "strange-tls")
-        assert ours.tls_dir == str(home / "tls")
-        self._disk = make_image(home / "disk", 4 * MIB)
-        self._source = self._make_base() if engine == "qemu" else self._new_source()
-        self._destination: Side | None = None
-
-    def strike(self, fault: Fault) -> None:
-        """Migrate once, with `fault`, and judge what comes of it."""
-        number = next(self._numbers)
-        moment = self._random.choice(MOMENTS)
-        after_s = self._random.uniform(0, self._last_moment_s)
-        what = f"seed {self._seed}, round {number}: {fault.name}, {moment}, after {after_s:.3f} s"
-        try:
-            outcome = self._strike(fault, moment, after_s)
-        except BaseException as error:
-            error.add_note(what)
-            for side in self._sides:
-                error.add_note(f"{side.server.folder.name} said:\n{side.server.stderr[-3000:]}")
-            raise
-        if fault.is_special and outcome.startswith("stayed"):
-            self._drop_destination()
-        self.outcomes.setdefault(fault.name, set()).add(outcome)
-
-    def close(self) -> None:
-        """The last guest's disk is what it wrote; nobody leaves anything behind."""
-        if self._engine == "qemu" and self._source.state == "Running":
-            end_load(self._source.guest, self._disk)
-        for side in list(self._sides):
-            self._retire(side)
-        self._undo.close()
-
-    def _strike(self, fault: Fault, moment: tuple[str, str] | None, after_s: float) -> str:
-        source, destination = self._source, self._place(fault)
-        was = source.state
-        assert was in ("Running", "Paused"), was
-        port = _free_port()
-        speed = self._random.choice((None, 200 * MIB, 30 * MIB))
-        receive: dict[str, Any] = {"receiver_url": f"tcp:{HOST}:{port}"}
-        send: dict[str, Any] = {"connections": CONNECTIONS}
-        is_local = fault.may_be_local and self._random.random() < 0.5
-        if is_local:
-            receive["receiver_url"] = f"unix:{self._home}/way{port}"
-            send = {"destination_url": receive["receiver_url"], "local": True}
-        if fault.is_tls:
-            receive["tls_dir"] = str(self._home / "tls")
-            send["tls_dir"] = str(self._home / fault.tls_dir)
-        with Proxy(HOST, port, bytes_per_s=speed) as link:
-            round_ = Round(source, destination, link, self._random, self._home)
-            if fault.is_prepared:
-                fault.strike(round_)
-            before = {side: side.events.names() for side in (source, destination)}
-            answer = Call(destination.server.socket_path, "PUT", "vm.receive-migration", receive)
-            _wait_for_event(destination, "vm/migration-receive-ready", before[destination])
-            source.vmm.put("vm.send-migration", {"destination_url": link.url, **send}, expect=204)
-            if not fault.is_prepared:
-                self._wait_for_moment(round_, moment, before, answer)
-                spend(after_s)
-                if fault.kills is not None:
-                    round_.side(fault.kills).is_struck = True
-                fault.strike(round_)
-            if round_.bereft is not None:
-                wait_until(lambda: round_.bereft.state is None, "it misses its QEMU", timeout_s=HOST_S)
-            outcome = self._judge(fault, source, destination, answer, was)
-            if is_local:
-                self._check_way(Path(receive["receiver_url"].removeprefix("unix:")), fault)
-            return f"{outcome}, handed over" if is_local else outcome
-
-    def _wait_for_moment(
-        self,
-        round_: Round,
-        moment: tuple[str, str] | None,
-        before: dict[Side, list[str]],
-        answer: Call,
-    ) -> None:
-        if moment is None:
-            return
-        side, name = round_.side(moment[0]), moment[1]
-        count = before[side].count(name)
-        spend(GUEST_S, unless=lambda: side.events.names().count(name) > count or answer.is_over)
-
-    def _judge(self, fault: Fault, source: Side, destination: Side, answer: Call, was: str) -> str:
-        wait_until(source.is_settled, "the source is settled", timeout_s=GUEST_S)
-        reply = answer.outcome(timeout_s=GUEST_S)
-        state = source.state
-        there = destination.state
-        assert not (state == "Running" and there == "Running"), "The VM runs twice"
-        if there is not None:
-            assert reply is not None and reply.status == 204, reply
-        if state == "Running" or (state == "Paused" and was == "Paused"):
-            return self._stayed(destination, there, was)
-        if state == "Paused":
-            return self._left_in_doubt(fault, source, destination, there, was)
-        assert state is None, state
-        return self._left(fault, source, destination, there, was)
-
-    def _check_way(self, path: Path, fault: Fault) -> None:
-        if fault.kills == "destination":
-            path.unlink(missing_ok=True)  # whoever is killed cannot remove its socket
-        assert not path.exists()
-
-    def _stayed(self, destination: Side, there: str | None, was: str) -> str:
-        assert there is None, there
-        if destination.server.is_running:
-            destination.check_holds_nothing()
-        else:
-            self._retire(destination)
-            self._destination = None
-        self._check(self._source, was)
-        return "stayed"
-
-    def _left_in_doubt(
-        self, fault: Fault, source: Side, destination: Side, there: str | None, was: str
-    ) -> str:
-        assert "then call vm.resume" in source.server.stderr
-        if there is None:
-            source.vmm.put("vm.resume", expect=204)
-            self._stayed(destination, there, "Running")
-            return "in doubt, and resumed at the source"
-        assert there == was
-        if was == "Running" and self._engine == "qemu":
-            words = source.vmm.put("vm.resume", expect=500)
-            assert "Cannot lock images of all block devices" in words, words
-        source.vmm.put("vm.delete", expect=204)
-        source.check_holds_nothing()
-        self._source, self._destination = destination, source
-        self._check(destination, was)
-        return "in doubt, and there"
-
-    def _left(self, fault: Fault, source: Side, destination: Side, there: str | None, was: str) -> str:
-        """The source has nothing: it ended because the VM is elsewhere, or of the blow."""
-        self._retire(source)
-        if there is not None:
-            assert there == was, there
-            self._source, self._destination = destination, None
-            self._check(destination, was)
-            return "moved"
-        if fault.kills == "source":
-            assert destination.server.is_running
-            destination.check_holds_nothing()
-            self._source = self._new_source()
-            return "gone with its source"
-        assert fault.kills == "destination", "The VM is lost"
-        # It was there, ran, and has gone with who had it.
-        assert "vm/migration-finished" in source.events.names()
-        assert ("vm/resumed" if was == "Running" else "vm/restored") in destination.events.names()
-        self._retire(destination)
-        self._destination = None
-        self._source = self._new_source()
-        return "moved, and gone with its destination"
-
-    def _check(self, side: Side, was: str) -> None:
-        """The guest has all that it had, and its disk is what it wrote last."""
-        assert side.state == was
-        if self._engine != "qemu":
-            return
-        side.guest.open_shell()
-        check_load(side.guest)
-        if self._random.random() < 0.2:
-            end_load(side.guest, self._disk)
-            begin_load(side.guest)
-
-    def _place(self, fault: Fault) -> Side:
-        """Return where the VM is to go: who is left over from the last round, or a new one."""
-        if fault.is_special:
-            self._drop_destination()
-        if self._destination is None:
-            flags = ["--state-dir", str(self._small_folder())] if "state folder" in fault.name else []
-            self._destination = self._new(*flags)
-        return self._destination
-
-    def _drop_destination(self) -> None:
-        if self._destination is not None:
-            self._retire(self._destination)
-            self._destination = None
-
-    def _small_folder(self) -> Path:
-        folder = self._home / "small"
-        if not folder.exists():
-            folder.mkdir()
-            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SMALL_BYTES}", "small", folder], check=True)
-            self._undo.callback(subprocess.run, ["umount", "-l", folder], check=True)
-        (folder / "ballast").unlink(missing_ok=True)
-        return folder / f"state{next(self._numbers)}"
-
-    def _new(self, *flags: str) -> Side:
-        side = Side(self._home / f"vmm{next(self._numbers)}", self._engine, *flags)
-        self._sides.append(side)
-        return side
-
-    def _retire(self, side: Side) -> None:
-        self._sides.remove(side)
-        side.close()
-
-    def _new_source(self) -> Side:
-        side = self._new()
-        if self._engine == "qemu":
-            shutil.copyfile(self._home / "disk.base", self._disk)
-            side.vmm.put("vm.restore", {"source_url": f"file://{self._home / 'base'}", "resume": True})
-            side.guest.open_shell()
-            return side
-        payload = choose_engine("fake").payload(self._home)
-        shared = {"size": MIB, "shared": True}
-        side.vmm.put("vm.create", {"payload": payload, "memory": shared, "console": {"mode": "Off"}})
-        side.vmm.put("vm.boot")
-        if self._random.random() < 0.3:
-            side.vmm.put("vm.pause")
-        return side
-
-    def _make_base(self) -> Side:
-        """Boot a guest, and save it under load with what is on its disk, for when it is gone."""
-        side = self._new()
-        disk = {"id": "d", "path": str(self._disk), "image_type": "Raw"}
-        side.vmm.put("vm.create", vm_config(memory={"size": 256 * MIB, "shared": True}, disks=[disk]))
-        side.guest.open_shell()
-        side.vmm.put("vm.boot")
-        side.guest.wait_ready()
-        begin_load(side.guest)
-        check_load(side.guest)
-        base = self._home / "base"
-        base.mkdir()
-        side.vmm.put("vm.pause")
-        side.vmm.put("vm.snapshot", {"destination_url": f"file://{base}"})
-        shutil.copyfile(self._disk, self._home / "disk.base")
-        side.vmm.put("vm.resume")
-        return side
-
-
-def _wait_for_event(side: Side, name: str, before: list[str]) -> None:
-    side.events.wait(name, count=before.count(name) + 1, timeout_s=HOST_S)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -20,13 +20,18 @@ class CloneVm:
         self.vmm = Vmm(told["api_socket"])
         self._fd = -1
         if has_shell:
-            path = self.config()["console"]["file"]
-            self._fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
-            self._shell = GuestShell(self._fd)
+            self.open_shell()
 
     def config(self) -> dict[str, Any]:
         config: dict[str, Any] = self.vmm.get("vm.info")["config"]
         return config
+
+    def open_shell(self) -> None:
+        """Talk to its guest over the PTY that its console has now."""
+        path = self.config()["console"]["file"]
+        self._close_shell()
+        self._fd = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._shell = GuestShell(self._fd)
 
     def run(self, script: str, *, timeout_s: float = GUEST_S) -> str:
         """Run `script` in its guest; fail unless it succeeds; return what it printed."""
@@ -36,9 +41,7 @@ class CloneVm:
         return text.rstrip("\n")
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._close_shell()
         self.vmm.close()
 
     def end(self) -> None:
@@ -46,3 +49,8 @@ class CloneVm:
         self.vmm.put("vmm.shutdown")
         self.close()
         wait_until(lambda: not os.path.exists(self.vmm.path), "the clone ends", timeout_s=HOST_S)
+
+    def _close_shell(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

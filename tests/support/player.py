@@ -25,6 +25,7 @@ from support.accelerator import accelerator
 from support.deadline import BOOT_S
 from support.guest import find_guest, import_or_skip
 from support.process import what_children_do
+from support.qemu import look_apart
 from support.wait import is_readable
 
 READ_BYTES = 65536
@@ -129,7 +130,7 @@ class QemuPlayer(Player):
         wrapper.write_text(f'#!/bin/sh\n[ ! -e {deaf} ] || exec sleep 300\nexec {binary} "$@"\n')
         wrapper.chmod(0o755)
         engine = cls.engine(str(wrapper))
-        assert engine.info.name
+        look_apart(engine, folder / "cache")
         deaf.touch()
         return engine
 

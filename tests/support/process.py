@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -92,6 +93,13 @@ def state_of(pid: int) -> str:
     """Return the letter of its state, as R or T; empty where there is no such process."""
     fields = _stat(pid)
     return "" if fields is None else fields[_STATE]
+
+
+def status_of(pid: int, name: str) -> int:
+    """Return a number of /proc/PID/status; a thread has one, too."""
+    found = re.search(rf"^{name}:\s*(\d+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 def _stat(pid: int) -> list[str] | None:

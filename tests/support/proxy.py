@@ -44,6 +44,11 @@ class Proxy:
         for sock in (self._listener, *self._sockets):
             sock.close()
 
+    @property
+    def count(self) -> int:
+        """How many connections there are, or were."""
+        return len(self._sockets) // 2
+
     def stop(self) -> None:
         """Pass nothing on, and let nobody know."""
         self._may_pass.clear()

@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from cloudvmm.engine.qemu.binary import BINARY_NAME, parse_version
+from cloudvmm.engine.qemu.engine import QemuEngine
 from support.deadline import HOST_S
 from support.old_qemu import old_qemu_program
 
@@ -37,6 +38,13 @@ def find_qemu(which: str, folder: Path) -> str:
     if found is None:
         pytest.skip(f"The program {BINARY_NAME} is missing")
     return found
+
+
+def look_apart(engine: QemuEngine, folder: Path) -> None:
+    """Have `engine` ask its QEMU, which this test alone runs, and keep the answers in `folder`."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CLOUDVMM_CACHE", str(folder))
+        engine.facts()
 
 
 @cache

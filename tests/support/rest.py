@@ -21,18 +21,24 @@ from cloudvmm.api import (
     Empty,
     EventFd,
     ForkedVm,
+    JobState,
     MigrationPhase,
     MigrationRole,
+    ReplyChannel,
     SnapshotPhase,
     VmActionPayload,
     VmForkResponse,
     VmInfo,
     VmMigrationProgress,
+    VmmJob,
+    VmmJobs,
     VmmPingResponse,
     VmSnapshotProgress,
     VmState,
     api_channel,
 )
+from cloudvmm.api.action import VmmPing
+from cloudvmm.api.ping import Ping, Pong
 from cloudvmm.config.vm import VmConfig
 from support.traffic import Traffic
 
@@ -48,6 +54,18 @@ FORKED = VmForkResponse(
     clones=[ForkedVm(id="clone-0", api_socket="/c/clone-0/api.sock", directory="/c/clone-0")],
     pause_ms=18.5,
     disks={"_disk0": "/c/disk0-0.qcow2"},
+)
+JOBS = VmmJobs(
+    jobs=[
+        VmmJob(
+            id=7,
+            command="vm.boot",
+            state=JobState.RUNNING,
+            since=1790000000.25,
+            elapsed_ms=5,
+            can_cancel=False,
+        )
+    ]
 )
 PING = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
@@ -66,11 +84,23 @@ def plain_answer(command: type[ApiRequest]) -> Answer:
         return SAVING
     if command.answer is VmForkResponse:
         return FORKED
+    if command.answer is VmmJobs:
+        return JOBS
     if command.name == "vm.counters":
         return VmActionPayload(b'{"_disk0":{"read_bytes":512}}')
     if command.answer is VmActionPayload:
         return VmActionPayload(b'{"id":"_disk0","bdf":"0000:00:01.0"}')
     return Empty()
+
+
+class _PongReply:
+    """Where a `Ping` is answered as the command `VmmPing` is."""
+
+    def __init__(self, reply: ReplyChannel) -> None:
+        self._reply = reply
+
+    def send(self, answer: Answer) -> None:
+        self._reply.send(Pong(msgspec.json.encode(answer)) if isinstance(answer, VmmPingResponse) else answer)
 
 
 class ScriptedVmm:
@@ -125,7 +155,9 @@ class ScriptedVmm:
                 assert request is not None
                 self._serve(request)
 
-    def _serve(self, request: ApiRequest) -> None:
+    def _serve(self, request: ApiRequest | Ping) -> None:
+        if isinstance(request, Ping):
+            request = VmmPing(None, _PongReply(request.reply))
         answer = self.script.get(request.name, plain_answer(type(request)))
         with self.received:
             self.requests.append(request)

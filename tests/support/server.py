@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloudvmm.host.scratch import sweep
 from support.deadline import HOST_S
 from support.process import ProcessId, descendants_of, identify, state_of
 from support.tap import check_all
@@ -29,7 +31,8 @@ LEFTOVER_TIMEOUT_S = 2.0
 class Server:
     """Owns the process. `folder` is empty at the start and holds the socket's lock alone at the end.
 
-    One that `succeeds` another takes over its VM, and its socket, which lies in the other's folder.
+    One that `succeeds` another takes over its VM, and its socket, which lies in the other's folder. `program`
+    is the module that is run, with words of its own.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Server:
         pass_fds: Sequence[int] = (),
         has_socket: bool = True,
         succeeds: Server | None = None,
+        program: Sequence[str] = ("support.tapped",),
     ) -> None:
         folder.mkdir()
         self.folder = folder
@@ -57,17 +61,43 @@ class Server:
         if succeeds is not None:
             succeeds.keep("api")
             socket_flags = ["upgrade", *socket_flags]
-        with open(self._stderr_path, "wb") as stderr:
-            self._process = subprocess.Popen(
-                [*INTERPRETER, "-m", "support.tapped", str(self.traffic), *socket_flags, *flags],
-                cwd=folder,
-                env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": PYTHONPATH},
+        self._program = program
+        self._flags = [*socket_flags, *flags]
+        self._lives = 0
+        self._process = self._start(pass_fds)
+        self.vmm = Vmm(self.socket_path, on_answer=self._answered)
+
+    def _start(self, pass_fds: Sequence[int] = ()) -> subprocess.Popen[bytes]:
+        traffic = self.traffic if not self._lives else self.traffic.with_suffix(f".traffic{self._lives}")
+        traffic.mkdir(exist_ok=True)
+        self._lives += 1
+        with open(self._stderr_path, "ab") as stderr:
+            return subprocess.Popen(
+                [*INTERPRETER, "-m", *self._program, str(traffic), *self._flags],
+                cwd=self.folder,
+                env={**os.environ, "TMPDIR": str(self.folder), "PYTHONPATH": PYTHONPATH},
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
                 pass_fds=pass_fds,
             )
-        self.vmm = Vmm(self.socket_path, on_answer=self._answered)
+
+    def restart(self) -> float:
+        """Start it once more, after its end, as it was started before; what it left running is known.
+
+        Return the seconds from its start to its first answer.
+        """
+        started = time.monotonic()
+        self.start_again()
+        self.wait_ready()
+        return time.monotonic() - started
+
+    def start_again(self) -> None:
+        """As `restart`, without waiting for it."""
+        self.vmm.close()
+        self.wait_end()
+        self.expected_status = 0
+        self._process = self._start()
 
     @property
     def pid(self) -> int:
@@ -91,6 +121,7 @@ class Server:
         """Return once it answers; fail with what it said if it ended instead."""
         wait_until(self._is_ready, "the server answers", timeout_s=HOST_S)
         self.vmm.get("vmm.ping")
+        self.vmm.get("vmm.jobs")  # what carries out commands is there from the first one on
 
     def children(self) -> set[ProcessId]:
         """Return who the server has started and still runs; from here on they are known."""
@@ -103,12 +134,17 @@ class Server:
         self.children()
         self._process.terminate()
 
-    def kill(self) -> None:
-        """Kill it in the middle of whatever it does; nothing that it started escapes our list."""
+    def kill(self, *, after: ProcessId | None = None) -> None:
+        """Kill it in the middle of whatever it does; nothing that it started escapes our list.
+
+        It dies without having seen the end of `after`, which is killed first.
+        """
         self.expected_status = -signal.SIGKILL
         self._process.send_signal(signal.SIGSTOP)
         wait_until(lambda: state_of(self.pid) in ("T", "Z", ""), "the server stands still", timeout_s=HOST_S)
         self.children()
+        if after is not None:
+            after.kill()
         self._process.kill()
 
     def wait_end(self, *, timeout_s: float = HOST_S) -> int:
@@ -147,8 +183,10 @@ class Server:
             for child in self._alive():
                 child.kill()
         kept = set(self._kept)
-        if self.expected_status < 0 and self.has_socket:
-            kept.add("api")  # whoever is killed cannot remove its socket
+        if self.expected_status < 0:
+            sweep(str(self.folder))  # as whoever comes next does
+            if self.has_socket:
+                kept.add("api")  # whoever is killed cannot remove its socket
         return left + [f"file {name}" for name in sorted(os.listdir(self.folder)) if name not in kept]
 
     def _alive(self) -> list[ProcessId]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 from support.booted import Booted, Config, booting, serving
 from support.deadline import GUEST_S
+from support.server import Server
 
+HOST = "127.0.0.1"
 DISK_BYTES = 64 * 1024
 
 # Two loads, each of which checks itself: what is in memory against its sums, and what is on the disk.
@@ -119,6 +122,23 @@ class Traveller:
         target.wait_ready()
         told: dict[str, Any] = target.vmm.get("vm.migration-progress")
         return told
+
+
+def is_settled(source: Server) -> bool:
+    """Tell whether a sender has ended, or has its VM back."""
+    if not source.is_running:
+        return True
+    try:
+        return source.vmm.exchange("GET", "vm.counters").status == 200
+    except (OSError, EOFError):
+        return False  # it is about to end
+
+
+def tcp_url() -> str:
+    """Return an address of this host at which nobody listens."""
+    with socket.socket() as sock:
+        sock.bind((HOST, 0))
+        return f"tcp:{HOST}:{sock.getsockname()[1]}"
 
 
 def receiving(

@@ -52,6 +52,21 @@ def dead_links(path):
     return dead
 
 
+LIMITS = ROOT / "docs" / "limits.md"
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
+
+
+def test_each_limit_names_a_test_that_is_there():
+    rows = [line for line in LIMITS.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if not row.endswith("| Test |")]
+    assert len(rows) > 30
+    for row in rows:
+        found = NAMED_TEST.search(row)
+        assert found, f"no test is named: {row}"
+        path, name = found.groups()
+        assert f"\ndef {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{name} is not in {path}"
+
+
 def test_there_are_documents():
     assert {"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/compatibility.md"} <= set(
         documents()
@@ -79,3 +94,20 @@ def test_a_dead_link_is_found(tmp_path):
     )
 
     assert dead_links(page) == ["gone.md", "#nowhere"]
+
+
+NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
+
+
+def test_every_claim_about_security_names_a_test_that_is_there():
+    text = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    named = NAMED_TEST.findall(text)
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^\s*def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert missing == []
+    rows = [line for line in text.splitlines() if line.startswith("| ") and " | Tried by |" not in line]
+    assert [row for row in rows if not NAMED_TEST.search(row)] == []
+    assert len(rows) > 30

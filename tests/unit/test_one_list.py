@@ -21,7 +21,8 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.dbus.method import METHODS
 from cloudvmm.engine.fake import FakeEngine
 from cloudvmm.http.openapi import document
-from cloudvmm.http.route import ROOT, ROUTES
+from cloudvmm.http.path import ROOT
+from cloudvmm.http.route import ROUTES
 from cloudvmm.http.sample import SAMPLES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -33,9 +34,9 @@ CAMEL_NAMES = {"".join(word.capitalize() for word in re.split("[.-]", name)): na
 # Shut out of the reference's D-Bus interface, or not in the reference; and shut out of its actions on the VM.
 NOT_ON_DBUS = {
     *("vm.nmi", "vm.resize-disk", "vm.migration-progress", "vm.cancel-migration"),
-    *("vm.fork", "vm.snapshot-progress", "vm.cancel-snapshot"),
+    *("vm.fork", "vm.snapshot-progress", "vm.cancel-snapshot", "vmm.jobs", "vmm.cancel-job"),
 }
-NOT_AN_ACTION = {"vmm.ping", "vmm.shutdown", "vm.info", "vm.create"}
+NOT_AN_ACTION = {"vmm.ping", "vmm.shutdown", "vmm.jobs", "vmm.cancel-job", "vm.info", "vm.create"}
 
 
 def in_python(names):

@@ -19,6 +19,7 @@ from cloudvmm.api.data import (
     VmForkResponse,
     VmInfo,
     VmMigrationProgress,
+    VmmJobs,
     VmmPingResponse,
     VmSnapshotProgress,
 )
@@ -380,6 +381,29 @@ class VmCancelMigration(ApiRequest):
     is_on_dbus = False
 
 
+class VmmJobsRequest(ApiRequest):
+    """Tell which commands are under way, which wait, and how far they are. Allowed always; an extension."""
+
+    name = "vmm.jobs"
+    answer = VmmJobs
+    error = error.VmmJobsError
+    effect = Effect.READS
+    is_on_dbus = False
+
+
+class VmmCancelJob(ApiRequest):
+    """Call off a command that waits, or a snapshot or a migration that is under way. An extension.
+
+    It is answered at once. Whoever asked for a command that waited gets an error, and nothing was done; what
+    is under way ends soon. It fails where there is no such job, or where that cannot be called off any more.
+    """
+
+    name = "vmm.cancel-job"
+    body = operation.VmmCancelJobData
+    error = error.VmmCancelJobError
+    is_on_dbus = False
+
+
 COMMANDS: tuple[type[ApiRequest], ...] = (
     VmmPing,
     VmmShutdown,
@@ -417,6 +441,8 @@ COMMANDS: tuple[type[ApiRequest], ...] = (
     VmCancelMigration,
     VmSnapshotProgressRequest,
     VmCancelSnapshot,
+    VmmJobsRequest,
+    VmmCancelJob,
 )
 
 

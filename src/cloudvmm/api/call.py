@@ -7,6 +7,7 @@ failed, `RequestSend` or `EventFdWrite` when the VMM thread has ended.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, TypeVar
 
 from cloudvmm.api import action
@@ -18,6 +19,7 @@ from cloudvmm.api.data import (
     VmForkResponse,
     VmInfo,
     VmMigrationProgress,
+    VmmJobs,
     VmmPingResponse,
     VmSnapshotProgress,
 )
@@ -37,6 +39,7 @@ P = TypeVar(
     VmMigrationProgress,
     VmSnapshotProgress,
     VmForkResponse,
+    VmmJobs,
 )
 
 
@@ -85,9 +88,11 @@ def vm_counters(api_evt: EventFd, api_sender: ApiSender) -> bytes | None:
 def vm_create(api_evt: EventFd, api_sender: ApiSender, vm_config: VmConfig) -> None:
     """Descriptors inside `vm_config` belong to the VMM once it has the request, also when it refuses.
 
+    The VMM gets a copy of all else.
+
     :raises RequestSend: the VMM thread has ended; descriptors are still the caller's.
     """
-    _expect(Empty, api_evt, api_sender, action.VmCreate, vm_config)
+    _expect(Empty, api_evt, api_sender, action.VmCreate, copy.deepcopy(vm_config))
 
 
 def vm_boot(api_evt: EventFd, api_sender: ApiSender) -> None:
@@ -231,6 +236,14 @@ def vm_snapshot_progress(api_evt: EventFd, api_sender: ApiSender) -> VmSnapshotP
 
 def vm_cancel_snapshot(api_evt: EventFd, api_sender: ApiSender) -> None:
     _expect(Empty, api_evt, api_sender, action.VmCancelSnapshot)
+
+
+def vmm_jobs(api_evt: EventFd, api_sender: ApiSender) -> VmmJobs:
+    return _expect(VmmJobs, api_evt, api_sender, action.VmmJobsRequest)
+
+
+def vmm_cancel_job(api_evt: EventFd, api_sender: ApiSender, data: operation.VmmCancelJobData) -> None:
+    _expect(Empty, api_evt, api_sender, action.VmmCancelJob, data)
 
 
 def vm_action(

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import TYPE_CHECKING
 
-from cloudvmm.api.error import ApiError, RequestSend, ResponseRecv
+from cloudvmm.api.plumbing import ApiError, RequestSend, ResponseRecv
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from cloudvmm.api.action import ApiRequest
     from cloudvmm.api.data import ApiResponsePayload
+    from cloudvmm.api.ping import Ping
 
-    ApiResponse = ApiResponsePayload | ApiError
+    Request: TypeAlias = ApiRequest | Ping
+    ApiResponse: TypeAlias = ApiResponsePayload | ApiError
 
 
 class ReplyChannel:
@@ -62,14 +66,14 @@ class ApiReceiver:
     __slots__ = ("_closed", "_lock", "_requests")
 
     def __init__(self) -> None:
-        self._requests: queue.SimpleQueue[ApiRequest] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
 
     def sender(self) -> ApiSender:
         return ApiSender(self)
 
-    def put(self, request: ApiRequest) -> None:
+    def put(self, request: Request) -> None:
         # The lock closes the gap between the check and the put: without it a request could slip in behind
         # the last drain and never be answered.
         with self._lock:
@@ -77,12 +81,12 @@ class ApiReceiver:
                 raise RequestSend
             self._requests.put(request)
 
-    def take(self) -> ApiRequest | None:
+    def take(self) -> Request | None:
         """Return the next request, or None; never blocks."""
         # Nobody else takes, so what is there stays there.
         return None if self._requests.empty() else self._requests.get_nowait()
 
-    def close(self) -> list[ApiRequest]:
+    def close(self) -> list[Request]:
         """Refuse what comes from now on; return what is queued, for the caller to answer."""
         with self._lock:
             self._closed = True
@@ -100,7 +104,7 @@ class ApiSender:
     def __init__(self, receiver: ApiReceiver) -> None:
         self._receiver = receiver
 
-    def send(self, request: ApiRequest) -> None:
+    def send(self, request: Request) -> None:
         """Queue `request`; the caller rings the eventfd next.
 
         :raises RequestSend: the VMM thread has ended.

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from cloudvmm.api.ping import Pong
 from cloudvmm.config.vm import VmConfig
 
 VmCounters = dict[str, dict[str, int]]
@@ -163,12 +164,101 @@ class VmForkResponse(msgspec.Struct, frozen=True, kw_only=True):
     disks: dict[str, str]
 
 
+class JobState(enum.Enum):
+    """One job is Running and others are Queued behind it; an outgoing migration is Running beside these."""
+
+    QUEUED = "Queued"
+    RUNNING = "Running"
+
+
+class VmmJob(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A command that waits or is under way; `id` is of no other one of this VMM.
+
+    `since` is when that began, in seconds of UTC since 1970, and `elapsed_ms` how long it is by now. What is
+    not known is not there: `done_bytes` of `total_bytes`, which make `percent`. A migration's total grows
+    with what the guest writes meanwhile. `can_cancel` tells whether `vmm.cancel-job` would end it now.
+    """
+
+    id: int
+    command: str
+    state: JobState
+    since: float
+    elapsed_ms: int
+    can_cancel: bool
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    percent: float | None = None
+
+
+class VmmJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order in which they began, then those that wait, in the order in which they are to begin."""
+
+    jobs: list[VmmJob]
+
+
+class HeldState(enum.Enum):
+    """Starting; Running, which takes commands; Ending; Failed, whose error is told."""
+
+    STARTING = "Starting"
+    RUNNING = "Running"
+    ENDING = "Ending"
+    FAILED = "Failed"
+
+
+class HeldVmm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A VMM that a daemon holds; any client of Cloud Hypervisor's API can use it at `api_socket`.
+
+    `vm_state` is the state of its VM, if it has one and tells so in time; `error` is why it failed, outermost
+    first.
+    """
+
+    id: str
+    api_socket: str
+    state: HeldState
+    vm_state: VmState | None = None
+    error: list[str] | None = None
+
+
+class HeldVmms(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order in which they were made."""
+
+    vmms: list[HeldVmm]
+
+
+class HeldJob(VmmJob, frozen=True, kw_only=True, omit_defaults=True):
+    """A job of the VMM called `vmm`, by which, with its `id`, it is called off."""
+
+    vmm: str
+
+
+class HeldJobs(msgspec.Struct, frozen=True, kw_only=True):
+    """In the order of the VMMs. One that does not tell in time is not here, but in `silent`."""
+
+    jobs: list[HeldJob]
+    silent: list[str]
+
+
+class DaemonPingResponse(msgspec.Struct, frozen=True, kw_only=True):
+    """It holds `vmms` VMMs and may hold `max_vmms`."""
+
+    build_version: str
+    pid: int
+    vmms: int
+    max_vmms: int
+
+
 ApiResponsePayload = (
     Empty
     | VmInfo
     | VmmPingResponse
+    | Pong
     | VmActionPayload
     | VmMigrationProgress
     | VmSnapshotProgress
     | VmForkResponse
+    | VmmJobs
+    | DaemonPingResponse
+    | HeldVmm
+    | HeldVmms
+    | HeldJobs
 )

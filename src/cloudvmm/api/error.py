@@ -8,44 +8,24 @@
     VmError                      what the VMM or the VM refused (the usual cause of an ApiError)
     MigratableError              pause, resume, snapshot and migration of the VM's parts
 
-Texts are Cloud Hypervisor's (reference: rest.md section 9).
+Texts are Cloud Hypervisor's (reference: rest.md section 9). Those that a server needs before its first answer
+are in `plumbing.py`, and here too.
 """
 
 from __future__ import annotations
 
+from cloudvmm.api.plumbing import ApiError as ApiError
+from cloudvmm.api.plumbing import ApiPlumbingError as ApiPlumbingError
+from cloudvmm.api.plumbing import ApplySeccompFilter as ApplySeccompFilter
+from cloudvmm.api.plumbing import CreateSeccompFilter as CreateSeccompFilter
+from cloudvmm.api.plumbing import EventFdWrite as EventFdWrite
+from cloudvmm.api.plumbing import RequestSend as RequestSend
+from cloudvmm.api.plumbing import ResponsePayloadType as ResponsePayloadType
+from cloudvmm.api.plumbing import ResponseRecv as ResponseRecv
+from cloudvmm.api.plumbing import VmError as VmError
+from cloudvmm.api.plumbing import VmmPingError as VmmPingError
+from cloudvmm.api.plumbing import VmmShuttingDown as VmmShuttingDown
 from cloudvmm.errors import VmmError
-
-
-class ApiError(VmmError):
-    """Root of what a command answers with."""
-
-
-class ApiPlumbingError(ApiError):
-    """Root of what fails between the caller and the VMM thread."""
-
-
-class EventFdWrite(ApiPlumbingError):
-    """Cannot write to EventFd"""
-
-
-class RequestSend(ApiPlumbingError):
-    """API request send error"""
-
-
-class ResponseRecv(ApiPlumbingError):
-    """API response receive error"""
-
-
-class ResponsePayloadType(ApiPlumbingError):
-    """Wrong response payload type"""
-
-
-class CreateSeccompFilter(ApiPlumbingError):
-    """Cannot create seccomp filter"""
-
-
-class ApplySeccompFilter(ApiPlumbingError):
-    """Cannot apply seccomp filter"""
 
 
 class VmCreateError(ApiError):
@@ -98,10 +78,6 @@ class VmCoredumpError(ApiError):
 
 class VmmShutdownError(ApiError):
     """The VMM could not shutdown"""
-
-
-class VmmPingError(ApiError):
-    """The VMM did not answer"""
 
 
 class VmResizeError(ApiError):
@@ -180,16 +156,20 @@ class VmCancelMigrationError(ApiError):
     """Error cancelling the migration"""
 
 
+class VmmJobsError(ApiError):
+    """Error looking at the jobs"""
+
+
+class VmmCancelJobError(ApiError):
+    """Error cancelling the job"""
+
+
 class VmPowerButtonError(ApiError):
     """Error triggering power button"""
 
 
 class VmNmiError(ApiError):
     """Error triggering NMI"""
-
-
-class VmError(VmmError):
-    """Root of what the VMM or the VM refuses."""
 
 
 class VmMissingConfig(VmError):
@@ -227,6 +207,61 @@ class InvalidStateTransition(VmError):
         super().__init__(f"invalid VM state transition: {before} to {after}")
         self.before = before
         self.after = after
+
+
+class NoSuchVmm(VmError):
+    """`vmm_id` is what it was called."""
+
+    def __init__(self, vmm_id: str) -> None:
+        super().__init__(f"There is no VMM called {vmm_id}")
+        self.vmm_id = vmm_id
+
+
+class VmmExists(VmError):
+    """`vmm_id` is taken, perhaps by one that is about to end."""
+
+    def __init__(self, vmm_id: str) -> None:
+        super().__init__(f"There is a VMM called {vmm_id} already")
+        self.vmm_id = vmm_id
+
+
+class InvalidVmmId(VmError):
+    """It becomes the name of files, so it is of few letters."""
+
+    def __init__(self, vmm_id: str) -> None:
+        super().__init__(
+            f"{vmm_id[:80]!r} cannot be the name of a VMM: it is of 1 to 64 letters, digits and . _ - "
+            "and begins with a letter or a digit"
+        )
+        self.vmm_id = vmm_id
+
+
+class TooManyVmms(VmError):
+    """`most` is how many there may be."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"There are {most} VMMs already, and there may be no more")
+        self.most = most
+
+
+class NoSuchJob(VmError):
+    """It has ended, or there never was one of that number."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(f"There is no job {job_id}")
+        self.job_id = job_id
+
+
+class JobNotCancellable(VmError):
+    """`command` is what the job is called."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(f"A job of this kind or at this point cannot be cancelled: {command}")
+        self.command = command
+
+
+class JobCancelled(VmError):
+    """The job was cancelled before its turn, and has done nothing"""
 
 
 class ConfigValidation(VmError):
@@ -343,10 +378,6 @@ class KernelLoad(VmError):
 
 class NotImplementedYet(VmError):
     """The command is part of the API, but this release has no means for it (docs/compatibility.md)"""
-
-
-class VmmShuttingDown(VmError):
-    """The VMM is shutting down"""
 
 
 class MigratableError(VmmError):

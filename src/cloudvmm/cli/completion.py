@@ -47,7 +47,7 @@ def run_completion(words: list[str], *, program: str) -> int:
         help=f"{program} if not given, or {' or '.join(_REMOTES)}",
     )
     parser.add_argument("-h", "--help", action="help", help="Print help")
-    args = parser.parse_words(words)
+    args = parser.parse_words(words, argparse.Namespace())
     described = _remote_parser(args.of) if args.of in _REMOTES else _server_parser(args.of)
     sys.stdout.write(script(described[0], args.shell, described[1]))
     return 0

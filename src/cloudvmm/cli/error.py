@@ -8,6 +8,7 @@ from __future__ import annotations
 from cloudvmm.errors import VmmError
 
 _EVENT_MONITOR = "path=<path> or fd=<number>"
+_PEER = "uid=<number>"
 _GDB = "path=<path>"
 
 
@@ -27,6 +28,18 @@ class ParsingApiSocket(FlagError):
     def __init__(self, given: str) -> None:
         super().__init__()
         self.hint = f"<path>, path=<path> or fd=<number>; given: fd={given}"
+
+
+class ParsingApiSocketPeers(FlagError):
+    """Error parsing --api-socket-peers"""
+
+    hint = _PEER
+
+
+class BareApiSocketPeer(FlagError):
+    """Error parsing --api-socket-peers: uid required"""
+
+    hint = _PEER
 
 
 class ParsingEventMonitor(FlagError):
@@ -65,7 +78,23 @@ class ParsingMaxConnections(FlagError):
         self.hint = f"a number from 1 to {most}; given: {given}"
 
 
-class ConnectionsOutOfRange(FlagError):
+class ParsingQemuUser(FlagError):
+    """Error parsing --qemu-user"""
+
+    def __init__(self, given: str) -> None:
+        super().__init__()
+        self.hint = f"auto, root, or the name or number of a user; given: {given}"
+
+
+class ParsingMaxVmms(FlagError):
+    """Error parsing --max-vms"""
+
+    def __init__(self, given: str, most: int) -> None:
+        super().__init__()
+        self.hint = f"a number from 1 to {most}; given: {given}"
+
+
+class CountOutOfRange(FlagError):
     def __init__(self, count: int, most: int) -> None:
         super().__init__(f"{count} is not in the range from 1 to {most}")
 
@@ -82,6 +111,10 @@ class LogFileCreation(FlagError):
     """Error creating log file"""
 
 
+class TraceFileCreation(FlagError):
+    """Error creating trace file"""
+
+
 class LoggerFormat(FlagError):
     """Error parsing logger format"""
 
@@ -94,13 +127,6 @@ class InvalidDescriptor(FlagError):
     """invalid digit found in string"""
 
 
-class FlagNotAvailable(FlagError):
-    """The reference knows the flag, and this version has no means for it yet."""
-
-    def __init__(self, flag: str) -> None:
-        super().__init__(f"--{flag} is not available in this version of cloudvmm")
-
-
 class UpgradeNeedsPath(FlagError):
     """An upgrade needs --api-socket with the path of the VMM whose VM is to be taken over"""
 
@@ -110,3 +136,54 @@ class UpgradeNeedsPath(FlagError):
 class UpgradeTakesNoVm(FlagError):
     def __init__(self, flag: str) -> None:
         super().__init__(f"An upgrade takes the VM as it is: --{flag} does not go with it")
+
+
+class DaemonNeedsPath(FlagError):
+    """A daemon needs --api-socket with the path of its own socket"""
+
+    hint = "--api-socket <path> or path=<path>"
+
+
+class FormatError(VmmError):
+    """Root of what can be wrong with a log format; always the cause of a LoggerFormat."""
+
+
+class UnknownToken(FormatError):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Unknown format token '{{{name}}}'")
+
+
+class UnterminatedBrace(FormatError):
+    """Unterminated '{' in format string"""
+
+
+class UnmatchedBrace(FormatError):
+    """Unmatched '}' in format string"""
+
+
+class StartError(VmmError):
+    """Root of what ends a start; the texts are the reference's."""
+
+
+class ThreadExited(VmmError):
+    """VMM thread exited with error"""
+
+
+class CreatingVm(StartError):
+    """Error creating VM"""
+
+
+class BootingVm(StartError):
+    """Error booting VM"""
+
+
+class RestoringVm(StartError):
+    """Error restoring VM"""
+
+
+class ApplyLandlockToThreads(StartError):
+    """Failed to apply Landlock"""
+
+
+class EventMonitorIo(StartError):
+    """Error doing event monitor I/O"""

@@ -1,44 +1,26 @@
 """The flags of `cloudvmm`, which are those of `cloud-hypervisor` and a few of ours.
 
-Only the command line's own form is here: which flags exist, how often, which need which. The option
-strings that many of them take are read in `cli/vm_flag.py`.
+Only the command line's own form is here: which flags exist, how often, which need which. `parser.py` knows
+all that can be wrong with it, and the help; it is loaded where the line is not plainly right. What the values
+of the VMM's own flags mean is in `flag_value.py`, and those of a VM in `vm_flag.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import enum
-import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
-from cloudvmm.cli.error import (
-    BareEventMonitor,
-    BareGdb,
-    ConnectionsOutOfRange,
-    FlagNotAvailable,
-    InvalidDescriptor,
-    MissingDbusObjectPath,
-    MissingDbusServiceName,
-    ParsingApiSocket,
-    ParsingEventMonitor,
-    ParsingGdb,
-    ParsingMaxConnections,
-    UpgradeNeedsPath,
-    UpgradeTakesNoVm,
-)
+from cloudvmm import cli
 from cloudvmm.cli.log import DEFAULT_FORMAT
-from cloudvmm.cli.usage import USAGE_STATUS, UsageParser, shape_of
-from cloudvmm.options.error import Conversion, GrammarError
-from cloudvmm.options.grammar import Options, parse_options, read_options
+from cloudvmm.value import Value
 
-MOST_CONNECTIONS = 4096  # each is a thread
-OWN_COMMANDS = (
-    "Beside the flags there are the commands 'cloudvmm guest' (a small guest for first steps), "
-    "'cloudvmm upgrade' (take the VM of a running cloudvmm over) and 'cloudvmm completion' (for your shell); "
-    "--help behind one tells more."
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Args(SimpleNamespace):
+    """A member per flag (`log_file`), `v` (a count), `version`, and `given`, the names of flags in use."""
 
 
 class Arity(enum.Enum):
@@ -58,13 +40,34 @@ class Group(enum.Enum):
     NONE = ""
 
 
-class Flag(NamedTuple):
-    name: str
-    group: Group
-    arity: Arity = Arity.ONE
-    default: str | None = None
-    choices: tuple[str, ...] | None = None
-    help: str = ""
+class Flag(Value):
+    __slots__ = ("name", "group", "arity", "default", "choices", "help")  # noqa: RUF023
+
+    def __init__(
+        self,
+        name: str,
+        group: Group,
+        arity: Arity = Arity.ONE,
+        default: str | None = None,
+        choices: tuple[str, ...] | None = None,
+        help: str = "",
+    ) -> None:
+        self.name = name
+        self.group = group
+        self.arity = arity
+        self.default = default
+        self.choices = choices
+        self.help = help
+
+    @property
+    def member(self) -> str:
+        """What it is called in `Args`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def unset(self) -> str | bool | None:
+        """What its member is without it."""
+        return False if self.arity is Arity.SWITCH else self.default
 
 
 _VM, _PAYLOAD, _VMM, _LOGGING = Group.VM, Group.PAYLOAD, Group.VMM, Group.LOGGING
@@ -73,6 +76,12 @@ _MANY, _SWITCH = Arity.MANY, Arity.SWITCH
 FLAGS = (
     Flag("accel", _VMM, default="auto", choices=("auto", "kvm", "tcg"), help="How QEMU runs the guest"),
     Flag("api-socket", _VMM, help="HTTP API socket (UNIX domain socket): path=<path> or fd=<fd>"),
+    Flag(
+        "api-socket-peers",
+        _VMM,
+        _MANY,
+        help="Users that may connect to the API socket, others may not: uid=<uid>; all that can if not given",
+    ),
     Flag("balloon", _VM, help="Balloon"),
     Flag("cmdline", _VM, help="Kernel command line"),
     Flag("console", _VM, default="tty", help="Virtio console"),
@@ -111,6 +120,20 @@ FLAGS = (
     Flag("pvmemcontrol", _VM, _SWITCH, help="Add a pvmemcontrol device"),
     Flag("pvpanic", _VM, _SWITCH, help="Add a pvpanic device"),
     Flag("qemu", _VMM, help="Path to the QEMU program; searched for if not given"),
+    Flag(
+        "qemu-landlock",
+        _VMM,
+        default="true",
+        choices=("true", "false"),
+        help="Hold QEMU and its helper programs to the files of the VM",
+    ),
+    Flag(
+        "qemu-user",
+        _VMM,
+        default="auto",
+        help="User that QEMU runs as, where it is root that starts it: auto (one of its own), root,"
+        " <name> or <uid>",
+    ),
     Flag("rate-limit-group", _VM, _MANY, help="Rate limit that several disks share"),
     Flag("restore", _VMM, help="Restore a VM from a snapshot"),
     Flag("rng", _VM, default="src=/dev/urandom", help="Random number generator"),
@@ -123,7 +146,8 @@ FLAGS = (
         help="Seccomp filter of QEMU",
     ),
     Flag("serial", _VM, default="null", help="Serial port"),
-    Flag("state-dir", _VMM, help="Folder for the journal and the files of the VM"),
+    Flag("state-dir", _VMM, help="Folder by which the VM outlives its manager, and the next one finds it"),
+    Flag("trace", _LOGGING, help="File for a trace of what takes time, in Chrome's format"),
     Flag("tpm", _VM, help="TPM of a swtpm socket"),
     Flag("user-device", _VM, _MANY, help="vfio-user device"),
     Flag("vdpa", _VM, _MANY, help="vDPA device"),
@@ -132,127 +156,74 @@ FLAGS = (
 )
 
 
-def parse_args(argv: Sequence[str], *, program: str = "cloudvmm") -> argparse.Namespace:
+def parse_args(argv: Sequence[str], *, program: str = "cloudvmm") -> Args:
     """Read the command line without its first word.
 
-    The result has a member per flag (`log_file`), `v` (a count), `version`, and `given`, the names of
-    the flags used explicitly. Prints help or a usage error and exits where that is asked for.
+    Prints help or a usage error and exits where that is asked for.
     """
-    parser = build_parser(program, with_help=not argv or "-h" in argv or "--help" in argv)
-    if not argv:
-        parser.print_help(sys.stderr)
-        parser.exit(USAGE_STATUS)
-    args = parser.parse_words(argv)
-    _check_groups(parser, args.given)
-    return args
+    plain = read_plain(argv)
+    if plain is not None:
+        return plain
+    from cloudvmm.cli.parser import parse
+
+    return parse(argv, program=program)
 
 
-def wants_vm(args: argparse.Namespace) -> bool:
+def read_plain(argv: Sequence[str]) -> Args | None:
+    """Read a line of flags of the VMM alone, each once and whole, and apart from its value.
+
+    None where there is more to it, or less, or a flag may have many values: then nothing is said about it.
+    The parser of all other lines takes as long to import as a third of the start of an interpreter.
+    """
+    args = Args(**{flag.member: flag.unset for flag in FLAGS}, v=0, version=False, given=set())
+    known = {f"--{flag.name}": flag for flag in FLAGS if flag.group not in (Group.VM, Group.PAYLOAD)}
+    words = iter(argv)
+    for word in words:
+        flag = known.get(word)
+        if flag is None or flag.arity not in (Arity.ONE, Arity.SWITCH) or flag.name in args.given:
+            return None
+        value: str | bool = True
+        if flag.arity is not Arity.SWITCH:
+            value = next(words, "")
+            if not _is_plain(value) or (flag.choices is not None and value not in flag.choices):
+                return None
+        args.given.add(flag.name)
+        setattr(args, flag.member, value)
+    return args if args.given else None
+
+
+def _is_plain(value: str) -> bool:
+    return value[:1] not in ("", "-") and value.isprintable()
+
+
+def wants_vm(args: Args) -> bool:
     """Whether a VM is to be created and booted at the start."""
     return bool({"kernel", "firmware", "igvm"} & args.given)
 
 
-def check_available(args: argparse.Namespace) -> None:
-    """Refuse flags that would be ignored in silence; `--landlock` of a VM is `vm.create`'s to refuse.
-
-    :raises FlagNotAvailable: for the first such flag.
-    """
-    if args.landlock and not wants_vm(args):
-        raise FlagNotAvailable("landlock")
-
-
-def check_upgrade(args: argparse.Namespace, api_socket: str | int | None) -> None:
+def check_upgrade(args: Args, api_socket: str | int | None) -> None:
     """Refuse what goes with a VM of one's own.
 
     :raises UpgradeNeedsPath: nobody knows whose VM is to be taken over.
     :raises UpgradeTakesNoVm: for the first such flag.
     """
     if not isinstance(api_socket, str):
-        raise UpgradeNeedsPath
+        raise cli.error.UpgradeNeedsPath
     for flag in FLAGS:
         is_of_vm = flag.group in (Group.VM, Group.PAYLOAD) or flag.name == "restore"
         if is_of_vm and flag.name in args.given:
-            raise UpgradeTakesNoVm(flag.name)
+            raise cli.error.UpgradeTakesNoVm(flag.name)
 
 
-def parse_api_socket(text: str) -> str | int:
-    """Return the path of the socket, or the number of an inherited listening one.
-
-    Text that is no option string is the path itself.
-
-    :raises ParsingApiSocket: when `fd=` is not a number.
-    """
-    options = Options()
-    with contextlib.suppress(GrammarError):  # what was read before the fault counts, as in the reference
-        read_options(options, text, ("path", "fd"))
-    fd = options.get("fd")
-    if fd is None:
-        return options.get("path") or text
-    try:
-        return _descriptor(fd)
-    except ValueError:
-        raise ParsingApiSocket(fd) from InvalidDescriptor()
-
-
-def parse_max_connections(text: str) -> int:
-    """Return the number of HTTP connections that there may be at a time.
-
-    :raises ParsingMaxConnections: when `text` is no number from 1 to `MOST_CONNECTIONS`.
-    """
-    try:
-        count = _descriptor(text)
-    except ValueError:
-        raise ParsingMaxConnections(text, MOST_CONNECTIONS) from InvalidDescriptor()
-    if not 1 <= count <= MOST_CONNECTIONS:
-        failure = ParsingMaxConnections(text, MOST_CONNECTIONS)
-        raise failure from ConnectionsOutOfRange(count, MOST_CONNECTIONS)
-    return count
-
-
-def parse_event_monitor(text: str) -> str | int:
-    """Return the path to write events to, or the number of an inherited descriptor, which wins.
-
-    :raises ParsingEventMonitor: when `text` does not parse.
-    :raises BareEventMonitor: when it has neither.
-    """
-    try:
-        options = parse_options(text, ("path", "fd"))
-        fd = options.convert("fd", _descriptor)
-        if options.is_set("fd") and fd is None:
-            raise Conversion("fd", "")
-    except GrammarError as error:
-        raise ParsingEventMonitor from error
-    target = fd if fd is not None else options.get("path")
-    if target is None:
-        raise BareEventMonitor
-    return target
-
-
-def parse_gdb(text: str) -> str:
-    """Return the path of the socket on which a debugger is served.
-
-    :raises ParsingGdb: when `text` does not parse.
-    :raises BareGdb: when it has no path.
-    """
-    try:
-        options = parse_options(text, ("path",))
-    except GrammarError as error:
-        raise ParsingGdb from error
-    path = options.get("path")
-    if path is None:
-        raise BareGdb
-    return path
-
-
-def check_dbus(args: argparse.Namespace) -> bool:
+def check_dbus(args: Args) -> bool:
     """Return whether D-Bus is to be served.
 
     :raises FlagError: one of the two names is there without the other.
     """
     if args.dbus_service_name is not None and args.dbus_object_path is None:
-        raise MissingDbusObjectPath
+        raise cli.error.MissingDbusObjectPath
     if args.dbus_service_name is None and args.dbus_object_path is not None:
-        raise MissingDbusServiceName
+        raise cli.error.MissingDbusServiceName
     return args.dbus_service_name is not None
 
 
@@ -263,107 +234,3 @@ def version_text(build_version: str, *, program: str, features: Sequence[str], v
         quoted = ", ".join(f'"{feature}"' for feature in features)
         lines.append(f"Enabled features: [{quoted}]")
     return "\n".join(lines) + "\n"
-
-
-def _descriptor(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text) > 0x7FFF_FFFF:
-        raise ValueError(text)
-    return int(text)
-
-
-_NARGS: dict[Arity, int | str | None] = {
-    Arity.ONE: None,
-    Arity.MANY: "+",
-    Arity.OPTIONAL: "?",
-    Arity.SWITCH: 0,
-}
-
-
-class _Use(argparse.Action):
-    """Stores the value of a flag and that it was given; refuses a second use of one for single use."""
-
-    def __init__(self, *, flag: Flag, dest: str, **options: Any) -> None:
-        super().__init__(dest=dest, nargs=_NARGS[flag.arity], **options)
-        self.flag = flag
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if self.flag.arity is Arity.MANY:
-            values = [*(getattr(namespace, self.dest) or ()), *values]
-        elif self.flag.name in namespace.given:
-            message = f"the argument '{shape_of(self)}' cannot be used multiple times"
-            raise argparse.ArgumentError(self, message)
-        elif self.flag.arity is Arity.SWITCH:
-            values = True
-        namespace.given.add(self.flag.name)
-        setattr(namespace, self.dest, values)
-
-
-def build_parser(program: str, *, with_help: bool) -> UsageParser:
-    """Return the parser of all flags; texts for `--help` cost imports, so they are made where asked for."""
-    parser = UsageParser(
-        prog=program,
-        usage="%(prog)s [OPTIONS]",
-        description="Launch a VMM.",
-        epilog=OWN_COMMANDS if program == "cloudvmm" else None,
-    )
-    parser.set_defaults(given=set())
-    options = parser.add_argument_group("Options")
-    for flag in FLAGS:
-        _add_flag(options, flag, with_help=with_help)
-    options.add_argument("-v", action="count", default=0, help="Log more; up to three times")
-    options.add_argument("-V", "--version", action="store_true", help="Print version")
-    options.add_argument("-h", "--help", action="help", help="Print help")
-    return parser
-
-
-def _add_flag(group: argparse._ArgumentGroup, flag: Flag, *, with_help: bool) -> None:
-    dest = flag.name.replace("-", "_")
-    options: dict[str, Any] = {}
-    if flag.arity is Arity.OPTIONAL:
-        options["const"] = ""
-    if flag.arity is not Arity.SWITCH:
-        options["metavar"] = f"<{flag.name}>"
-    group.add_argument(
-        f"--{flag.name}",
-        dest=dest,
-        action=_Use,
-        flag=flag,
-        default=False if flag.arity is Arity.SWITCH else flag.default,
-        choices=flag.choices,
-        help=_help(flag) if with_help else None,
-        **options,
-    )
-
-
-def _help(flag: Flag) -> str:
-    # The schemas of all option strings are worth importing only where someone reads them.
-    from cloudvmm.options.table import syntax
-
-    parts = [flag.help]
-    if described := syntax(flag.name):
-        parts.append(f'"{described}"')
-    if flag.default is not None:
-        parts.append(f"[default: {flag.default}]")
-    if flag.choices is not None:
-        parts.append(f"[possible values: {', '.join(flag.choices)}]")
-    return " ".join(parts).replace("%", "%%")
-
-
-def _check_groups(parser: UsageParser, given: set[str]) -> None:
-    payloads = [flag.name for flag in FLAGS if flag.group is Group.PAYLOAD]
-    if not given.isdisjoint(payloads):
-        return
-    needy = [flag.name for flag in FLAGS if flag.group is Group.VM and flag.name in given]
-    if needy:
-        shapes = {action.dest: shape_of(action) for action in parser._actions}
-        one_of = f"<{'|'.join(f'--{name} <{name}>' for name in payloads)}>"
-        used = " ".join(shapes[name.replace("-", "_")] for name in needy)
-        parser.refuse(
-            f"the following required arguments were not provided:\n  {one_of}", usage=f"{used} {one_of}"
-        )

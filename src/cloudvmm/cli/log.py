@@ -12,11 +12,16 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
 
-from cloudvmm.cli.error import LogFileCreation, LoggerFormat
-from cloudvmm.errors import VmmError
+from cloudvmm import cli
+from cloudvmm.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+    Renderer = Callable[["Record"], str]
 
 DEFAULT_FORMAT = "cloud-hypervisor: {boottime}s: <{thread}> {level}:{location} -- {msg}"
 
@@ -29,35 +34,31 @@ class Level(enum.IntEnum):
     TRACE = 4
 
 
-class FormatError(VmmError):
-    """Root of what can be wrong with a log format; always the cause of a LoggerFormat."""
-
-
-class UnknownToken(FormatError):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"Unknown format token '{{{name}}}'")
-
-
-class UnterminatedBrace(FormatError):
-    """Unterminated '{' in format string"""
-
-
-class UnmatchedBrace(FormatError):
-    """Unmatched '}' in format string"""
-
-
-class Record(NamedTuple):
+class Record(Value):
     """`time_ns` is nanoseconds since the epoch, `elapsed_s` seconds since the process began to log."""
 
-    level: Level
-    text: str
-    thread: str
-    location: str
-    time_ns: int
-    elapsed_s: float
+    __slots__ = ("level", "text", "thread", "location", "time_ns", "elapsed_s")  # noqa: RUF023
 
+    def __init__(
+        self, *, level: Level, text: str, thread: str, location: str, time_ns: int, elapsed_s: float
+    ) -> None:
+        self.level = level
+        self.text = text
+        self.thread = thread
+        self.location = location
+        self.time_ns = time_ns
+        self.elapsed_s = elapsed_s
 
-Renderer = Callable[[Record], str]
+    def instead(self, text: str, *, level: Level) -> Record:
+        """Return another one of the same moment and place."""
+        return Record(
+            level=level,
+            text=text,
+            thread=self.thread,
+            location=self.location,
+            time_ns=self.time_ns,
+            elapsed_s=self.elapsed_s,
+        )
 
 
 class Logger:
@@ -69,8 +70,8 @@ class Logger:
     def __init__(self, level: Level, sink: BinaryIO, log_format: str = DEFAULT_FORMAT) -> None:
         try:
             self._renderers = compile_format(log_format)
-        except FormatError as error:
-            raise LoggerFormat(log_format, _token_names()) from error
+        except cli.error.FormatError as error:
+            raise cli.error.LoggerFormat(log_format, _token_names()) from error
         self._level = level
         self._sink = sink
         self._start = time.monotonic()
@@ -122,7 +123,7 @@ class Logger:
         with self._lock:
             if self._lost:
                 missing = f"{self._lost} records were lost: the log could not be written"
-                if not self._put(record._replace(level=Level.WARN, text=missing)):
+                if not self._put(record.instead(missing, level=Level.WARN)):
                     self._lost += 1
                     return
                 self._lost = 0
@@ -169,7 +170,7 @@ def open_log(*, verbosity: int, log_file: str | None, log_format: str = DEFAULT_
         path: str | int = log_file if log_file is not None else sys.stderr.fileno()
         sink = open(path, "wb", buffering=0, closefd=log_file is not None)  # noqa: SIM115
     except OSError as error:
-        raise LogFileCreation from error
+        raise cli.error.LogFileCreation from error
     return Logger(level, sink, log_format)
 
 
@@ -188,11 +189,11 @@ def compile_format(log_format: str) -> list[Renderer]:
         elif letter == "{":
             name, brace, rest = rest.partition("}")
             if not brace:
-                raise UnterminatedBrace
+                raise cli.error.UnterminatedBrace
             renderers += [_literal(literal), _token(name)]
             literal = ""
         elif letter == "}":
-            raise UnmatchedBrace
+            raise cli.error.UnmatchedBrace
         else:
             literal += letter
     return [*renderers, _literal(literal)]
@@ -209,7 +210,7 @@ def _token(name: str) -> Renderer:
     if field in _TIME_FIELDS:
         pattern = _TIME_FIELDS[field]
         return _moment(pattern, is_local=field != name)
-    raise UnknownToken(name)
+    raise cli.error.UnknownToken(name)
 
 
 def _token_names() -> str:

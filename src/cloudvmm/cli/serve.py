@@ -6,106 +6,110 @@ Reference: cli.md section 3, lifecycle.md section 17.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+import time
 from functools import partial
-from typing import TYPE_CHECKING
 
-import msgspec
-
-from cloudvmm import api
-from cloudvmm.config.operation import RestoreConfig
-from cloudvmm.config.vm import VmConfig
-from cloudvmm.control.latecomer import preload
-from cloudvmm.control.runner import Log
+from cloudvmm import api, cli, http
+from cloudvmm.api.plumbing import VmmShuttingDown
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.daemon.brood import Brood
-from cloudvmm.engine.base import Engine, EngineError
 from cloudvmm.errors import VmmError, error_chain
 from cloudvmm.events.hub import EventHub
-from cloudvmm.events.monitor import EventMonitor, log_text
-from cloudvmm.host.eventfd import EventFd
-from cloudvmm.http.server import HttpServer
-from cloudvmm.options.error import hint_of
+from cloudvmm.http.listener import Listener
+from cloudvmm.http.server import serve_on, start_http_fd_thread, start_http_path_thread
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cloudvmm.dbus import DbusServer
+    from collections.abc import Callable
+    from typing import Any
 
+    from cloudvmm.config.operation import RestoreConfig
+    from cloudvmm.config.vm import VmConfig
+    from cloudvmm.control.runner import Log
+    from cloudvmm.dbus import DbusServer
+    from cloudvmm.engine.base import Engine
+    from cloudvmm.events.hub import Event
+    from cloudvmm.events.monitor import EventMonitor
+    from cloudvmm.http.server import HttpServer
+
+WARM_UP_AFTER_S = 0.05
 DBUS_END_S = 1.0
 HTTP_END_S = 1.0
+_NO_VMM_THREAD = "Failed to start the VMM thread"
 
 
-class StartError(VmmError):
-    """Root of what ends a start; the texts are the reference's."""
-
-
-class ThreadExited(VmmError):
-    """VMM thread exited with error"""
-
-
-class CreatingVm(StartError):
-    """Error creating VM"""
-
-
-class BootingVm(StartError):
-    """Error booting VM"""
-
-
-class RestoringVm(StartError):
-    """Error restoring VM"""
-
-
-class EventMonitorIo(StartError):
-    """Error doing event monitor I/O"""
-
-
-class DbusSettings(msgspec.Struct):
+class DbusSettings:
     """Where D-Bus is served."""
 
-    service_name: str
-    object_path: str
-    system_bus: bool = False
+    def __init__(self, service_name: str, object_path: str, *, system_bus: bool = False) -> None:
+        self.service_name = service_name
+        self.object_path = object_path
+        self.system_bus = system_bus
 
 
-class Settings(msgspec.Struct, kw_only=True):
+class Settings:
     """What the flags ask for. File descriptors inside belong to the server from here on.
 
     `read_vm_config` gives the VM to boot, else `read_restore` what to restore. They are called when the API
     is there already, as in the reference, and raise VmmError. With `is_upgrade` the VM is the one of the VMM
-    at `api_socket`, a path, whose place is taken.
+    at `api_socket`, a path, whose place is taken. With `has_landlock` the threads that serve others are held
+    to that; those of the VMM are by the VM's config. `on_ready` is called when the API is there.
     """
 
-    engine: Engine
-    log: Log
-    api_socket: str | int | None = None
-    event_monitor: str | int | None = None
-    read_vm_config: Callable[[], VmConfig] | None = None
-    read_restore: Callable[[], RestoreConfig] | None = None
-    dbus: DbusSettings | None = None
-    state_dir: str | None = None
-    no_shutdown: bool = False
-    gdb_socket: str | None = None
-    max_connections: int = 10
-    is_upgrade: bool = False
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        log: Log,
+        api_socket: str | int | None = None,
+        event_monitor: str | int | None = None,
+        read_vm_config: Callable[[], VmConfig] | None = None,
+        read_restore: Callable[[], RestoreConfig] | None = None,
+        dbus: DbusSettings | None = None,
+        state_dir: str | None = None,
+        no_shutdown: bool = False,
+        gdb_socket: str | None = None,
+        max_connections: int = 10,
+        peers: frozenset[int] | None = None,
+        is_upgrade: bool = False,
+        has_landlock: bool = False,
+        on_ready: Callable[[], None] | None = None,
+    ) -> None:
+        self.engine = engine
+        self.log = log
+        self.api_socket = api_socket
+        self.event_monitor = event_monitor
+        self.read_vm_config = read_vm_config
+        self.read_restore = read_restore
+        self.dbus = dbus
+        self.state_dir = state_dir
+        self.no_shutdown = no_shutdown
+        self.gdb_socket = gdb_socket
+        self.max_connections = max_connections
+        self.peers = peers
+        self.is_upgrade = is_upgrade
+        self.has_landlock = has_landlock
+        self.on_ready = on_ready
 
 
 class ExitSignals:
-    """SIGTERM and SIGINT, each of which rings `exit_evt` and ends `brood`; `came` tells whether one did.
+    """SIGTERM and SIGINT, each of which `end` is told of; `came` tells whether one did.
 
     Python carries out a handler on the main thread and only once that wakes up; a signal that comes just
     before the main thread falls asleep in a lock would wait there for ever. The wakeup descriptor is written
     to at once, by whichever thread the signal hits, so a thread of its own reads that.
     """
 
-    def __init__(self, exit_evt: EventFd, brood: Brood, log: Log) -> None:
-        """To be made by the main thread."""
+    def __init__(self, end: Callable[[], None], log: Log) -> None:
+        """To be made by the main thread. `end` must not block."""
         self.came = False
-        self._exit_evt = exit_evt
-        self._brood = brood
+        self._end = end
         self._log = log
         self._read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._write_fd, False)
@@ -128,8 +132,7 @@ class ExitSignals:
     def _run(self) -> None:
         while numbers := os.read(self._read_fd, 64):
             self.came = True
-            self._exit_evt.write()
-            self._brood.end()
+            self._end()
             for number in numbers:
                 self._log("info", f"Signal {signal.Signals(number).name} received")
 
@@ -140,17 +143,18 @@ def serve(settings: Settings) -> None:
     :raises VmmError: the start failed, or the VMM ended because of a fault.
     """
     events = EventHub()
-    events.subscribe(lambda event: settings.log("info", partial(log_text, event)))
+    events.subscribe(lambda event: settings.log("info", partial(_event_text, event)))
     monitor = _start_monitor(settings, events)
     debuggers = _listen_for_debuggers(settings)
     brood = Brood(
         settings.engine,
         no_shutdown=settings.no_shutdown,
         max_connections=settings.max_connections,
+        peers=settings.peers,
         log=settings.log,
     )
     vmm = _start_vmm(settings, events, debuggers, brood)
-    signals = _listen_for_signals(settings, vmm, brood)
+    signals, listener = _take_hold(settings, vmm, brood)
     dbus: DbusServer | None = None
     server: HttpServer | None = None
     failure: VmmError | None = None
@@ -159,9 +163,12 @@ def serve(settings: Settings) -> None:
             server = _take_over(settings, vmm, events)
         dbus = _start_dbus(settings, vmm, events)
         if server is None:
-            server = _start_http(settings, vmm, events)
+            server = _start_http(settings, vmm, events, listener)
+            if settings.on_ready is not None:
+                settings.on_ready()
             first_steps = _first_steps(settings, vmm)
-            _warm_up(settings)
+            if not settings.has_landlock:  # else it was done when that could be
+                warm_up(settings.engine, settings.log)
             first_steps()
     except VmmError as error:
         # What a signal or another client's vmm.shutdown overtook has not failed.
@@ -169,7 +176,7 @@ def serve(settings: Settings) -> None:
         vmm.exit_evt.write()
     vmm.join()
     if vmm.failure is not None and failure is None:
-        failure = ThreadExited()
+        failure = cli.error.ThreadExited()
         failure.__cause__ = vmm.failure
     if dbus is not None:
         dbus.close(deadline_s=DBUS_END_S)
@@ -190,15 +197,48 @@ def serve(settings: Settings) -> None:
         raise failure
 
 
+def _hold_front_ends(settings: Settings) -> Listener | None:
+    """Hold this thread, and those that it starts from here on, to what front ends need.
+
+    What takes more is done before: return the API's socket, where it has a path. Whoever finds out about the
+    engine is not among those threads, and ends when that is done.
+    """
+    from cloudvmm.control.landlock import hold_thread
+    from cloudvmm.host.error import HostError
+
+    warm_up(settings.engine, settings.log)
+    load_commands()  # what they link to on the host may be out of reach afterwards
+    path = settings.api_socket
+    try:
+        listener = Listener.at_path(path) if isinstance(path, str) else None
+    except http.error.HttpServerError as error:
+        raise cli.error.StartError(_NO_VMM_THREAD) from error
+    try:
+        hold_thread(each for each in (path, settings.gdb_socket) if isinstance(each, str))
+    except HostError as error:
+        if listener is not None:
+            listener.close(remove_socket=True)
+        raise cli.error.ApplyLandlockToThreads from error
+    return listener
+
+
+def _event_text(event: Event) -> str:
+    from cloudvmm.events.monitor import log_text  # few logs want it
+
+    return log_text(event)
+
+
 def _is_overtaken(error: BaseException) -> bool:
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, api.VmmShuttingDown):
+    while cause is not None and not isinstance(cause, VmmShuttingDown):
         cause = cause.__cause__
     return cause is not None
 
 
 def report(error: BaseException, program: str = "Cloud Hypervisor") -> None:
     """Print `error` and its causes on standard error as the reference does, then what is allowed instead."""
+    from cloudvmm.options.error import hint_of
+
     chain = error_chain(error)
     if len(chain) == 1:
         text = f"Error: {program} exited with the following error:\n  {chain[0]}\n"
@@ -214,10 +254,12 @@ def _start_monitor(settings: Settings, events: EventHub) -> EventMonitor | None:
     if target is None:
         events.emit("vmm", "starting")
         return None
+    from cloudvmm.events.monitor import EventMonitor
+
     try:
         monitor = EventMonitor(target) if isinstance(target, int) else EventMonitor.at_path(target)
     except OSError as error:
-        raise EventMonitorIo from error
+        raise cli.error.EventMonitorIo from error
     events.subscribe(monitor)
     events.emit("vmm", "starting")
     return monitor
@@ -253,17 +295,26 @@ def _start_vmm(
             siblings=brood,
         )
     except OSError as error:
-        raise StartError("Failed to start the VMM thread") from error
+        raise cli.error.StartError(_NO_VMM_THREAD) from error
 
 
-def _listen_for_signals(settings: Settings, vmm: VmmThread, brood: Brood) -> ExitSignals:
+def _take_hold(settings: Settings, vmm: VmmThread, brood: Brood) -> tuple[ExitSignals, Listener | None]:
+    """Listen for signals; before that hold who serves others, and have its socket, where that is asked."""
+
+    def end() -> None:
+        vmm.exit_evt.write()
+        brood.end()
+
     try:
-        return ExitSignals(vmm.exit_evt, brood, settings.log)
-    except (OSError, RuntimeError) as error:
+        listener = _hold_front_ends(settings) if settings.has_landlock else None
+        return ExitSignals(end, settings.log), listener
+    except (OSError, RuntimeError, VmmError) as error:
         vmm.exit_evt.write()
         vmm.join()
         vmm.close()
-        raise StartError("Failed to listen for signals") from error
+        if isinstance(error, VmmError):
+            raise
+        raise cli.error.StartError("Failed to listen for signals") from error
 
 
 def _start_dbus(settings: Settings, vmm: VmmThread, events: EventHub) -> DbusServer | None:
@@ -284,7 +335,7 @@ def _start_dbus(settings: Settings, vmm: VmmThread, events: EventHub) -> DbusSer
         if settings.is_upgrade:  # the VM is here, and would end with us
             settings.log("error", f"There is no D-Bus service: {', '.join(error_chain(error))}")
             return None
-        raise StartError("Failed to start the VMM thread") from error
+        raise cli.error.StartError(_NO_VMM_THREAD) from error
     return server
 
 
@@ -292,12 +343,11 @@ def _take_over(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServ
     """Have the VM of the VMM at the API socket, and its place there."""
     from cloudvmm.cli.upgrade import take_over
 
-    _warm_up(settings)
+    warm_up(settings.engine, settings.log)
     path = settings.api_socket
     assert isinstance(path, str)
-    options = {"max_connections": settings.max_connections, "events": events, "log": settings.log}
-    server = api.start_http_path_thread(path, vmm.api_evt, vmm.api_sender, is_beside=True, **options)
-    assert isinstance(server, HttpServer)
+    options = _http_options(settings, events)
+    server = start_http_path_thread(path, vmm.api_evt, vmm.api_sender, is_beside=True, **options)
     try:
         take_over(path, vmm, server, log=settings.log)
     except BaseException:
@@ -306,45 +356,92 @@ def _take_over(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServ
     return server
 
 
-def _start_http(settings: Settings, vmm: VmmThread, events: EventHub) -> HttpServer | None:
-    options = {"max_connections": settings.max_connections, "events": events, "log": settings.log}
-    match settings.api_socket:
-        case None:
-            return None
-        case int(fd):
-            server = api.start_http_fd_thread(fd, vmm.api_evt, vmm.api_sender, **options)
-        case path:
-            server = api.start_http_path_thread(path, vmm.api_evt, vmm.api_sender, **options)
-    assert isinstance(server, HttpServer)
-    return server
+def _start_http(
+    settings: Settings, vmm: VmmThread, events: EventHub, listener: Listener | None
+) -> HttpServer | None:
+    options = _http_options(settings, events)
+    try:
+        if listener is not None:
+            return serve_on(listener, vmm.api_evt, vmm.api_sender, **options)
+        match settings.api_socket:
+            case None:
+                return None
+            case int(fd):
+                return start_http_fd_thread(fd, vmm.api_evt, vmm.api_sender, **options)
+            case path:
+                return start_http_path_thread(path, vmm.api_evt, vmm.api_sender, **options)
+    except http.error.HttpServerError as error:
+        raise cli.error.StartError(_NO_VMM_THREAD) from error
 
 
-def _warm_up(settings: Settings) -> None:
-    """Find out about the engine, so that the first boot need not wait; then load the rest of the VMM."""
+def _http_options(settings: Settings, events: EventHub) -> dict[str, Any]:
+    return {
+        "max_connections": settings.max_connections,
+        "peers": settings.peers,
+        "events": events,
+        "log": settings.log,
+    }
 
-    def warm_up() -> None:
-        look()
-        preload()
+
+def load_commands() -> None:
+    """Import what every command needs, and a start does without. Blocking."""
+    from cloudvmm.api import public  # noqa: F401
+    from cloudvmm.control import dispatch  # noqa: F401
+    from cloudvmm.http import route, stream  # noqa: F401
+
+
+def warm_up(engine: Engine, log: Log) -> None:
+    """Find out about the engine, so that the first boot need not wait, and load the rest of the VMM.
+
+    Garbage is collected from then on. A little later: whoever waits for the socket to be there asks first,
+    and is answered first.
+    """
+
+    def find_out() -> None:
+        time.sleep(WARM_UP_AFTER_S)
+        try:
+            load_commands()
+            look()
+            preload()
+        except (OSError, ImportError):
+            return  # no descriptor to read it with: who needs it meets the same, and answers with it
+        finally:
+            gc.freeze()  # what was loaded stays: nobody need ever look through it for garbage
+            gc.enable()
+
+    def preload() -> None:
+        from cloudvmm.cli import error, fatal  # noqa: F401
+        from cloudvmm.control import latecomer
+        from cloudvmm.options import error as of_options  # noqa: F401
+
+        latecomer.preload()
 
     def look() -> None:
+        from cloudvmm.engine.base import EngineError
+
         try:
-            info = settings.engine.info
+            info = engine.info
         except EngineError:
             return  # vm.boot meets the same error and answers with it
         level = "warn" if info.accelerator == "tcg" else "info"
-        settings.log(
+        log(
             level,
             f"{info.name} {info.version} runs the guest with {info.accelerator}: {info.accelerator_reason}",
         )
 
-    threading.Thread(target=warm_up, name="engine-info", daemon=True).start()
+    threading.Thread(target=find_out, name="engine-info", daemon=True).start()
 
 
 def _first_steps(settings: Settings, vmm: VmmThread) -> Callable[[], None]:
     """Read what the flags say of a VM; return what is left to do with it.
 
+    A VM that goes on here from the last VMM on the state folder is the one that the flags asked for then. One
+    that does not go on gives way.
+
     :raises VmmError: the flags cannot be read.
     """
+    if vmm.has_adopted():
+        return lambda: None
     if settings.read_vm_config is not None:
         return partial(_boot, vmm, settings.read_vm_config())
     if settings.read_restore is not None:
@@ -354,17 +451,19 @@ def _first_steps(settings: Settings, vmm: VmmThread) -> Callable[[], None]:
 
 def _boot(vmm: VmmThread, vm_config: VmConfig) -> None:
     try:
+        api.vm_delete(vmm.api_evt, vmm.api_sender)  # what the last VMM left, which runs no more
         api.vm_create(vmm.api_evt, vmm.api_sender, vm_config)
     except api.ApiError as error:
-        raise CreatingVm from error
+        raise cli.error.CreatingVm from error
     try:
         api.vm_boot(vmm.api_evt, vmm.api_sender)
     except api.ApiError as error:
-        raise BootingVm from error
+        raise cli.error.BootingVm from error
 
 
 def _restore(vmm: VmmThread, restore: RestoreConfig) -> None:
     try:
+        api.vm_delete(vmm.api_evt, vmm.api_sender)
         api.vm_restore(vmm.api_evt, vmm.api_sender, restore)
     except api.ApiError as error:
-        raise RestoringVm from error
+        raise cli.error.RestoringVm from error

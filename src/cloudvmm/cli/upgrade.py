@@ -16,7 +16,7 @@ from typing import Final
 
 from cloudvmm import api
 from cloudvmm.api import MigrationPhase
-from cloudvmm.cli.serve import StartError
+from cloudvmm.cli.error import StartError
 from cloudvmm.client import Client
 from cloudvmm.client.error import ClientError
 from cloudvmm.config.operation import VmReceiveMigrationData, VmSendMigrationData

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 USAGE_STATUS = 2
 
@@ -16,6 +16,8 @@ _SURPLUS_VALUE = "ignored explicit argument "
 _OPTION_COMMA = r",(?=\S)"  # not one of a sentence
 _OF_A_VALUE = ("a value is required", "invalid value")  # clap shows no usage where a value alone is at fault
 _SIMILAR = 0.7
+
+N = TypeVar("N")
 
 
 class UsageParser(argparse.ArgumentParser):
@@ -25,11 +27,11 @@ class UsageParser(argparse.ArgumentParser):
         options = {"formatter_class": HelpFormatter, "allow_abbrev": False, "add_help": False, **options}
         super().__init__(exit_on_error=False, **options)
 
-    def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
+    def parse_words(self, words: Sequence[str], into: N) -> N:
         """Read a command line without its first word; exit where something is wrong with it, and say what."""
         self.refuse_other_than_text(words)
         try:
-            args, extras = self.parse_known_args(list(words))
+            args, extras = self.parse_known_args(list(words), into)
         except argparse.ArgumentError as error:
             self.refuse(clap_text(error))
         if extras:

@@ -5,7 +5,6 @@ What few VMs have is imported where a flag asks for it: this is on the way to th
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -38,6 +37,7 @@ from cloudvmm.options.error import OptionError, ValidationFailed
 from cloudvmm.options.memory import parse_memory
 
 if TYPE_CHECKING:
+    from cloudvmm.cli.flag import Args
     from cloudvmm.config.landlock import LandlockConfig
     from cloudvmm.config.net import NetConfig
     from cloudvmm.config.numa import NumaConfig
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def build_vm_config(args: argparse.Namespace, warn: Warn = unheard) -> VmConfig:
+def build_vm_config(args: Args, warn: Warn = unheard) -> VmConfig:
     """Read and validate every flag about the VM; what is allowed and perhaps not meant goes to `warn`.
 
     :raises ParsingConfig: caused by an OptionError, whose cause may be a rule that is broken.
@@ -92,7 +92,7 @@ def _hint(error: ValidationError) -> str | None:
     return LANDLOCK_ACCESS_HINT
 
 
-def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
+def _read(args: Args, warn: Warn) -> VmConfig:
     def generic_vhost_user(text: str) -> GenericVhostUserConfig:
         return parse_generic_vhost_user(text, warn)
 
@@ -136,7 +136,7 @@ def _read(args: argparse.Namespace, warn: Warn) -> VmConfig:
     )
 
 
-def _read_payload(args: argparse.Namespace) -> PayloadConfig | None:
+def _read_payload(args: Args) -> PayloadConfig | None:
     fw_cfg_config = _maybe(_fw_cfg_config, args.fw_cfg_config)
     if args.kernel is None and args.firmware is None and args.igvm is None:
         return None

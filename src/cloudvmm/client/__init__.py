@@ -1,6 +1,7 @@
 """The Python client: one method per command, for any server that speaks Cloud Hypervisor's API.
 
-`Client` blocks, `AsyncClient` is for asyncio, `cloudvmm.Vmm` has the same methods without a server. Configs
+`Client` blocks, `AsyncClient` is for asyncio, `cloudvmm.Vmm` has the same methods without a server.
+`DaemonClient` and `AsyncDaemonClient` are for the own socket of a daemon. Configs
 and answers are the types of `cloudvmm.config` and `cloudvmm.api`. Nothing of these, and no asyncio, is
 imported before it is needed.
 """
@@ -11,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cloudvmm.client.client import Client
+from cloudvmm.client.daemon import DaemonClient
 from cloudvmm.client.error import (
     AnswerNotUnderstood,
     BadReply,
@@ -37,12 +39,14 @@ from cloudvmm.client.table import COMMANDS, Command
 
 if TYPE_CHECKING:
     from cloudvmm.client.async_client import AsyncClient
+    from cloudvmm.client.async_daemon import AsyncDaemonClient
     from cloudvmm.client.async_method import AsyncMethods
     from cloudvmm.client.async_stream import AsyncEventStream
     from cloudvmm.events.hub import Event
 
 _LATER = {
     "AsyncClient": "cloudvmm.client.async_client",
+    "AsyncDaemonClient": "cloudvmm.client.async_daemon",
     "AsyncMethods": "cloudvmm.client.async_method",
     "AsyncEventStream": "cloudvmm.client.async_stream",
     "Event": "cloudvmm.events.hub",
@@ -52,6 +56,7 @@ __all__ = [
     "COMMANDS",
     "AnswerNotUnderstood",
     "AsyncClient",
+    "AsyncDaemonClient",
     "AsyncEventStream",
     "AsyncMethods",
     "BadReply",
@@ -61,6 +66,7 @@ __all__ = [
     "Command",
     "Conflict",
     "ConnectionFailed",
+    "DaemonClient",
     "Event",
     "EventStream",
     "EventsLost",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         VmForkResponse,
         VmInfo,
         VmMigrationProgress,
+        VmmJobs,
         VmmPingResponse,
         VmSnapshotProgress,
     )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
         RestoreConfig,
         VmCoredumpData,
         VmForkData,
+        VmmCancelJobData,
         VmReceiveMigrationData,
         VmRemoveDeviceData,
         VmResizeData,
@@ -331,3 +333,11 @@ class AsyncMethods(abc.ABC):
     async def vm_cancel_snapshot(self) -> None:
         """Call off the snapshot that is being taken: whoever asked for it gets an error."""
         await self.call(table.VM_CANCEL_SNAPSHOT)
+
+    async def vmm_jobs(self) -> VmmJobs:
+        """Tell which commands are under way and which wait, and how far they are."""
+        return await self.call(table.VMM_JOBS)
+
+    async def vmm_cancel_job(self, data: VmmCancelJobData) -> None:
+        """Call a command off that waits, or a snapshot or a migration: whoever asked for it gets an error."""
+        await self.call(table.VMM_CANCEL_JOB, data)

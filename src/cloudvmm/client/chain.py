@@ -16,6 +16,7 @@ import cloudvmm.config.restore
 import cloudvmm.config.rule  # noqa: F401  # the rules of the configuration are errors, too
 from cloudvmm.api import error as api_error
 from cloudvmm.api.action import COMMANDS
+from cloudvmm.api.fleet import DAEMON_COMMANDS
 from cloudvmm.client.failure import ServerError, server_error
 from cloudvmm.client.reply import Reply
 from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique, ValidationError
@@ -136,7 +137,7 @@ def _by_text() -> dict[str, list[type[VmmError]]]:
 
 @functools.cache
 def _command_errors() -> dict[str, type[VmmError]]:
-    return {command.name: command.error for command in COMMANDS}
+    return {command.name: command.error for command in (*COMMANDS, *DAEMON_COMMANDS)}
 
 
 def _descendants(kind: type[VmmError]) -> Iterator[type[VmmError]]:

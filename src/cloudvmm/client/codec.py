@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from cloudvmm.api import data as api_data
 from cloudvmm.api.data import (
     AddressRange,
     DeviceNode,
@@ -22,6 +23,7 @@ from cloudvmm.api.data import (
     VmForkResponse,
     VmInfo,
     VmMigrationProgress,
+    VmmJobs,
     VmmPingResponse,
     VmSnapshotProgress,
     VmState,
@@ -91,6 +93,15 @@ def decode(command: str, answer: str, body: bytes) -> Any:
     """
     with _understood(command, body):
         return _DECODERS[answer](body)
+
+
+def decode_as(command: str, answer: str, body: bytes) -> Any:
+    """Return the value of a successful reply to `command`, which is of the type `answer` of `api.data`.
+
+    :raises AnswerNotUnderstood: the body is something else.
+    """
+    with _understood(command, body):
+        return form.decoder(getattr(api_data, answer)).decode(body)
 
 
 @contextlib.contextmanager
@@ -180,6 +191,7 @@ _counters_decoder = msgspec.json.Decoder(VmCounters)
 _migration_decoder = msgspec.json.Decoder(VmMigrationProgress)
 _snapshot_decoder = msgspec.json.Decoder(VmSnapshotProgress)
 _fork_decoder = msgspec.json.Decoder(VmForkResponse)
+_jobs_decoder = msgspec.json.Decoder(VmmJobs)
 
 
 def _decode_ping(body: bytes) -> VmmPingResponse:
@@ -249,4 +261,5 @@ _DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
     "snapshot-progress": _snapshot_decoder.decode,
     "device": _decode_device,
     "fork": _fork_decoder.decode,
+    "jobs": _jobs_decoder.decode,
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         VmForkResponse,
         VmInfo,
         VmMigrationProgress,
+        VmmJobs,
         VmmPingResponse,
         VmSnapshotProgress,
     )
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
         RestoreConfig,
         VmCoredumpData,
         VmForkData,
+        VmmCancelJobData,
         VmReceiveMigrationData,
         VmRemoveDeviceData,
         VmResizeData,
@@ -332,3 +334,11 @@ class Methods(abc.ABC):
     def vm_cancel_snapshot(self) -> None:
         """Call off the snapshot that is being taken: whoever asked for it gets an error."""
         self.call(table.VM_CANCEL_SNAPSHOT)
+
+    def vmm_jobs(self) -> VmmJobs:
+        """Tell which commands are under way and which wait, and how far they are."""
+        return self.call(table.VMM_JOBS)
+
+    def vmm_cancel_job(self, data: VmmCancelJobData) -> None:
+        """Call a command off that waits, or a snapshot or a migration: whoever asked for it gets an error."""
+        self.call(table.VMM_CANCEL_JOB, data)

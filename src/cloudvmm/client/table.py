@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         VmForkResponse,
         VmInfo,
         VmMigrationProgress,
+        VmmJobs,
         VmmPingResponse,
         VmSnapshotProgress,
     )
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AnswerKind = Literal[
-    "nothing", "ping", "info", "counters", "migration-progress", "snapshot-progress", "device", "fork"
+    "nothing",
+    "ping",
+    "info",
+    "counters",
+    "migration-progress",
+    "snapshot-progress",
+    "device",
+    "fork",
+    "jobs",
 ]
 _CHANGING = ("nothing", "device", "fork")
 
@@ -78,6 +87,8 @@ VM_MIGRATION_PROGRESS: Command[VmMigrationProgress] = Command("vm.migration-prog
 VM_CANCEL_MIGRATION: Command[None] = Command("vm.cancel-migration")
 VM_SNAPSHOT_PROGRESS: Command[VmSnapshotProgress] = Command("vm.snapshot-progress", "snapshot-progress")
 VM_CANCEL_SNAPSHOT: Command[None] = Command("vm.cancel-snapshot")
+VMM_JOBS: Command[VmmJobs] = Command("vmm.jobs", "jobs")
+VMM_CANCEL_JOB: Command[None] = Command("vmm.cancel-job")
 
 COMMANDS: tuple[Command[Any], ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Command)

@@ -31,6 +31,11 @@ def explain(error: Exception, raw: bytes, kind: type) -> str:
     return f"{_explain_value(text, kind if where == '$' else None)} at {_place(where, raw)}"
 
 
+def explain_duplicate(name: str, offset: int, raw: bytes) -> str:
+    """Say that the member `name` is given twice; `offset` is where its second value's colon is."""
+    return f"duplicate field `{name}` at {_line_and_column(raw, offset)}"
+
+
 def _explain_value(text: str, kind: type | None) -> str:
     if match := _MISSING.search(text):
         return f"missing field `{match['field']}`"

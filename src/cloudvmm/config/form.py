@@ -13,17 +13,20 @@ from __future__ import annotations
 import re
 import threading
 import types
+from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
 from cloudvmm.config.address import canonical_ip, canonical_mac
 from cloudvmm.config.console import ConsoleConfig
-from cloudvmm.config.decode_error import explain
+from cloudvmm.config.decode_error import explain, explain_duplicate
 from cloudvmm.config.device import DeviceConfig
+from cloudvmm.config.duplicate import find_duplicate
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.legacy import modernise
 from cloudvmm.config.net import NetConfig
+from cloudvmm.config.number import U64_MAX
 from cloudvmm.config.operation import (
     RestoreConfig,
     RestoredNetConfig,
@@ -55,10 +58,11 @@ PRINTED_WITH_NULLS = (
 )
 # In the reference these exist only where it is built for guest debugging, TDX or SEV-SNP.
 _OF_SPECIAL_BUILDS: dict[type, tuple[str, ...]] = {VmConfig: ("gdb",), PlatformConfig: ("tdx", "sev_snp")}
-_U64_MAX = 2**64 - 1
-_MAYBE_ABOVE_U64 = re.compile(rb"\d{20}")
+MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""All that a decoder raises of bytes that are not what it reads."""
+_MAYBE_ABOVE_U64 = re.compile(rb"[1-9][0-9]{19}")
 
-_decoders: dict[type, msgspec.json.Decoder[Any]] = {}
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _twins: dict[type, type[msgspec.Struct]] = {}
 _printers: dict[type, type[msgspec.Struct]] = {}
 _encoder = msgspec.json.Encoder()
@@ -112,25 +116,33 @@ def encode(value: msgspec.Struct) -> bytes:
 
 
 def _decode(raw: bytes, kind: type[T]) -> T:
+    given = raw
     if kind is VmConfig:
         raw = modernise(raw)
     try:
-        value: T = _decoder(kind).decode(raw)
+        value: T = decoder(kind).decode(raw)
         raw.decode()  # what it skipped may be no UTF-8
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except MALFORMED as error:
         raise DecodeError(explain(error, raw, kind)) from None
+    duplicate = find_duplicate(given, kind)
+    if duplicate is not None:
+        raise DecodeError(explain_duplicate(*duplicate, given))
     if _MAYBE_ABOVE_U64.search(raw):
         _check_u64(msgspec.to_builtins(value))
     _normalise(value)
     return value
 
 
-def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
-    decoder = _decoders.get(kind)
-    if decoder is None:
+def decoder(kind: Any, dec_hook: Callable[[type, Any], Any] | None = None) -> msgspec.json.Decoder[Any]:
+    """Return what reads JSON into a `kind`, made under the lock the first time. Any thread.
+
+    `dec_hook` is msgspec's, and always the same for one `kind`.
+    """
+    known = _decoders.get(kind)
+    if known is None:
         with first_use:
-            decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
-    return decoder
+            known = _decoders.setdefault(kind, msgspec.json.Decoder(kind, dec_hook=dec_hook))
+    return known
 
 
 def _check_u64(value: object) -> None:
@@ -141,7 +153,7 @@ def _check_u64(value: object) -> None:
         case list():
             for member in value:
                 _check_u64(member)
-        case int() if value > _U64_MAX:
+        case int() if value > U64_MAX:
             raise DecodeError(f"invalid value: integer `{value}`, expected u64")
         case _:
             pass

@@ -27,6 +27,10 @@ class InvalidLandlockAccess(ValidationError):
 def check_landlock_rule(rule: LandlockConfig) -> None:
     if not os.path.exists(rule.path):
         raise LandlockPathDoesNotExist(rule.path)
+    check_landlock_access(rule)
+
+
+def check_landlock_access(rule: LandlockConfig) -> None:
     if not rule.access:
         raise InvalidLandlockAccess("Access cannot be empty")
     for letter in rule.access:

@@ -17,7 +17,8 @@ from cloudvmm.config.error import DecodeError
 
 _PAYLOAD_MEMBERS = (("kernel", "path"), ("initramfs", "path"), ("cmdline", "args"))
 _NO_PAYLOAD = re.compile(rb'"payload"\s*:\s*null')
-_PLATFORM_ALIASES = (("serial_number", "system_serial_number"), ("uuid", "system_uuid"))
+PLATFORM_ALIASES = (("serial_number", "system_serial_number"), ("uuid", "system_uuid"))
+_QUOTED_ALIASES = tuple(f'"{alias}"'.encode() for alias, _ in PLATFORM_ALIASES)
 # A number that no float can hold may be in a member that nobody knows: it stays as it is written.
 _decoder = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode()))
 
@@ -29,7 +30,7 @@ def modernise(raw: bytes) -> bytes:
 
     :raises DecodeError: when an old name and its successor are both given.
     """
-    has_alias = any(f'"{alias}"'.encode() in raw for alias, _ in _PLATFORM_ALIASES)
+    has_alias = any(alias in raw for alias in _QUOTED_ALIASES)
     has_payload = b'"payload"' in raw and not _NO_PAYLOAD.search(raw)
     if has_payload and not has_alias:
         return raw
@@ -72,7 +73,7 @@ def _rename_platform_members(platform: object) -> bool:
     if not isinstance(platform, dict):
         return False
     is_changed = False
-    for alias, name in _PLATFORM_ALIASES:
+    for alias, name in PLATFORM_ALIASES:
         if alias in platform:
             if name in platform:
                 raise DecodeError(f"duplicate field `{name}`")

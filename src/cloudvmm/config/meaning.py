@@ -269,6 +269,7 @@ MEANING: Final[dict[str, dict[str, str]]] = {
         "iommufd": "VFIO by iommufd",
         "iommufd_fd": _FD,
         "vfio_p2p_dma": "VFIO devices may copy between each other",
+        "vmgenid": "VM generation id, a GUID; `auto` for a new one. Each restore and each clone has another",
     },
     "LandlockConfig": {"path": "The path, which must exist", "access": "`r`, `w` or both"},
     "VmResizeData": {
@@ -279,6 +280,10 @@ MEANING: Final[dict[str, dict[str, str]]] = {
     "VmResizeDiskData": {"id": "The disk", "desired_size": "Bytes"},
     "VmResizeZoneData": {"id": "The zone", "desired_ram": "Bytes"},
     "VmRemoveDeviceData": {"id": "The device"},
+    "VmmsCreateData": {"id": "1 to 64 letters, digits and `.`, `_`, `-`; begins with a letter or a digit"},
+    "VmmsDeleteData": {"id": "The VMM"},
+    "VmmsCancelJobData": {"vmm": "The VMM", "id": "The number that `vmms.jobs` tells"},
+    "VmmCancelJobData": {"id": "The number that `vmm.jobs` tells"},
     "VmSnapshotConfig": {
         "destination_url": "`file://` and an existing folder",
         "overlay_directory": "An existing folder: the images of all disks that the guest can write stay as"

@@ -15,5 +15,6 @@ I32 = Annotated[int, msgspec.Meta(ge=-0x8000_0000, le=0x7FFF_FFFF)]
 # Of memory: more than any machine can address, and still a number of 64 bits when many are added up.
 ByteCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 
+U64_MAX = 2**64 - 1
 MIB = 1 << 20
 GIB = 1 << 30

@@ -42,6 +42,10 @@ class VmRemoveDeviceData(msgspec.Struct, kw_only=True):
     id: str
 
 
+class VmmCancelJobData(msgspec.Struct, kw_only=True):
+    id: U64
+
+
 class VmSnapshotConfig(msgspec.Struct, kw_only=True):
     """`overlay_directory` is beyond the reference, and left out where it is unset."""
 

@@ -1,6 +1,8 @@
-"""The platform as a whole: PCI segments, vIOMMU, SMBIOS identity."""
+"""The platform as a whole: PCI segments, vIOMMU, SMBIOS identity, the generation of the guest."""
 
 from __future__ import annotations
+
+import re
 
 import msgspec
 
@@ -27,10 +29,13 @@ class PlatformConfig(msgspec.Struct, kw_only=True):
     iommufd: bool = False
     iommufd_fd: I32 | None = None
     vfio_p2p_dma: bool = True
+    vmgenid: str | None = None
 
 
 MAX_NUM_PCI_SEGMENTS = 96
 MAX_IOMMU_ADDRESS_WIDTH_BITS = 64
+NEW_VMGENID = "auto"
+_GUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class InvalidNumPciSegments(ValidationError):
@@ -50,6 +55,11 @@ class IommufdFdRequiresIommufd(ValidationError):
     """Platform `iommufd_fd=<fd>` requires `iommufd=on`"""
 
 
+class InvalidVmgenid(ValidationError):
+    def __init__(self, text: str) -> None:
+        super().__init__(f"VM generation id '{text}' is neither a GUID nor '{NEW_VMGENID}'")
+
+
 def check_platform(platform: PlatformConfig) -> None:
     if not 1 <= platform.num_pci_segments <= MAX_NUM_PCI_SEGMENTS:
         raise InvalidNumPciSegments(platform.num_pci_segments)
@@ -60,3 +70,6 @@ def check_platform(platform: PlatformConfig) -> None:
         raise InvalidIommuAddressWidthBits(platform.iommu_address_width_bits)
     if platform.iommufd_fd is not None and not platform.iommufd:
         raise IommufdFdRequiresIommufd
+    vmgenid = platform.vmgenid
+    if vmgenid is not None and vmgenid != NEW_VMGENID and _GUID.fullmatch(vmgenid) is None:
+        raise InvalidVmgenid(vmgenid)

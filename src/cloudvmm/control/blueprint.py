@@ -7,7 +7,6 @@ import os
 from typing import TypeVar
 
 import msgspec
-from msgspec.structs import replace
 
 from cloudvmm.api.error import (
     ConfigValidation,
@@ -39,6 +38,7 @@ from cloudvmm.control.error import (
     UnknownDevices,
     VcpusRefused,
 )
+from cloudvmm.control.generation import settle_vmgenid
 from cloudvmm.control.numbering import Numbering, device_ids, number_devices
 from cloudvmm.control.ram import Ram
 from cloudvmm.engine.base import (
@@ -112,6 +112,7 @@ def build_vm(
         raise CpuManager from error
     try:
         if origin is None:
+            settle_vmgenid(vm_config)
             numbering = number_devices(vm_config, used_ids, info.first_slot, info.last_slot)
         else:
             numbering = origin.numbering
@@ -200,6 +201,7 @@ def _build_machine(
             origin=None if origin is None else origin.source,
             debugger_fd=debugger_fd,
             modules=() if origin is None else tuple(origin.ram.modules),
+            kept_fds=() if state_dir is None else consoles.kept_fds,
         )
     )
 
@@ -214,7 +216,7 @@ def _as_booted(vm_config: VmConfig, ram: Ram) -> VmConfig:
         return vm_config
     if memory.size > ram.current_bytes:
         raise StateError("The state is that of a machine with less RAM")
-    return replace(vm_config, memory=replace(memory, size=ram.boot_bytes))
+    return msgspec.structs.replace(vm_config, memory=msgspec.structs.replace(memory, size=ram.boot_bytes))
 
 
 def write_image_type(disk: DiskConfig, machine: Machine) -> None:

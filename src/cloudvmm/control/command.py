@@ -13,7 +13,6 @@ Reference: lifecycle.md section 3, rest.md section 8.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from cloudvmm.api import error as api_error
 from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.descriptor import close_descriptors, descriptors_of
+from cloudvmm.control.enclosure import Enclosure
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.lane import Lane
 from cloudvmm.control.latecomer import Latecomers
@@ -31,9 +31,23 @@ from cloudvmm.control.power import Power
 from cloudvmm.control.sibling import Siblings
 from cloudvmm.control.worker import Steps
 from cloudvmm.engine.base import Engine
+from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 
 DONE = Empty()
+
+
+class DescriptorsNotKept(VmmError):
+    """A VM that outlives its manager cannot stand on descriptors that a client hands over"""
+
+
+def _refuse(error: VmmError) -> Steps:
+    yield partial(_raise, error)
+    return DONE
+
+
+def _raise(error: VmmError) -> None:
+    raise error
 
 
 class Commands:
@@ -47,13 +61,18 @@ class Commands:
         *,
         lane: Lane,
         log: Callable[[str, str], None],
+        renew_workers: Callable[[], None],
         state_dir: str | None = None,
         siblings: Siblings | None = None,
     ) -> None:
         self._events = events
         self._holding = holding
+        self._outlives_us = state_dir is not None and engine.outlives_manager
         warn = partial(log, "warn")
-        self.power = power = Power(engine, events, holding, state_dir=state_dir, warn=warn)
+        enclosure = Enclosure(engine, renew_workers, state_dir=state_dir)
+        self.power = power = Power(
+            engine, events, holding, enclosure=enclosure, state_dir=state_dir, warn=warn
+        )
         late = Latecomers(
             engine,
             events,
@@ -81,6 +100,8 @@ class Commands:
 
     def steps(self, request: action.ApiRequest) -> Steps:
         """Return the steps of `request`, not yet begun."""
+        if self._outlives_us and descriptors_of(request.data):
+            return _refuse(DescriptorsNotKept())
         steps = self._stepwise[type(request)](request.data)
         return unless_lent(self._holding, self._events, request, steps)
 
@@ -88,12 +109,9 @@ class Commands:
         if self._holding.vm_config is not None:
             raise api_error.VmAlreadyCreated
         # The reference keeps the config even where the steps below fail; vm.delete removes it.
-        self._holding.vm_config = yield partial(copy.deepcopy, vm_config)
+        self._holding.vm_config = vm_config
         yield from self.power.open_consoles()
-        if vm_config.landlock_enable:
-            raise api_error.ApplyLandlock from api_error.NotImplementedYet(
-                "Landlock confinement comes with a later release; start without landlock_enable"
-            )
+        yield from self.power.enclose()
         return DONE
 
     def delete(self) -> Steps:

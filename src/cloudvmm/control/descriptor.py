@@ -25,7 +25,7 @@ def descriptors_of(data: Any) -> set[int]:
             found = {-1 if fd is None else fd}
         case VmConfig():
             members = [*(data.net or ()), *(data.devices or ())]
-            found = set().union(*map(descriptors_of, members))
+            found = set().union(*map(descriptors_of, members)) if members else set()
             if data.platform is not None and data.platform.iommufd_fd is not None:
                 found.add(data.platform.iommufd_fd)
         case RestoreConfig() | VmReceiveMigrationData():

@@ -7,9 +7,10 @@ with the old one what did not change, so that they cost next to nothing.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, Final
 
-from msgspec.structs import replace
+import msgspec
 
 from cloudvmm.api.error import ConfigValidation, NoDeviceToRemove, ResizeZone, TooManyVsockDevices
 from cloudvmm.config.device import (
@@ -65,6 +66,19 @@ def with_device(vm_config: VmConfig, device: PciDevice, warn: Warn = unheard) ->
     return changed, device
 
 
+def find_device(vm_config: VmConfig, device_id: str) -> PciDevice:
+    """Return the device that can be added and removed and has this id.
+
+    :raises NoDeviceToRemove: there is none.
+    """
+    lists = (getattr(vm_config, name) or () for name in LISTS.values())
+    devices: Iterator[PciDevice] = (device for devices in lists for device in devices)
+    for device in (*devices, vm_config.vsock):
+        if device is not None and device.id == device_id:
+            return device
+    raise NoDeviceToRemove(device_id)
+
+
 def without_device(vm_config: VmConfig, device_id: str) -> tuple[VmConfig, Any]:
     """Return `vm_config` less the device, and the device.
 
@@ -109,24 +123,26 @@ def with_zone_size(vm_config: VmConfig, zone_size: VmResizeZoneData) -> VmConfig
 
 
 def with_vcpus(vm_config: VmConfig, vcpus: int) -> VmConfig:
-    return replace(vm_config, cpus=replace(vm_config.cpus, boot_vcpus=vcpus))
+    return msgspec.structs.replace(vm_config, cpus=msgspec.structs.replace(vm_config.cpus, boot_vcpus=vcpus))
 
 
 def with_ram(vm_config: VmConfig, ram_bytes: int) -> VmConfig:
     """Return `vm_config` with RAM of that size; virtio-mem leaves `memory.size` as it is."""
     memory = vm_config.memory
     if memory.hotplug_method is HotplugMethod.ACPI:
-        return replace(vm_config, memory=replace(memory, size=ram_bytes))
-    return replace(vm_config, memory=replace(memory, hotplugged_size=ram_bytes - memory.size or None))
+        return msgspec.structs.replace(vm_config, memory=msgspec.structs.replace(memory, size=ram_bytes))
+    return msgspec.structs.replace(
+        vm_config, memory=msgspec.structs.replace(memory, hotplugged_size=ram_bytes - memory.size or None)
+    )
 
 
 def with_balloon(vm_config: VmConfig, balloon: BalloonConfig, balloon_bytes: int) -> VmConfig:
-    return replace(vm_config, balloon=replace(balloon, size=balloon_bytes))
+    return msgspec.structs.replace(vm_config, balloon=msgspec.structs.replace(balloon, size=balloon_bytes))
 
 
 def with_zone_plugged(vm_config: VmConfig, zone_id: str, plugged_bytes: int) -> VmConfig:
     zones = [
-        replace(zone, hotplugged_size=plugged_bytes) if zone.id == zone_id else zone
+        msgspec.structs.replace(zone, hotplugged_size=plugged_bytes) if zone.id == zone_id else zone
         for zone in vm_config.memory.zones or []
     ]
-    return replace(vm_config, memory=replace(vm_config.memory, zones=zones))
+    return msgspec.structs.replace(vm_config, memory=msgspec.structs.replace(vm_config.memory, zones=zones))

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from cloudvmm.api import error as api_error
+from cloudvmm.api.channel import ReplyChannel
 from cloudvmm.api.data import Empty, ForkedVm, VmForkResponse, VmState
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError, ValidationError
@@ -23,6 +24,7 @@ from cloudvmm.config.fork import check_clone, check_forkable, clone_patch, clone
 from cloudvmm.config.operation import CloneConfig, VmForkData
 from cloudvmm.config.override import override
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.control.generation import renew_vmgenid
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.numbering import generate_mac
 from cloudvmm.control.overlay import NoOverlayDirectory, free_paths, on_overlays, written_disks
@@ -142,7 +144,7 @@ def _prepare(
         raise api_error.VmForkFailed from error
     for clone in clones:
         try:
-            clone.sibling = siblings.add(clone.vm.api_socket)
+            clone.sibling = siblings.add(clone.vm.api_socket, clone.vm.id)
         except (VmmError, OSError, ValueError) as error:
             raise api_error.VmForkFailed from _not_made(clone, error)
         litter.callback(clone.sibling.close)
@@ -158,6 +160,7 @@ def _plan(wanted: CloneConfig, directory: str, parent: VmConfig, litter: context
         check_clone(vm_config, parent)
     except (ValidationError, DecodeError) as error:
         raise api_error.ConfigValidation from error
+    renew_vmgenid(vm_config)
     for net in vm_config.net or ():
         net.mac = net.mac or generate_mac()
     paths = {disk.id: disk.path for disk in vm_config.disks or ()}
@@ -241,16 +244,33 @@ def _rejoin(take_back: Callable[[Base], None], base: Base, overlays: dict[str, s
 def _bring_up(clones: list[Clone], base: Base, record: VmRecord, *, resume: bool) -> None:
     """Have all clones begin at `base`, side by side; it is closed then.
 
+    No guest runs before all of them could: none has done anything where another fails, nor takes the
+    processors from it.
+
     :raises VmForkFailed: one of them could not; the cause tells which, and why.
     """
-    answers = []
     for clone in clones:
         try:
             for disk_id, path in clone.overlays.items():
                 base.make_overlay(disk_id, path)
-            data = CloneData(vm_config=clone.vm_config, record=record, base=base, resume=resume)
-            assert clone.sibling is not None
-            answers.append((clone, clone.sibling.begin(data)))
+        except VmmError as error:
+            raise api_error.VmForkFailed from _not_made(clone, error)
+    _ask_all(
+        clones,
+        lambda clone, sibling: sibling.begin(CloneData(vm_config=clone.vm_config, record=record, base=base)),
+    )
+    base.close()
+    if resume:
+        _ask_all(clones, lambda _, sibling: sibling.resume())
+
+
+def _ask_all(clones: list[Clone], ask: Callable[[Clone, Sibling], ReplyChannel]) -> None:
+    """Ask the VMM of each clone for something, and wait until all have done it."""
+    answers = []
+    for clone in clones:
+        assert clone.sibling is not None
+        try:
+            answers.append((clone, ask(clone, clone.sibling)))
         except VmmError as error:
             raise api_error.VmForkFailed from _not_made(clone, error)
     for clone, answer in answers:
@@ -258,7 +278,6 @@ def _bring_up(clones: list[Clone], base: Base, record: VmRecord, *, resume: bool
             answer.recv(_CLONE_S)
         except VmmError as error:
             raise api_error.VmForkFailed from _not_made(clone, error)
-    base.close()
 
 
 def _not_made(clone: Clone, error: Exception) -> CloneNotMade:

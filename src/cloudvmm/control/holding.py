@@ -33,18 +33,31 @@ GUEST_RESET: Final = "guest reset"
 class Lent(msgspec.Struct):
     """The VM is in the hands of an outgoing migration; `info` is what was true when it was lent.
 
-    `postponed` is what the guest asked for meanwhile: it is done once the VM is back.
+    `postponed` is what the guest asked for meanwhile: it is done once the VM is back. Once it `is_given` the
+    other VMM may have it.
     """
 
     info: VmInfo
     postponed: Postponed = msgspec.field(default_factory=list)
+    is_given: bool = False
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """A device that is about to be added: what the config is with it, and the slot that it goes to."""
+
+    vm_config: VmConfig
+    device_id: str
+    slot: int
 
 
 class Holding:
     """`on_machine` and `on_machine_gone` tell the loop which machine to watch.
 
     `cut` ends the migration that is under way, whichever way it goes; `migration` tells of the last one, and
-    `saving` of the last snapshot. On `debugger_fd` each machine serves a debugger; lent.
+    `saving` of the last snapshot. On `debugger_fd` each machine serves a debugger; lent. `write_down` keeps
+    for a later VMM what is held, where there is a place for it; `promise` does so or raises a `VmmError`.
+    `left` is the VM once another VMM has it: what is here of it is to go. `arrived` is what a VM that comes
+    from another VMM is to be, once that has let go of it.
     """
 
     def __init__(
@@ -58,10 +71,16 @@ class Holding:
         self.vm_config: VmConfig | None = None
         self.consoles: Consoles | None = None
         self.vm: Vm | None = None
+        self.rebooting: Vm | None = None  # what it was, until it is again
         self.lent: Lent | None = None
+        self.left: Lent | None = None
         self.cut: Cut | None = None
         self.migration: Migration | None = None
         self.saving: Saving | None = None
+        self.intent: Intent | None = None
+        self.arrived: VmState | None = None
+        self.write_down: Callable[[], None] = lambda: None
+        self.promise: Callable[[], None] = lambda: None
         self._info: VmInfo | None = None
         self._info_of: tuple[object, ...] = ()
         self._on_machine = on_machine
@@ -70,6 +89,7 @@ class Holding:
     def take_vm(self, vm: Vm) -> None:
         self.vm = vm
         self._on_machine(vm.machine)
+        self.write_down()
 
     def stop_watching(self) -> None:
         """What the machine says from now on is expected and of no interest."""
@@ -97,21 +117,21 @@ class Holding:
             return self.lent.info
         if self.vm_config is None:
             raise VmNotCreated
-        vm = self.vm
+        vm = self.rebooting or self.vm
         key = (self.vm_config, vm, *((vm.state, vm.tree, vm.guest_ram) if vm is not None else ()))
         if self._info is None or not _are_same(key, self._info_of):
-            self._info, self._info_of = self._make_info(self.vm_config), key
+            self._info, self._info_of = self._make_info(self.vm_config, vm), key
         return self._info
 
-    def _make_info(self, vm_config: VmConfig) -> VmInfo:
+    def _make_info(self, vm_config: VmConfig, vm: Vm | None) -> VmInfo:
         ram_bytes = configured_ram_bytes(vm_config)
-        if self.vm is None:
+        if vm is None:
             return VmInfo(config=vm_config, state=VmState.CREATED, memory_actual_size=ram_bytes)
         return VmInfo(
             config=vm_config,
-            state=self.vm.state,
-            memory_actual_size=self.vm.guest_ram.actual_bytes(ram_bytes),
-            device_tree=self.vm.tree,
+            state=vm.state,
+            memory_actual_size=vm.guest_ram.actual_bytes(ram_bytes),
+            device_tree=vm.tree,
         )
 
 

@@ -34,7 +34,7 @@ from cloudvmm.control.error import (
     SharedSlot,
     UserDeviceSocketInUse,
 )
-from cloudvmm.control.holding import Holding
+from cloudvmm.control.holding import Holding, Intent
 from cloudvmm.control.numbering import PLAIN, REMOVABLE, generate_mac, is_on_iommu_segment
 from cloudvmm.control.tree import bdf_of
 from cloudvmm.control.vm import Vm
@@ -63,6 +63,8 @@ class Hotplug:
             slot = vm.numbering.find_slot(device_id, device.pci_device_id)
             if isinstance(device, NetConfig):
                 device.mac = device.mac or generate_mac()
+            self._holding.intent = Intent(changed, device_id, slot)
+            self._holding.promise()
             yield partial(_plug, vm.machine, device, slot)
         except (DeviceRefused, EngineError) as error:
             raise api_error.DeviceManager from error

@@ -13,9 +13,11 @@ import time
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.errors import error_chain, json_text
 from cloudvmm.host.error import HostError
-from cloudvmm.host.lock import LockConflict, LockError, lock_file
+from cloudvmm.host.lock import LockConflict
+from cloudvmm.host.own_folder import format_of, take_folder
 
 FORMAT_VERSION = 1
 
@@ -50,11 +52,11 @@ class Journal:
 
         :raises StateDirInUse: another VMM holds it.
         :raises StateDirFormat: a release that is not ours wrote it.
+        :raises HostError: others may write there, or it cannot be locked.
         :raises OSError: it cannot be made or written.
         """
-        os.makedirs(state_dir, mode=0o700, exist_ok=True)
         self.state_dir = state_dir
-        self._lock_fd = _take_lock(state_dir)
+        self._lock_fd = take_state_dir(state_dir)
         try:
             _check_format(state_dir)
             self.unfinished = _unfinished(self._path("journal"))
@@ -73,6 +75,10 @@ class Journal:
         errors = None if error is None else [json_text(text) for text in error_chain(error)]
         self._write(Entry(at=time.time(), command=command, phase=phase, errors=errors))
 
+    def settle(self, command: str, outcome: str) -> None:
+        """Note what became of a command that the last VMM did not end."""
+        self._write(Entry(at=time.time(), command=command, phase=outcome))
+
     def close(self) -> None:
         os.close(self._fd)
         os.close(self._lock_fd)
@@ -88,29 +94,16 @@ class Journal:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _take_lock(state_dir: str) -> int:
-    fd = os.open(f"{state_dir}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def take_state_dir(state_dir: str) -> int:
+    """As `take_folder`. :raises StateDirInUse: another VMM holds it."""
     try:
-        lock_file(fd, path=f"{state_dir}/lock", write=True)
+        return take_folder(state_dir)
     except LockConflict:
-        os.close(fd)
         raise StateDirInUse(state_dir) from None
-    except LockError:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _check_format(state_dir: str) -> None:
-    path = f"{state_dir}/format"
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            found = file.read(64).strip()
-    except FileNotFoundError:
-        with open(path + ".new", "w", encoding="ascii") as file:
-            file.write(f"{FORMAT_VERSION}\n")
-        os.rename(path + ".new", path)
-        return
+    found = format_of(state_dir, str(FORMAT_VERSION))
     if found != str(FORMAT_VERSION):
         raise StateDirFormat(state_dir, found)
 
@@ -128,9 +121,9 @@ def _unfinished(path: str) -> list[str]:
         with open(path, "rb") as file:
             for line in file:
                 try:
-                    entry = msgspec.json.decode(line, type=Entry)
-                except msgspec.DecodeError:
-                    continue  # the last line of a VMM that was killed while it wrote
+                    entry: Entry = form.decoder(Entry).decode(line)
+                except form.MALFORMED:
+                    continue  # the last line of a VMM that was killed while it wrote; or of a broken disk
                 if entry.phase == "begin":
                     open_commands.append(entry.command)
                 elif entry.command in open_commands:

@@ -34,6 +34,16 @@ class Migration(Undertaking[MigrationPhase]):
         self._downtime_ms: float | None = None
         self._transferred = Transferred(bytes=0)
 
+    @property
+    def done_bytes(self) -> int | None:
+        return self._transferred.bytes or None
+
+    @property
+    def total_bytes(self) -> int | None:
+        transferred = self._transferred
+        left = transferred.remaining_bytes
+        return None if left is None else transferred.bytes + left
+
     def note_transferred(self, transferred: Transferred) -> None:
         """For any thread."""
         self._transferred = transferred

@@ -86,10 +86,7 @@ def make_overlays(
     paths = free_paths(directory, stuck)
     with contextlib.ExitStack() as undo:
         for disk_id, path in paths.items():
-            image = frozen[disk_id]
-            create_overlay(
-                path, base_path=image.path, base_type=image.image_type, size_bytes=image.size_bytes
-            )
+            create_overlay(path, frozen[disk_id])
             undo.callback(os.unlink, path)
         undo.pop_all()
     return paths

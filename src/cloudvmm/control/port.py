@@ -22,7 +22,7 @@ class PtyPort:
     """Owns `pty`. Whoever opens its path sees what was said meanwhile."""
 
     def __init__(self, pty: Pty) -> None:
-        self._pty = pty
+        self.pty = pty
 
     def listen_fd(self) -> int | None:
         return None
@@ -31,10 +31,10 @@ class PtyPort:
         """Nobody comes."""
 
     def input_fds(self) -> list[int]:
-        return [self._pty.master_fd]
+        return [self.pty.master_fd]
 
     def output_fd(self) -> int | None:
-        return self._pty.master_fd
+        return self.pty.master_fd
 
     def receive(self, fd: int) -> bytes:
         with contextlib.suppress(OSError):
@@ -42,10 +42,10 @@ class PtyPort:
         return b""
 
     def send(self, data: bytes) -> int:
-        return write_some(self._pty.master_fd, data)
+        return write_some(self.pty.master_fd, data)
 
     def close(self) -> None:
-        self._pty.close()
+        self.pty.close()
 
 
 class TerminalPort:

@@ -6,8 +6,9 @@ Reference: lifecycle.md section 3.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from cloudvmm.api.data import Empty, VmState
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.config.warning import Warn
 from cloudvmm.control.blueprint import Built, build_vm, final_step_error
-from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
+from cloudvmm.control.console import ConsoleError, Consoles, has_no_console, open_consoles
+from cloudvmm.control.enclosure import Enclosure
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Cleanup, Job, Steps
@@ -38,14 +40,17 @@ class Power:
         events: EventHub,
         holding: Holding,
         *,
+        enclosure: Enclosure,
         warn: Warn,
         state_dir: str | None = None,
     ) -> None:
         self._warn = warn
+        self._enclosure = enclosure
         self._engine = engine
         self._events = events
         self._holding = holding
         self._state_dir = state_dir
+        self._pipe_dir = state_dir if state_dir is not None and engine.outlives_manager else None
 
     def boot(self) -> Steps:
         if self._holding.vm is not None:
@@ -90,13 +95,16 @@ class Power:
         vm = self._holding.vm
         if vm is None:
             raise api_error.VmNotCreated
-        yield from self.drop_vm(vm)
+        self._holding.rebooting = vm
         try:
+            yield from self.drop_vm(vm)
             yield from self._build_and_start()
         except Exception:
             if self._holding.vm is not None:
                 yield from self.drop_vm(self._holding.vm)
             raise
+        finally:
+            self._holding.rebooting = None
         self._events.emit("vm", "rebooted")
         return DONE
 
@@ -140,7 +148,9 @@ class Power:
         """
         stored = self._holding.created_config()
         try:
-            consoles: Consoles = yield partial(open_consoles, stored, is_continued=is_continued)
+            open_all = partial(open_consoles, stored, is_continued=is_continued, pipe_dir=self._pipe_dir)
+            # Another thread is asked only for what may take time.
+            consoles: Consoles = open_all() if has_no_console(stored) else (yield open_all)
         except ConsoleError as error:
             raise api_error.CreateConsoleDevices from error
         self._holding.consoles = consoles
@@ -149,6 +159,14 @@ class Power:
             consoles.write_paths(vm_config)
             self._holding.vm_config = vm_config
         return DONE
+
+    def enclose(self, *, readable: Sequence[str] = ()) -> Steps:
+        """As `Enclosure.close_around`, around the stored config."""
+        return (yield from self._enclosure.close_around(self._holding.created_config(), readable=readable))
+
+    def enclose_at_once(self) -> None:
+        """As `Enclosure.close_at_once`, around the stored config."""
+        self._enclosure.close_at_once(self._holding.created_config())
 
     def settle_consoles(self) -> Steps:
         """The other VMM has no use for its consoles any more: be where they are."""
@@ -169,8 +187,12 @@ class Power:
 
     def close_consoles(self) -> Steps:
         consoles, self._holding.consoles = self._holding.consoles, None
-        if consoles is not None:
+        if consoles is None:
+            return DONE
+        if consoles.has_thread:
             yield Cleanup(consoles.close)
+        else:
+            consoles.close()
         return DONE
 
     def _build_and_start(self) -> Steps:
@@ -178,6 +200,8 @@ class Power:
         if self._holding.vm_config is None:
             raise api_error.VmMissingConfig
         yield from self.renew_consoles()
+        if not self._enclosure.is_closed:  # it failed when the config came
+            yield from self.enclose()
         stored, consoles = self._holding.vm_config, self._holding.consoles
         assert consoles is not None
         built: Built = yield partial(
@@ -192,6 +216,11 @@ class Power:
         self._holding.vm_config = built.vm_config
         vm = Vm(built.machine, built.numbering, built.vm_config)
         self._holding.take_vm(vm)
+        try:
+            self._holding.promise()  # a VMM after this one ends a machine that it cannot tell a VM of
+        except VmmError:
+            yield from self.drop_vm(vm)
+            raise
         try:
             yield vm.machine.boot
         except EngineError as error:
@@ -228,10 +257,13 @@ class Power:
     def drop_vm(self, vm: Vm) -> Steps:
         """End the machine; the VM object is gone afterwards even where that failed."""
         self._holding.stop_watching()
+        vm.is_ending = True
         try:
             yield Cleanup(vm.machine.close)
         except EngineError as error:
             vm.machine.kill()
+            with contextlib.suppress(EngineError):
+                yield Cleanup(vm.machine.close)  # what stood in its way may have gone with the guest
             raise api_error.VmShutdownFailed from error
         finally:
             self._holding.vm = None

@@ -14,8 +14,8 @@ import msgspec
 from cloudvmm.api import action
 from cloudvmm.api.data import VmActionPayload, VmState
 from cloudvmm.api.error import VmMigrating, VmmShuttingDown, VmNotRunning
+from cloudvmm.control.failure import failed
 from cloudvmm.control.holding import Holding
-from cloudvmm.control.runner import failed
 from cloudvmm.control.vm import Vm
 from cloudvmm.control.worker import Job, Outcome, Worker
 from cloudvmm.engine.base import Machine
@@ -29,20 +29,30 @@ class Reader:
     def __init__(self, holding: Holding) -> None:
         self.worker = Worker("vm-reader")
         self._holding = holding
+        self._postponed: list[action.ApiRequest] = []  # until the VM has been rebooted
         self._waiting: deque[Callable[[Outcome], None]] = deque()
         self._is_looking = False
         self._must_look_again = False
 
     def answer_counters(self, request: action.ApiRequest) -> None:
-        """Answer `vm.counters`, now or when the engine has."""
+        """Answer `vm.counters`, now or when the engine has; of a VM that is being rebooted, after that."""
         if self._holding.lent is not None:
             request.reply.send(failed(request.error, VmMigrating()))
             return
-        if self._holding.vm is None:
-            request.reply.send(failed(request.error, VmNotRunning()))
+        if self._holding.rebooting is not None:
+            self._postponed.append(request)
             return
         vm = self._holding.vm
+        if vm is None or vm.is_ending:
+            request.reply.send(failed(request.error, VmNotRunning()))
+            return
         self._ask(partial(_encoded_counters, vm.machine), partial(self._send_counters, request, vm))
+
+    def answer_postponed(self) -> None:
+        """A command has ended: answer who waited for that, if it was a reboot."""
+        postponed, self._postponed = self._postponed, []
+        for request in postponed:
+            self.answer_counters(request)
 
     def look_at_bars(self) -> None:
         """Find out where the guest has put its BARs; `vm.info` tells it from then on."""
@@ -67,6 +77,9 @@ class Reader:
             self._waiting.popleft()(outcome)
         while self._waiting:
             self._waiting.popleft()(Outcome(error=VmmShuttingDown()))
+        # The last, as those whose VM went while it was asked are postponed, too.
+        for request in self._postponed:
+            request.reply.send(failed(request.error, VmmShuttingDown()))
 
     def _ask(self, job: Job, then: Callable[[Outcome], None]) -> None:
         self._waiting.append(then)
@@ -75,8 +88,8 @@ class Reader:
     def _send_counters(self, request: action.ApiRequest, vm: Vm, outcome: Outcome) -> None:
         if outcome.error is None:
             request.reply.send(VmActionPayload(outcome.value))
-        elif self._holding.vm is not vm:  # it has gone while it was asked
-            request.reply.send(failed(request.error, VmNotRunning()))
+        elif vm.is_ending:  # it went while it was asked; it may be back
+            self.answer_counters(request)
         else:
             request.reply.send(failed(request.error, outcome.error))
 

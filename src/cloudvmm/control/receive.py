@@ -8,6 +8,7 @@ after that leaves the VM as it is: it is here and nowhere else, though not all o
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from cloudvmm.api import error as api_error
-from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole
+from cloudvmm.api.data import Empty, MigrationPhase, MigrationRole, VmState
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError, ValidationError
 from cloudvmm.config.operation import MigrationMemoryMode, VmReceiveMigrationData
@@ -61,6 +62,7 @@ from cloudvmm.migration.message import (
     readable,
     refusal,
 )
+from cloudvmm.migration.patience import Patience
 from cloudvmm.migration.rule import PostcopyNotAsked, check_receive, check_received
 
 if TYPE_CHECKING:
@@ -208,6 +210,8 @@ class Receive:
         complete: Complete = yield partial(control.receive, Complete, timeout_s=COMPLETE_S)
         migration.enter(MigrationPhase.COMPLETING)
         told_s = time.monotonic()
+        self._holding.arrived = VmState.PAUSED if complete.is_paused else VmState.RUNNING
+        self._holding.promise()  # a VMM after this one takes back what its sender may have
         if not complete.is_paused:
             yield from self._power.resume()
         if offer.is_local:
@@ -229,12 +233,15 @@ class Receive:
         """
         vm = self._holding.running_vm()
         link_fd: int | None = None
+        patience = Patience(RECONNECT_S)
         try:
             while True:
+                patience.begin()
                 try:
                     yield partial(vm.machine.transfer_rest, link_fd)
                     return
                 except LinkLost as error:
+                    patience.lose(error)
                     self._log("warn", f"{': '.join(error_chain(error))}: the sender is waited for")
                 yield Cleanup(partial(_close_all, states))  # the sender is to see it, too
                 states.clear()
@@ -289,12 +296,16 @@ def _prepare_disks(vm_config: VmConfig, offer: Offer) -> CopiedDisks:
 def _accept_again(listener: Listener, token: str, control: Link) -> Link:
     """Blocking. Wait for another connection for the state; the old one is lost, and `control` perhaps too.
 
+    Who connects may not have heard yet that the VM is here.
+
     :raises MigrationError: it does not come, or the other VMM has said over `control` that it will not.
     """
     try:
         (link,) = listener.accept_states(token, control, 1, timeout_s=RECONNECT_S)
     except LinkDown:
         (link,) = listener.accept_states(token, None, 1, timeout_s=RECONNECT_S)
+    with contextlib.suppress(LinkDown):  # the engine will see that
+        link.send(Done())
     return link
 
 
@@ -342,10 +353,6 @@ def _examine(info: EngineInfo, data: VmReceiveMigrationData, offer: Offer) -> tu
     except ZoneUpdateError as error:
         raise api_error.ApplyMemoryZoneUpdate from error
     used_ids = check_config(copy.deepcopy(vm_config))
-    if vm_config.landlock_enable:
-        raise api_error.ApplyLandlock from api_error.NotImplementedYet(
-            "Landlock confinement comes with a later release"
-        )
     record = decode_record(offer.vm)
     check_numbering(record.numbering(info), device_ids(vm_config, used_ids), info)
     return vm_config, record

@@ -6,19 +6,15 @@ The engine's own state is not here: this is names, places and sizes. A change of
 
 from __future__ import annotations
 
-import threading
-from typing import Final
-
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.config.number import U32
 from cloudvmm.control.error import BadRecord, OtherVcpus
 from cloudvmm.control.numbering import Numbering
 from cloudvmm.control.ram import GuestRam, Ram, Vcpus
 from cloudvmm.control.vm import Vm
 from cloudvmm.engine.base import EngineInfo
-
-_first_use: Final = threading.Lock()  # msgspec crashes where two threads are the first to use a type
 
 
 class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +76,7 @@ def encode_record(vm: Vm) -> msgspec.Raw:
 def decode_record(raw: msgspec.Raw) -> VmRecord:
     """:raises BadRecord: it is none."""
     try:
-        with _first_use:
-            return msgspec.json.decode(raw, type=VmRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        record: VmRecord = form.decoder(VmRecord).decode(raw)
+    except form.MALFORMED as error:
         raise BadRecord from error
+    return record

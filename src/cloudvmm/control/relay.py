@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Callable
 from typing import Protocol
 
 from cloudvmm.host.eventfd import EventFd
@@ -45,43 +46,97 @@ class Port(Protocol):
         """Release what the port owns."""
 
 
-class Line:
-    """One console: the engine's stream, the user's port, and what waits between them."""
+class Stream(Protocol):
+    """The way between a console's line and the engine. Never blocks."""
 
-    def __init__(self, port: Port) -> None:
+    @property
+    def read_fd(self) -> int:
+        """What is readable when `read` has something."""
+
+    @property
+    def write_fd(self) -> int:
+        """What is writable when `write` takes something."""
+
+    @property
+    def engine_fd(self) -> int | None:
+        """The engine's end, which is lent to it; None where it has a path."""
+
+    def read(self) -> bytes:
+        """Return what is there; nothing at the end. :raises OSError: there is nothing."""
+
+    def write(self, data: bytes) -> int:
+        """Write the start of `data`; return how much went. :raises OSError: nothing goes."""
+
+    def close(self) -> None:
+        """Release it."""
+
+
+class PairStream:
+    """Two sockets, one of which the engine gets."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.setblocking(False)
+
+    @property
+    def read_fd(self) -> int:
+        return self._ours.fileno()
+
+    @property
+    def write_fd(self) -> int:
+        return self._ours.fileno()
+
+    @property
+    def engine_fd(self) -> int | None:
+        return self._theirs.fileno()
+
+    def read(self) -> bytes:
+        return self._ours.recv(CHUNK_BYTES)
+
+    def write(self, data: bytes) -> int:
+        return self._ours.send(data)
+
+    def close(self) -> None:
+        self._ours.close()
+        self._theirs.close()
+
+
+class Line:
+    """One console: the engine's stream, which `make` makes, the user's port, and what waits between them."""
+
+    def __init__(self, port: Port, make: Callable[[], Stream] = PairStream) -> None:
         self.port = port
         self.output = bytearray()
         self.input = bytearray()
-        self._ours: socket.socket | None = None
-        self._theirs: socket.socket | None = None
-        self.renew()
+        self._make = make
+        self._stream: Stream | None = make()
 
     @property
-    def stream_fd(self) -> int:
-        """The engine's end, which is lent to it."""
-        assert self._theirs is not None
-        return self._theirs.fileno()
+    def stream_fd(self) -> int | None:
+        """The engine's end, which is lent to it; None where it has a path."""
+        assert self._stream is not None
+        return self._stream.engine_fd
 
     def renew(self) -> None:
         """Make a new stream for a new machine; what the last one said and nobody took yet is kept."""
         self.take_output()
         self.close_stream()
         self.input.clear()
-        self._ours, self._theirs = socket.socketpair()
-        self._ours.setblocking(False)
+        self._stream = self._make()
 
     def close_stream(self) -> None:
-        for end in (self._ours, self._theirs):
-            if end is not None:
-                end.close()
-        self._ours = self._theirs = None
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
     def register(self, poller: select.poll) -> None:
-        if self._ours is not None:
-            poller.register(self._ours, select.POLLIN | (select.POLLOUT if self.input else 0))
         wants: dict[int, int] = {}
+        if self._stream is not None:
+            wants[self._stream.read_fd] = select.POLLIN
+            if self.input:
+                wants[self._stream.write_fd] = wants.get(self._stream.write_fd, 0) | select.POLLOUT
         if len(self.input) < INPUT_BYTES:
-            wants = dict.fromkeys(self.port.input_fds(), select.POLLIN)
+            wants |= dict.fromkeys(self.port.input_fds(), select.POLLIN)
         listen_fd = self.port.listen_fd()
         if listen_fd is not None:
             wants[listen_fd] = select.POLLIN
@@ -93,7 +148,7 @@ class Line:
 
     def serve(self, ready: dict[int, int]) -> None:
         """Move what can be moved without waiting."""
-        if self._ours is not None and ready.get(self._ours.fileno(), 0) & select.POLLIN:
+        if self._stream is not None and ready.get(self._stream.read_fd, 0) & select.POLLIN:
             self.take_output()
         if self.port.listen_fd() in ready:
             self.port.accept()
@@ -108,15 +163,15 @@ class Line:
         """Take what the engine has written so far; no more than that, lest the other consoles wait."""
         with contextlib.suppress(OSError):
             for _ in range(RING_BYTES // CHUNK_BYTES):
-                if self._ours is None or not (data := self._ours.recv(CHUNK_BYTES)):
+                if self._stream is None or not (data := self._stream.read()):
                     return
                 self.output += data
                 del self.output[: max(0, len(self.output) - RING_BYTES)]
 
     def give_input(self) -> None:
         with contextlib.suppress(OSError):
-            while self.input and self._ours is not None:
-                del self.input[: self._ours.send(self.input)]
+            while self.input and self._stream is not None:
+                del self.input[: self._stream.write(bytes(self.input))]
 
     def give_output(self) -> None:
         while self.output and self.port.output_fd() is not None:
@@ -127,7 +182,7 @@ class Line:
 
 
 class Relay:
-    """The thread that serves `lines`; there is none where there is nothing to serve."""
+    """The thread that serves `lines`, of which there is one at least."""
 
     def __init__(self, lines: list[Line]) -> None:
         self._lines = lines
@@ -135,9 +190,7 @@ class Relay:
         self._lock = threading.Lock()
         self._is_stopped = False
         self._thread: threading.Thread | None = None
-        if lines:
-            self._thread = threading.Thread(target=self._run, name="console", daemon=True)
-            self._thread.start()
+        self._start(None)
 
     def renew_streams(self) -> None:
         """Give every line a new stream."""
@@ -145,6 +198,14 @@ class Relay:
             for line in self._lines:
                 line.renew()
         self._wake.write()
+
+    def renew_thread(self) -> None:
+        """Let another thread go on. It inherits what is the caller's.
+
+        :raises RuntimeError: the host gives no thread; then nobody serves.
+        """
+        if self._thread is not None:
+            self._start(self._thread)
 
     def close(self) -> None:
         """Blocking, briefly. Pass on what can still be passed on without waiting, then release everything."""
@@ -161,7 +222,16 @@ class Relay:
             line.port.close()
         self._wake.close()
 
-    def _run(self) -> None:
+    def _start(self, before: threading.Thread | None) -> None:
+        thread = threading.Thread(target=self._run, args=(before,), name="console", daemon=True)
+        with self._lock:
+            self._thread = thread
+        self._wake.write()
+        thread.start()
+
+    def _run(self, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
         while (poller := self._next_poller()) is not None:
             ready = dict(poller.poll())
             self._wake.read()
@@ -172,7 +242,7 @@ class Relay:
     def _next_poller(self) -> select.poll | None:
         """What to wait for next; None when it is time to end."""
         with self._lock:
-            if self._is_stopped:
+            if self._is_stopped or self._thread is not threading.current_thread():
                 return None
             poller = select.poll()
             poller.register(self._wake, select.POLLIN)

@@ -27,6 +27,7 @@ from cloudvmm.control.blueprint import Built, NumberedOrigin, build_vm
 from cloudvmm.control.console import Consoles
 from cloudvmm.control.descriptor import descriptors_of, forget
 from cloudvmm.control.error import BadRecord, OtherVcpus
+from cloudvmm.control.generation import renew_vmgenid
 from cloudvmm.control.holding import Holding
 from cloudvmm.control.overlay import (
     FrozenDisksNeedOverlays,
@@ -105,7 +106,7 @@ class Restore:
         if self._holding.vm_config is not None:
             raise api_error.VmAlreadyCreated
         self._holding.vm_config = data.vm_config
-        return (yield from self._come_up(data.record, BeginsAt(data.base), resume=data.resume))
+        return (yield from self._come_up(data.record, BeginsAt(data.base), resume=False))
 
     def _come_up(self, record: VmRecord, source: Origin, *, resume: bool) -> Steps:
         """Make the VM of the stored config, or forget that where it fails."""
@@ -123,10 +124,7 @@ class Restore:
         """Build the machine of the stored config from its state; it stands paused."""
         stored, consoles = self._holding.created_config(), self._holding.consoles
         assert consoles is not None
-        if stored.landlock_enable:
-            raise api_error.ApplyLandlock from api_error.NotImplementedYet(
-                "Landlock confinement comes with a later release; restore without landlock_enable"
-            )
+        yield from self._power.enclose(readable=[source.folder] if isinstance(source, SavedIn) else [])
         self._events.emit("vm", "restoring")
         built: Built = yield partial(
             _build,
@@ -144,6 +142,7 @@ class Restore:
         record.give_sizes(vm)
         vm.state = VmState.PAUSED
         self._holding.take_vm(vm)
+        self._holding.promise()
         if vm.exit_reason is not None:
             raise api_error.DeviceManager from MachineGone(vm.exit_reason)
         self._events.emit("vm", "restored")
@@ -192,6 +191,7 @@ def _load_config(data: RestoreConfig) -> tuple[str, VmConfig, list[str]]:
         unused = check_restore(data, vm_config)
     except ValidationError as error:
         raise api_error.ConfigValidation from error
+    renew_vmgenid(vm_config)
     replace_net_fds(vm_config, data.net_fds)
     replace_vfio_fds(vm_config, data.vfio_fds, data.iommufd_fd)
     try:

@@ -12,20 +12,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from cloudvmm.api import action
 from cloudvmm.api.data import ApiResponsePayload, Empty
-from cloudvmm.api.error import ApiError, VmMigrating, VmmShutdownError, VmmShuttingDown
+from cloudvmm.api.error import VmMigrating, VmmShutdownError, VmmShuttingDown
 from cloudvmm.control.command import Commands
 from cloudvmm.control.descriptor import release
+from cloudvmm.control.failure import failed, foreseen, internal
 from cloudvmm.control.holding import Holding
+from cloudvmm.control.job import Ticket, Tickets
 from cloudvmm.control.journal import Journal
 from cloudvmm.control.lane import Lane, LaneEnd
+from cloudvmm.control.ledger import Book
 from cloudvmm.control.worker import Cleanup, Job, Outcome, Steps, Worker
 from cloudvmm.engine.base import Engine
 from cloudvmm.errors import VmmError, error_chain
+
+if TYPE_CHECKING:
+    from cloudvmm.api.channel import ApiResponse
 
 LEAVE_S = 30.0
 WORKER_END_S = 10.0
@@ -41,15 +48,12 @@ class StuckCommand(VmmError):
         super().__init__(f"{command} did not end although it was told to")
 
 
-class InternalFault(VmmError):
-    """The VMM failed inside; the text is the fault's own"""
-
-
 class Task(msgspec.Struct):
     """Steps under way or waiting, and the request that they answer, if somebody asked."""
 
     name: str
     steps: Steps
+    ticket: Ticket
     request: action.ApiRequest | None = None
     is_final: bool = False
 
@@ -67,6 +71,7 @@ class Runner:
         log: Log,
         lane: Lane,
         on_finish: Callable[[], None],
+        book: Book | None = None,
     ) -> None:
         self.worker = Worker("vm-worker")
         self.is_leaving = False
@@ -76,12 +81,16 @@ class Runner:
         self._holding = holding
         self._engine = engine
         self._journal = journal
+        self._book = book
         self._log = log
         self._lane = lane
         self._on_finish = on_finish
-        lane.on_begin = partial(self._note, partial(Journal.begin, command=MIGRATION))
+        lane.on_begin = self._lane_began
         lane.on_end = self._lane_ended
-        self._waiting: deque[Task] = deque()
+        self.waiting: deque[Task] = deque()
+        self._answers: list[tuple[action.ApiRequest, ApiResponse]] = []
+        self._tickets = Tickets()
+        self._lane_ticket: Ticket | None = None
         self._running: Task | None = None
         self._shutdown_requests: list[action.ApiRequest] = []
         self._final_error: Exception | None = None
@@ -92,12 +101,12 @@ class Runner:
         if self.is_leaving:
             self._refuse(request)
         else:
-            self._add(Task(request.name, self._commands.steps(request), request))
+            self._add(request.name, self._commands.steps(request), request)
 
     def add(self, name: str, steps: Steps) -> None:
         """Queue what nobody asked for but the guest; void while the VMM leaves."""
         if not self.is_leaving:
-            self._add(Task(name, steps))
+            self._add(name, steps)
 
     def add_shutdown(self, request: action.ApiRequest) -> None:
         """Leave, and answer `request` when that is done; at once where it is done already."""
@@ -114,13 +123,13 @@ class Runner:
     def leave(self, failure: Exception | None = None) -> None:
         """Overtake what is under way and queued, delete the VM, end. `failure` is why, if not on request."""
         if failure is not None and self.failure is None:
-            self.failure = failure if isinstance(failure, VmmError) else _internal(failure)
+            self.failure = failure if isinstance(failure, VmmError) else internal(failure)
         if self.is_leaving:
             return
         self.is_leaving = True
         self._leave_until_s = time.monotonic() + LEAVE_S
-        while self._waiting:
-            self._drop(self._waiting.popleft())
+        while self.waiting:
+            self._drop(self.waiting.popleft())
         self._lane.is_leaving = True
         if self._is_idle():
             self._add_final()
@@ -141,6 +150,18 @@ class Runner:
         else:
             self._engine.abort_build()
 
+    @property
+    def under_way(self) -> list[Ticket]:
+        """What has begun and not ended, in the order in which it began."""
+        running = None if self._running is None else self._running.ticket
+        found = [ticket for ticket in (self._lane_ticket, running) if ticket is not None]
+        return sorted(found, key=lambda ticket: ticket.id)
+
+    def call_off(self, task: Task, error: VmmError) -> None:
+        """Answer a task that waits with `error`, and forget it."""
+        self.waiting.remove(task)
+        self._drop(task, error)
+
     def take_outcomes(self) -> None:
         """Go on with what the worker has done."""
         self.worker.done.read()
@@ -149,15 +170,26 @@ class Runner:
                 self._advance(self._running, outcome)
             self._start_next()
 
+    def send_answers(self) -> None:
+        """Answer whose commands have ended; to be done last.
+
+        Whoever is answered wants the interpreter's lock at once, and waits twice as long where we go on.
+        """
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for request, reply in answers:
+                request.reply.send(reply)
+
     def end(self) -> None:
         """The loop is over, however it came to that: answer everybody, leave no guest behind."""
         self.has_left = self.is_leaving = True
+        self.send_answers()
         if self._holding.cut is not None:
             self._holding.cut.now()
         if self._running is not None:
             self._drop(self._running)
-        while self._waiting:
-            self._drop(self._waiting.popleft())
+        while self.waiting:
+            self._drop(self.waiting.popleft())
         for request in self._shutdown_requests:
             self._answer_shutdown(request)
         self._shutdown_requests.clear()
@@ -172,9 +204,17 @@ class Runner:
     def _is_idle(self) -> bool:
         return self._running is None and not self._lane.is_busy
 
+    def _lane_began(self) -> None:
+        self._lane_ticket = self._tickets.take(action.VmSendMigration.name)
+        self._lane_ticket.begin()
+        self._note(partial(Journal.begin, command=MIGRATION))
+
     def _lane_ended(self, end: LaneEnd) -> None:
         """The VM is back, or gone for good: then the VMM is to leave."""
+        self._lane_ticket = None
         self._note(partial(Journal.end, command=MIGRATION, error=end.error))
+        if self._book is not None:
+            self._book.write()
         if self.is_leaving:
             if self._is_idle():
                 self._add_final()
@@ -183,17 +223,22 @@ class Runner:
         for name, steps in end.postponed:
             self.add(name, steps())
 
-    def _add(self, task: Task) -> None:
-        self._waiting.append(task)
+    def _add(
+        self, name: str, steps: Steps, request: action.ApiRequest | None = None, *, is_final: bool = False
+    ) -> None:
+        self.waiting.append(Task(name, steps, self._tickets.take(name), request, is_final))
         self._start_next()
 
     def _add_final(self) -> None:
-        self._add(Task(action.VmmShutdown.name, self._commands.vmm_shutdown(), is_final=True))
+        self._add(action.VmmShutdown.name, self._commands.vmm_shutdown(), is_final=True)
 
     def _start_next(self) -> None:
-        while self._running is None and self._waiting:
-            self._running = self._waiting.popleft()
+        while self._running is None and self.waiting:
+            self._running = self.waiting.popleft()
+            self._running.ticket.begin()
             self._note(partial(Journal.begin, command=self._running.name))
+            if self._book is not None:
+                self._book.begin(self._running.name, self._running.request)
             self._advance(self._running, Outcome())
 
     def _advance(self, task: Task, outcome: Outcome) -> None:
@@ -218,13 +263,17 @@ class Runner:
     def _finish(self, task: Task, payload: ApiResponsePayload | None, error: Exception | None) -> None:
         self._running = None
         self._on_finish()
-        if error is not None and self.is_leaving and not task.is_final:
-            error = _overtaken(error)
+        if error is not None:
+            error = foreseen(error)
+            if self.is_leaving and not task.is_final:
+                error = _overtaken(error)
         self._note(partial(Journal.end, command=task.name, error=error))
+        if self._book is not None:
+            self._book.end()
         if task.request is not None:
             release(task.request.data, self._holding.vm_config)
             reply = payload if payload is not None else failed(task.request.error, error)
-            task.request.reply.send(reply)
+            self._answers.append((task.request, reply))
         if error is not None:
             self._log("error", f"{task.name} failed: {': '.join(error_chain(error))}")
         if task.is_final:
@@ -238,7 +287,7 @@ class Runner:
     def _leave_for_good(self, error: Exception | None) -> None:
         self._final_error = error
         if error is not None and self.failure is None:
-            self.failure = error if isinstance(error, VmmError) else _internal(error)
+            self.failure = error if isinstance(error, VmmError) else internal(error)
         self.has_left = True
         for request in self._shutdown_requests:
             self._answer_shutdown(request)
@@ -253,16 +302,16 @@ class Runner:
         error = self._final_error
         request.reply.send(Empty() if error is None else failed(VmmShutdownError, error))
 
-    def _drop(self, task: Task) -> None:
-        """End a task that is not carried out, or no further."""
+    def _drop(self, task: Task, error: VmmError | None = None) -> None:
+        """End a task that is not carried out, or no further; `error` is why, if not that the VMM leaves."""
         if task is not self._running:
             task.steps.close()
         if task.request is not None:
-            self._refuse(task.request)
+            self._refuse(task.request, error)
 
-    def _refuse(self, request: action.ApiRequest) -> None:
+    def _refuse(self, request: action.ApiRequest, error: VmmError | None = None) -> None:
         release(request.data, self._holding.vm_config)
-        request.reply.send(failed(request.error, VmmShuttingDown()))
+        request.reply.send(failed(request.error, error or VmmShuttingDown()))
 
     def _note(self, write: Callable[[Journal], None]) -> None:
         """Write to the journal, if there is one. A fault costs the entry, neither the VM nor an answer."""
@@ -274,22 +323,9 @@ class Runner:
             self._log("error", f"The journal cannot be written: {': '.join(error_chain(error))}")
 
 
-def failed(kind: type[ApiError], cause: BaseException | None) -> ApiError:
-    """Return the command's own error with `cause` behind it, ready to be sent."""
-    error = kind()
-    error.__cause__ = cause
-    return error
-
-
 def _overtaken(error: Exception) -> VmmShuttingDown:
     if isinstance(error, VmmShuttingDown):
         return error
     overtaken = VmmShuttingDown()
     overtaken.__cause__ = error
     return overtaken
-
-
-def _internal(error: Exception) -> InternalFault:
-    fault = InternalFault(f"The VMM failed inside: {error!r}")
-    fault.__cause__ = error
-    return fault

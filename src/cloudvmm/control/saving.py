@@ -25,6 +25,14 @@ class Saving(Undertaking[SnapshotPhase]):
         super().__init__(SnapshotPhase.SAVING, _PHASES, _REFUSALS)
         self._saved = Saved(0, 0)
 
+    @property
+    def done_bytes(self) -> int | None:
+        return self._saved.bytes if self._saved.total_bytes else None
+
+    @property
+    def total_bytes(self) -> int | None:
+        return self._saved.total_bytes or None
+
     def note_saved(self, saved: Saved) -> None:
         """For any thread.
 

@@ -6,7 +6,8 @@ what comes of it is told by events and in the log. The VM runs on one side at mo
 * Until all of `Complete` is sent the other VMM lets no vCPU run, so whatever goes wrong the VM is ours and
   goes on.
 * From then on it is ours again only if the other VMM says that it has nothing of it left.
-* Where its answer is lost nobody can know. The VM stays paused here, and the log says what to do.
+* Where its answer is lost nobody can know. The VM stays paused here, and the log says what to do. With
+  Postcopy the answer is given again over the connection that is made anew for the memory.
 * With Postcopy it has the VM and not all of its memory. What fails then loses the VM, which stays paused here
   and cannot be resumed; a lost connection is made anew.
 """
@@ -41,6 +42,7 @@ from cloudvmm.migration.cut import Cut
 from cloudvmm.migration.error import (
     ConnectFailed,
     LinkDown,
+    LinkTimeout,
     MemoryLost,
     MigrationError,
     OutcomeUnknown,
@@ -50,6 +52,7 @@ from cloudvmm.migration.error import (
 )
 from cloudvmm.migration.link import Link, connect
 from cloudvmm.migration.message import Accept, Complete, Done, Offer, Ready, Welcome, check_welcome, refusal
+from cloudvmm.migration.patience import Patience
 from cloudvmm.migration.rule import check_send
 
 if TYPE_CHECKING:
@@ -164,6 +167,8 @@ class Send:
             self._events.emit("vm", "migration-finished")
             if data.preserve_source:
                 return LaneEnd(postponed=lent.postponed)
+            self._holding.left = lent
+            self._holding.write_down()
             try:
                 yield from self._power.drop_vm(vm)
             except VmmError as error:
@@ -196,6 +201,7 @@ class Send:
                 yield partial(control.receive, Ready, timeout_s=ANSWER_S)
                 migration.enter(MigrationPhase.COMPLETING)
                 stood_ms = _since_ms(stood_since_s) if was_running else None
+                self._give()
                 # Where this fails a part of it is not sent: the other VMM cannot have read it.
                 yield partial(control.send, Complete(is_paused=not was_running, stood_ms=stood_ms))
             except PeerRefused:
@@ -203,35 +209,67 @@ class Send:
             except Exception as error:
                 yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
                 raise
-            yield from _wait_done(control)
+            try:
+                yield from _wait_done(control)
+                is_there = True
+            except OutcomeUnknown:
+                if not offer.is_postcopy:
+                    raise
+                is_there = False  # it is said again over another connection
             if offer.is_postcopy:
-                migration.enter(MigrationPhase.POSTCOPY)
                 reconnect = partial(_connect_again, address, control, cut, token, tls)
-                yield from self._send_rest(vm, control, states, reconnect)
+                yield from self._send_rest(vm, control, states, reconnect, migration, is_there=is_there)
             return stood_since_s
         finally:
             yield Cleanup(partial(_close_all, states))
             yield Cleanup(control.close)
 
-    def _send_rest(self, vm: Vm, control: Link, states: list[Link], reconnect: Callable[[], Link]) -> Part:
-        """Serve the memory of a guest that runs elsewhere until it is there; `states` gets new links."""
+    def _give(self) -> None:
+        """Write that the other VMM may have the VM from here on.
+
+        :raises VmmError: it cannot be written; a VMM after this one would run the VM.
+        """
+        assert self._holding.lent is not None
+        self._holding.lent.is_given = True
+        self._holding.promise()
+
+    def _send_rest(
+        self,
+        vm: Vm,
+        control: Link,
+        states: list[Link],
+        reconnect: Callable[[], Link],
+        migration: Migration,
+        *,
+        is_there: bool,
+    ) -> Part:
+        """Serve the memory of a guest that runs elsewhere until it is there; `states` gets new links.
+
+        Where it is not certain that it `is_there`, whoever accepts another link says so.
+        """
         link_fd: int | None = None
+        patience = Patience(RECONNECT_S)
         try:
             while True:
-                try:
-                    yield partial(vm.machine.transfer_rest, link_fd)
-                    break
-                except LinkLost as error:
-                    self._log("warn", f"{': '.join(error_chain(error))}: it is tried again")
+                if is_there:
+                    migration.enter(MigrationPhase.POSTCOPY)
+                    patience.begin()
+                    try:
+                        yield partial(vm.machine.transfer_rest, link_fd)
+                        break
+                    except LinkLost as error:
+                        patience.lose(error)
+                        self._log("warn", f"{': '.join(error_chain(error))}: it is tried again")
                 yield Cleanup(partial(_close_all, states))  # the other VMM is to see it, too
                 states.clear()
                 link: Link = yield reconnect
+                is_there = True
                 states.append(link)
                 link_fd = link.lend()
         except Exception as error:
             yield Cleanup(partial(control.send_last, refusal(error_chain(error))))
             if isinstance(error, EngineError | MigrationError):
-                raise MemoryLost from error
+                raise (MemoryLost if is_there else OutcomeUnknown) from error
             raise
         self._events.emit("vm", "postcopy-migration-completed")
 
@@ -293,7 +331,7 @@ class Send:
             return
         self._events.emit("vm", "resuming")
         try:
-            yield from _resume_when_released(vm.machine)
+            yield from resume_when_released(vm.machine)
         except EngineError as error:
             # The reference ends here, and the VM with it.
             self._log("error", f"The VM stays paused: {': '.join(error_chain(error))}; call vm.resume")
@@ -314,7 +352,7 @@ def _connect_states(address: Address, offer: Offer, cut: Cut, token: str, tls: T
 
 
 def _connect_again(address: Address, control: Link, cut: Cut, token: str, tls: Tls | None) -> Link:
-    """Blocking. Connect for the state anew, as soon as the other VMM can be reached.
+    """Blocking. Connect for the state anew, as soon as the other VMM is reached and says that it has the VM.
 
     :raises MigrationError: it cannot, or has said over `control` that nobody waits there.
     """
@@ -325,10 +363,17 @@ def _connect_again(address: Address, control: Link, cut: Cut, token: str, tls: T
         if refused is not None:
             raise refused
         try:
-            return connect(address, "state", cut, token=token, tls=tls)
-        except (ConnectFailed, LinkDown, TlsFailed):
+            link = connect(address, "state", cut, token=token, tls=tls)
+            try:
+                link.receive(Done)
+            except BaseException:
+                link.close()
+                raise
+        except (ConnectFailed, LinkDown, LinkTimeout, TlsFailed):
             if time.monotonic() > deadline_s:
                 raise
+        else:
+            return link
 
 
 def _close_all(links: list[Link]) -> None:
@@ -381,7 +426,7 @@ def _send_within(machine: Machine, target: SentTo, cut: Cut, limit_s: int | None
         timer.cancel()
 
 
-def _resume_when_released(machine: Machine) -> Part:
+def resume_when_released(machine: Machine) -> Part:
     """Resume a guest whose images the other VMM, which does not run it and never will, may hold yet.
 
     :raises EngineError: it holds them for too long, or something else is in the way.

@@ -20,11 +20,10 @@ class CloneData(msgspec.Struct, frozen=True, kw_only=True):
     vm_config: VmConfig
     record: VmRecord
     base: Base
-    resume: bool
 
 
 class BeginVm(ApiRequest):
-    """Hold a VM that begins at a base. Needs N. No front end has it: it comes from a VMM of this process."""
+    """Hold a VM that begins at a base, paused. Needs N. No front end has it: a VMM of this process asks."""
 
     name = "vm.begin"
     body = CloneData
@@ -40,6 +39,9 @@ class Sibling(Protocol):
         :raises ApiError: it has ended.
         """
 
+    def resume(self) -> ReplyChannel:
+        """Ask it to let its guest run; as `begin`."""
+
     def close(self) -> None:
         """Blocking. Delete what it holds and end it; wait until nothing of it is left. Idempotent."""
 
@@ -47,8 +49,8 @@ class Sibling(Protocol):
 class Siblings(Protocol):
     """Makes VMMs. Any thread."""
 
-    def add(self, api_socket: str) -> Sibling:
-        """Blocking. Start a VMM that holds nothing and is served at `api_socket`.
+    def add(self, api_socket: str, name: str) -> Sibling:
+        """Blocking. Start a VMM that holds nothing and is served at `api_socket`; it is for the clone `name`.
 
         :raises VmmError: it cannot be, or the process is about to end.
         :raises OSError: the host gives no descriptor or thread.

@@ -45,6 +45,23 @@ class Undertaking(Generic[P]):
         self._started_s = time.monotonic()
         self._ended_s: float | None = None
 
+    @property
+    def is_over(self) -> bool:
+        return self._ended_s is not None
+
+    @property
+    def can_cancel(self) -> bool:
+        return not self.is_over and self._phase not in self._phases.completing
+
+    @property
+    def done_bytes(self) -> int | None:
+        """How much of `total_bytes` is done with, None where that is not known."""
+        return None
+
+    @property
+    def total_bytes(self) -> int | None:
+        return None
+
     def check(self) -> None:
         """:raises VmmError: it was called off."""
         if self.is_cancelled:
@@ -63,7 +80,7 @@ class Undertaking(Generic[P]):
 
         :raises VmmError: it is over, or too late.
         """
-        if self._ended_s is not None:
+        if self.is_over:
             raise self._refusals.nothing
         if self._phase in self._phases.completing:
             raise self._refusals.too_late

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cloudvmm.api.data import DeviceTree, VmState
 from cloudvmm.config.memory import DEFAULT_ZONE_ID
+from cloudvmm.config.number import U64_MAX
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.lifecycle import check_transition
 from cloudvmm.control.numbering import Numbering
@@ -18,7 +19,8 @@ class Vm:
 
     `vcpus` and `ram` are what the machine was last told, `guest_vcpus` and `guest_ram` what its guest made of
     it.
-    `is_held` is whether a debugger has stopped it, None where none has done anything yet.
+    `is_ending` once it is on its way out. `is_held` is whether a debugger has stopped it, None where none has
+    done anything yet.
     `unreported` is what its drivers did before it was told that the VM has booted.
     """
 
@@ -26,6 +28,7 @@ class Vm:
         self.machine = machine
         self.numbering = numbering
         self.state = VmState.CREATED
+        self.is_ending = False
         self.exit_reason: str | None = None
         self.is_held: bool | None = None
         self.unreported: list[DriverChanged] = []
@@ -90,5 +93,8 @@ class Vm:
 
 
 def configured_ram_bytes(vm_config: VmConfig) -> int:
-    """Return the RAM that is configured: `memory.size` and all zones, what virtio-mem gives not counted."""
-    return vm_config.memory.size + sum(zone.size for zone in vm_config.memory.zones or [])
+    """Return the RAM that is configured: `memory.size` and all zones, what virtio-mem gives not counted.
+
+    As in the reference the sum of what cannot be booted anyway stays within 64 bits, by losing the rest.
+    """
+    return (vm_config.memory.size + sum(zone.size for zone in vm_config.memory.zones or [])) & U64_MAX

@@ -9,17 +9,22 @@ import os
 import threading
 
 from cloudvmm import __version__
-from cloudvmm.api.channel import ApiSender, api_channel
-from cloudvmm.api.data import VmmPingResponse
-from cloudvmm.api.error import RequestSend
-from cloudvmm.control.journal import Journal
+from cloudvmm.api.channel import api_channel
+from cloudvmm.api.ping import Pong
+from cloudvmm.api.plumbing import RequestSend
 from cloudvmm.control.loop import ControlLoop
-from cloudvmm.control.runner import Log
-from cloudvmm.control.sibling import Siblings
-from cloudvmm.engine.base import Engine
 from cloudvmm.errors import VmmError
 from cloudvmm.events.hub import EventHub
 from cloudvmm.host.eventfd import EventFd
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cloudvmm.api.channel import ApiSender
+    from cloudvmm.control.dispatch import Dispatch
+    from cloudvmm.control.journal import Journal
+    from cloudvmm.control.runner import Log
+    from cloudvmm.control.sibling import Siblings
+    from cloudvmm.engine.base import Engine
 
 # The release of Cloud Hypervisor whose contract is spoken: clients sniff it.
 REFERENCE_VERSION = "54.0.0"
@@ -53,7 +58,7 @@ class VmmThread:
         :raises HostError: the state folder cannot be had.
         :raises OSError: the state folder cannot be made or written.
         """
-        self._journal = Journal(state_dir) if state_dir is not None else None
+        self._journal = None if state_dir is None else _open_journal(state_dir)
         self.events = events or EventHub()
         self.api_evt = EventFd()
         self.exit_evt = EventFd()
@@ -65,8 +70,13 @@ class VmmThread:
         self._no_shutdown = no_shutdown
         self._debugger_fd = debugger_fd
         self._log = log
+        if state_dir is not None:
+            self.events.keep(f"{state_dir}/events")
         if self._journal is not None and self._journal.unfinished:
             log("warn", f"The last VMM ended during: {', '.join(self._journal.unfinished)}")
+        self._ping = _pong()
+        self._settled = threading.Event()
+        self._has_adopted = False
         self._thread = threading.Thread(target=self._run, name="vmm", daemon=True)
         self._thread.start()
 
@@ -84,37 +94,71 @@ class VmmThread:
         self.api_evt.close()
         self.exit_evt.close()
 
+    def has_adopted(self) -> bool:
+        """Blocking, briefly. Say whether a VM goes on here that another VMM on the state folder has left."""
+        self._settled.wait()
+        return self._has_adopted
+
+    def _adopt(self, loop: ControlLoop) -> bool:
+        """Say whether to go on; where not, what is in the state folder stays as it is."""
+        try:
+            self._has_adopted = self._journal is not None and loop.adopt()
+        except VmmError as error:
+            self.failure = error
+        self._settled.set()
+        return self.failure is None
+
     def _run(self) -> None:
         try:
             loop = ControlLoop(
-                engine=self._engine,
-                events=self.events,
+                self._make_dispatch,
                 receiver=self._receiver,
                 api_evt=self.api_evt,
                 exit_evt=self.exit_evt,
-                ping=ping_response(),
-                journal=self._journal,
+                ping=self._ping,
                 log=self._log,
-                no_shutdown=self._no_shutdown,
-                debugger_fd=self._debugger_fd,
-                siblings=self._siblings,
             )
-            loop.run()
-            self.failure = loop.failure
+            if self._adopt(loop):
+                loop.run()
+                self.failure = loop.failure
+            else:
+                loop.close()
         except Exception as error:
             self.failure = VmmError(f"The VMM thread failed: {error!r}")
             self.failure.__cause__ = error
         finally:
+            self._settled.set()
             for request in self._receiver.close():  # where the loop could not even be made
                 request.reply.send(RequestSend())
+            self.events.end_keeping()
             if self._journal is not None:
                 self._journal.close()
 
+    def _make_dispatch(self, loop: ControlLoop) -> Dispatch:
+        from cloudvmm.control.dispatch import Dispatch
 
-def ping_response() -> VmmPingResponse:
-    return VmmPingResponse(
-        build_version=f"cloudvmm-{__version__}",
-        version=REFERENCE_VERSION,
-        pid=os.getpid(),
-        features=list(FEATURES),
-    )
+        return Dispatch(
+            loop.listen,
+            loop.unlisten,
+            engine=self._engine,
+            events=self.events,
+            ping=self._ping,
+            journal=self._journal,
+            log=self._log,
+            no_shutdown=self._no_shutdown,
+            debugger_fd=self._debugger_fd,
+            siblings=self._siblings,
+        )
+
+
+def _open_journal(state_dir: str) -> Journal:
+    from cloudvmm.control.journal import Journal
+
+    return Journal(state_dir)
+
+
+def _pong() -> Pong:
+    """Say who answers; by hand, since what writes JSON is not loaded yet."""
+    features = ",".join(f'"{feature}"' for feature in FEATURES)
+    names = f'"build_version":"cloudvmm-{__version__}","version":"{REFERENCE_VERSION}"'
+    return Pong(f'{{{names},"pid":{os.getpid()},"features":[{features}]}}'.encode())

@@ -45,8 +45,12 @@ class Worker:
         self.done = EventFd()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        try:
+            self._thread = self._start(None)
+        except RuntimeError:
+            self.done.close()
+            raise
 
     def submit(self, job: Job) -> None:
         self._jobs.put(job)
@@ -58,6 +62,14 @@ class Worker:
         except queue.Empty:
             return None
 
+    def renew(self) -> None:
+        """Let another thread go on once the present one has done its jobs. It inherits what is the caller's.
+
+        :raises RuntimeError: the host gives no thread; then nobody does the jobs that come.
+        """
+        self._jobs.put(None)
+        self._thread = self._start(self._thread)
+
     def stop(self, timeout_s: float) -> bool:
         """Finish what is queued, end the thread, wait for it; False where it did not end in time."""
         self._jobs.put(None)
@@ -67,7 +79,14 @@ class Worker:
         self.done.close()
         return True
 
-    def _run(self) -> None:
+    def _start(self, before: threading.Thread | None) -> threading.Thread:
+        thread = threading.Thread(target=self._run, args=(before,), name=self._name, daemon=True)
+        thread.start()
+        return thread
+
+    def _run(self, before: threading.Thread | None) -> None:
+        if before is not None:
+            before.join()
         while (job := self._jobs.get()) is not None:
             try:
                 outcome = Outcome(value=job())

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from cloudvmm.api.channel import ReplyChannel
-from cloudvmm.api.error import VmmShuttingDown
-from cloudvmm.control.sibling import BeginVm, CloneData, Siblings
+from cloudvmm.api.plumbing import VmmShuttingDown
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cloudvmm.daemon.vmm import Vmm
+    from collections.abc import Callable, Collection
+
+    from cloudvmm.daemon.hatched import Hatched
     from cloudvmm.engine.base import Engine
 
 
-class Hatched:
-    """A `control.sibling.Sibling`: one of the VMMs. `make` makes it, given what it is to do at its end."""
-
-    def __init__(self, make: Callable[[Callable[[], None]], Vmm], on_end: Callable[[Hatched], None]) -> None:
-        self.vmm = make(lambda: on_end(self))
-
-    def begin(self, data: CloneData) -> ReplyChannel:
-        return self.vmm.send(BeginVm, data)
-
-    def close(self) -> None:
-        self.vmm.close()
-
-
-class Brood(Siblings):
+class Brood:
     """Makes VMMs on engines like `engine`; a clone of a clone is one more of them. Any thread.
 
-    `log` takes a level and a text, and must not block. Others are as those of `Vmm`.
+    A `control.sibling.Siblings`. `log` takes a level and a text, and must not block. Others are as those
+    of `Vmm`.
     """
 
     def __init__(
@@ -40,19 +27,22 @@ class Brood(Siblings):
         *,
         no_shutdown: bool,
         max_connections: int = 10,
+        peers: Collection[int] | None = None,
         log: Callable[[str, str], None] | None = None,
     ) -> None:
         self._engine = engine
         self._no_shutdown = no_shutdown
         self._max_connections = max_connections
+        self._peers = peers
         self._log = log
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)
         self._hatched: set[Hatched] = set()
         self._is_ending = False
 
-    def add(self, api_socket: str) -> Hatched:
-        from cloudvmm.daemon.vmm import Vmm  # which knows this module
+    def add(self, api_socket: str, name: str) -> Hatched:
+        from cloudvmm.daemon.hatched import Hatched  # the first fork is early enough
+        from cloudvmm.daemon.vmm import Vmm
 
         with self._lock:
             if self._is_ending:
@@ -63,6 +53,7 @@ class Brood(Siblings):
                     api_socket=api_socket,
                     no_shutdown=self._no_shutdown,
                     max_connections=self._max_connections,
+                    peers=self._peers,
                     log=self._log,
                     brood=self,
                     on_end=on_end,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
@@ -23,13 +23,15 @@ from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.runner import Log
+from cloudvmm.control.sibling import Siblings
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.daemon.brood import Brood
 from cloudvmm.daemon.events import LocalEvents
 from cloudvmm.errors import VmmError, error_chain, error_code
 from cloudvmm.events.hub import EventHub
 from cloudvmm.events.monitor import log_text
-from cloudvmm.http.descriptor import close_descriptors, place_descriptors
+from cloudvmm.host.rights import close_descriptors
+from cloudvmm.http.descriptor import place_descriptors
 from cloudvmm.http.error import DeserializeFailed, HttpError
 from cloudvmm.http.status import api_failure, http_status
 
@@ -62,19 +64,39 @@ def _ignore(level: str, text: object) -> None:
     """Log to nobody."""
 
 
+def _said(log: Callable[[str, str], None] | None) -> Log:
+    if log is None:
+        return _ignore
+    return log if isinstance(log, LazyLog) else _with_texts(log)
+
+
 def _with_texts(log: Callable[[str, str], None]) -> Log:
     """Return what hands `log` nothing but texts."""
     return lambda level, text: log(level, text if isinstance(text, str) else text())
+
+
+class LazyLog:
+    """A log for many VMMs: it says whose text it is, and a text that nobody wants is not made."""
+
+    __slots__ = ("_log", "_name")
+
+    def __init__(self, log: Log, name: str) -> None:
+        self._log = log
+        self._name = name
+
+    def __call__(self, level: str, text: str | Callable[[], str]) -> None:
+        self._log(level, lambda: f"{self._name}: {text if isinstance(text, str) else text()}")
 
 
 class Vmm(Methods):
     """A VMM that lives as long as this object is open: `with Vmm("fake") as vmm: vmm.vm_create(...)`.
 
     `engine` runs the VM: "qemu", "fake", or one that you made. With `state_dir` that folder holds what the
-    VMM keeps; with `api_socket` it serves REST there too. A guest that switches itself off leaves the VMM
-    there unless `no_shutdown` is False. The VMMs of clones end with it, unless they are in a `brood` that is
-    somebody else's. `on_end` is called once when the VMM has ended. `log` takes a level and a text, from any
-    thread, and must not block.
+    VMM keeps; with `api_socket` it serves REST there too, where `peers` is given to these users alone. A
+    guest that switches itself off leaves the VMM there unless `no_shutdown` is False. The VMMs of clones end
+    with it, unless they are in a `brood` that is somebody else's. `on_end` is called once when the VMM has
+    ended; with `removes_lock` there is no lock beside the socket either by then. `log` takes a level and a
+    text, from any thread, and must not block.
 
     Any thread may call any method.
 
@@ -90,11 +112,13 @@ class Vmm(Methods):
         api_socket: str | os.PathLike[str] | None = None,
         no_shutdown: bool = True,
         max_connections: int = 10,
+        peers: Collection[int] | None = None,
         log: Callable[[str, str], None] | None = None,
-        brood: Brood | None = None,
+        brood: Siblings | None = None,
         on_end: Callable[[], None] | None = None,
+        removes_lock: bool = False,
     ) -> None:
-        said = _ignore if log is None else _with_texts(log)
+        said = _said(log)
         hub = EventHub()
         hub.subscribe(lambda event: said("info", partial(log_text, event)))
         hub.emit("vmm", "starting")
@@ -103,10 +127,10 @@ class Vmm(Methods):
         self._streams: set[LocalEvents] = set()
         self._ended = threading.Event()
         runs = _engine(engine)
-        self._own_brood = None
+        self._own_brood: Brood | None = None
         if brood is None:
-            brood = self._own_brood = Brood(
-                runs, no_shutdown=no_shutdown, max_connections=max_connections, log=log
+            self._own_brood = Brood(
+                runs, no_shutdown=no_shutdown, max_connections=max_connections, peers=peers, log=log
             )
         self._vmm = VmmThread(
             runs,
@@ -114,13 +138,13 @@ class Vmm(Methods):
             state_dir=None if state_dir is None else os.fspath(state_dir),
             no_shutdown=no_shutdown,
             log=said,
-            siblings=brood,
+            siblings=brood or self._own_brood,
         )
         # Held where the eventfd is rung and where it is closed: its number may be another file's by then.
         self._lock = threading.Lock()
         with contextlib.ExitStack() as undo:
             undo.callback(self._end_vmm)
-            self._server = self._serve(api_socket, max_connections, said)
+            self._server = self._serve(api_socket, max_connections, peers, said, removes_lock=removes_lock)
             if self._server is not None:
                 undo.callback(self._server.close, remove_socket=True)
             self._end_thread = threading.Thread(target=self._watch_end, name="vmm-end", daemon=True)
@@ -205,7 +229,13 @@ class Vmm(Methods):
             raise VmmFailed from self.failure
 
     def _serve(
-        self, api_socket: str | os.PathLike[str] | None, max_connections: int, log: Log
+        self,
+        api_socket: str | os.PathLike[str] | None,
+        max_connections: int,
+        peers: Collection[int] | None,
+        log: Log,
+        *,
+        removes_lock: bool,
     ) -> HttpServer | None:
         if api_socket is None:
             return None
@@ -213,7 +243,9 @@ class Vmm(Methods):
             os.fspath(api_socket),
             self._vmm.api_evt,
             self._vmm.api_sender,
+            removes_lock=removes_lock,
             max_connections=max_connections,
+            peers=peers,
             events=self._hub,
             log=log,
         )
@@ -316,6 +348,7 @@ def _value(command: Command[Any], payload: api.ApiResponsePayload) -> Any:
             | api.VmMigrationProgress()
             | api.VmSnapshotProgress()
             | api.VmForkResponse()
+            | api.VmmJobs()
         ):
             return payload
         case _:

@@ -84,7 +84,10 @@ class Incoming:
             raise InvalidArgs(f"{self.member} takes '{signature}', not '{self.signature}'")
         if self.is_cut:
             raise LimitsExceeded(f"The arguments of {self.member} are longer than {BODY_LIMIT_BYTES} bytes")
-        values = self.values()
+        try:
+            values = self.values()
+        except Exception as error:  # of many kinds: a bus passes no such message on
+            raise InvalidArgs(f"The arguments of {self.member} are malformed") from error
         self._raw = b""
         return values
 

@@ -33,7 +33,7 @@ Each blocking call has a deadline of its own and raises `EngineTimeout` when it 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -117,6 +117,7 @@ class SinkKind(enum.Enum):
     OFF = "off"  # the device is absent
     NULL = "null"  # the device is there, its output dropped
     FILE = "file"  # the engine appends to `path`, which exists
+    PIPES = "pipes"  # the engine writes to the pipe `path`.out and reads from `path`.in, which exist
     STREAM = "stream"  # both ways over `stream_fd`
 
 
@@ -283,11 +284,14 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     `vm_config` is validated and complete: ids and MACs are filled in. The engine does not change it and
     keeps no reference to it. `slots` gives the PCI slot per device id, see `slot_of`. File
     descriptors inside (`net[].fds`) are lent, not given. `state_dir` is a folder for the machine's own
-    files, or None: then the machine leaves no file behind, however its manager ends. `origin` is where the
+    files, or None: then the machine ends with its manager, and leaves no file behind. `origin` is where the
     guest's state comes from; without it the guest starts from its payload. `modules` are the sizes in bytes
     of the memory modules that such a guest has beside the RAM of `vm_config`, in the order of their addition.
     On `debugger_fd`, a listening stream socket that is lent, debuggers are served from `boot` on, or once
     the machine stands where it goes on; an engine without means for it leaves it alone.
+
+    A machine that has a `state_dir` outlives its manager, unless it is closed: `Engine.adopt` gives it to the
+    next one on that folder. It holds `kept_fds`, which are lent, open for that one.
     """
 
     vm_config: VmConfig
@@ -299,6 +303,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     origin: Origin | None = None
     debugger_fd: int | None = None
     modules: tuple[int, ...] = ()
+    kept_fds: tuple[int, ...] = ()
 
 
 class PciBar(msgspec.Struct, frozen=True, kw_only=True):
@@ -453,6 +458,22 @@ EngineEvent = (
     | ZoneChanged
     | MemoryPassSent
 )
+
+
+class Adopted(msgspec.Struct, frozen=True):
+    """A machine that another process has built. `is_running` is whether its vCPUs do.
+
+    `kept_fds` gives descriptors that are now the caller's, by the numbers in `MachineSpec.kept_fds`.
+    `device_ids` are the devices that it has, or has until the guest lets go of them; `vcpus` and `modules`,
+    sizes in bytes, likewise.
+    """
+
+    machine: Machine
+    is_running: bool
+    kept_fds: dict[int, int]
+    device_ids: frozenset[str]
+    vcpus: int
+    modules: tuple[int, ...]
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -616,8 +637,22 @@ class Machine(Protocol):
         """Blocking. End the guest if it still runs, release everything, wait until its process is gone."""
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """Paths that an engine needs beside those that a configuration names: programs, files, devices.
+
+    A path may be missing, and stands for all beneath it where it is a folder.
+    """
+
+    runnable: Sequence[str] = ()
+    readable: Sequence[str] = ()
+    usable: Sequence[str] = ()
+
+
 class Engine(Protocol):
     """Makes machines, for one VMM alone. Holds what is found out: binary, version, accelerator."""
+
+    outlives_manager: bool
+    """Whether machines with a `state_dir` do."""
 
     @property
     def info(self) -> EngineInfo:
@@ -634,10 +669,32 @@ class Engine(Protocol):
         :raises EngineError: the machine could not be made; the text carries the engine's words.
         """
 
+    def adopt(self, state_dir: str) -> Adopted | None:
+        """Blocking, some 100 ms. Take over the machine that another process has left in this folder.
+
+        What was under way is finished or taken back, and then the machine is as after `build` and `boot`. Its
+        events go on with what happened meanwhile. None where no machine lives, or none was whole yet: what
+        is left of it, helper programs, interfaces and files, is removed.
+
+        :raises EngineError: a machine lives, and cannot be taken over; it goes on as it is.
+        """
+
+    def discard(self, state_dir: str) -> None:
+        """Blocking. End the machine that another process has left in this folder, as it is, with what it had.
+
+        For one that cannot be taken over. Nothing happens where there is none.
+        """
+
     def check_postcopy(self, *, is_receiver: bool) -> None:
         """Blocking. Look whether a guest may go on before all of its memory is there.
 
         :raises NotSupportedYet: it may not, with this engine or on this host; the text tells why.
+        """
+
+    def reach(self, vm_config: VmConfig) -> Reach:
+        """Blocking. Return what machines of `vm_config`, changed ones too, need of the host.
+
+        :raises EngineError: as `info`.
         """
 
     def another(self) -> Engine:

@@ -32,12 +32,39 @@ class DiskOpenError(DeviceError):
     """Cannot open disk path"""
 
 
+class ImageIoError(OSError):
+    """Names the image that could not be opened; the cause tells why, without the path.
+
+    It is the operating system that refused, so the error's code stays that of `DiskOpenError`.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"I/O error (path={path} op=open)")
+
+
 class ImageTypeMismatch(DeviceError):
     def __init__(self, specified: ImageType, detected: ImageType) -> None:
         super().__init__(
             "Disk image type does not match expected type:"
             f" specified = {_WORDS[specified]}, detected = {_WORDS[detected]}"
         )
+
+
+def open_image_file(path: str, *, readonly: bool) -> int:
+    """Return a new descriptor of `path`, which the caller closes; what it is and holds is not looked at.
+
+    :raises DiskOpenError: it cannot be opened; the cause names it, and that one's cause tells why.
+    """
+    access = os.O_RDONLY if readonly else os.O_RDWR
+    refusal = ImageIoError(path)
+    try:
+        # Non-blocking only for the open itself: a FIFO must not hang us.
+        return os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        refusal.__cause__ = OSError(error.errno, error.strerror)
+    except ValueError as error:
+        refusal.__cause__ = error
+    raise DiskOpenError from refusal
 
 
 def check_type(specified: ImageType, detected: ImageType) -> None:

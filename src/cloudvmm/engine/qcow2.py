@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from cloudvmm.config.disk import ImageType
-from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.base import DeviceError, FrozenDisk
 from cloudvmm.engine.image import QCOW2_MAGIC, SECTOR_BYTES
 
 BASE_FORMATS: Final = {ImageType.RAW: "raw", ImageType.QCOW2: "qcow2", ImageType.VHDX: "vhdx"}
@@ -31,8 +31,8 @@ class OverlayNotMade(OverlayError):
         super().__init__(f"The overlay {path} could not be made")
 
 
-def create_overlay(path: str, *, base_path: str, base_type: ImageType, size_bytes: int) -> None:
-    """Blocking. Make an empty qcow2 image of `size_bytes` at `path`, a new file, on the image `base_path`.
+def create_overlay(path: str, base: FrozenDisk) -> None:
+    """Blocking. Make an empty qcow2 image at `path`, a new file, on the image of `base`, as large as that.
 
     :raises OverlayNotMade: the system refused, or no image can name such a base; then there is none.
     """
@@ -41,7 +41,9 @@ def create_overlay(path: str, *, base_path: str, base_type: ImageType, size_byte
     except (OSError, ValueError) as error:
         raise OverlayNotMade(path) from error
     try:
-        content, end = _empty_image(os.path.abspath(base_path), BASE_FORMATS[base_type], size_bytes)
+        content, end = _empty_image(
+            os.path.abspath(base.path), BASE_FORMATS[base.image_type], base.size_bytes
+        )
         for offset, piece in content.items():
             os.pwrite(fd, piece, offset)
         os.ftruncate(fd, end)

@@ -7,33 +7,59 @@ The hub keeps the newest `KEPT_EVENTS`, for who reads at a pace of its own or fr
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Final
 
-import msgspec
+from cloudvmm.value import Value
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from cloudvmm.events.log import EventLog
 
 KEPT_EVENTS: Final = 4096
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that happened (reference: lifecycle.md section 11).
+class Event(Value):
+    """One thing that happened (reference: lifecycle.md section 11). Never changed.
 
     What `is_ours` is unknown to the reference, and told to readers of our stream alone, and to the log.
     """
 
-    number: int
-    monotonic_ns: int
-    source: str
-    event: str
-    properties: dict[str, str] | None = None
-    is_ours: bool = False
+    __slots__ = ("number", "monotonic_ns", "source", "event", "properties", "is_ours")  # noqa: RUF023
 
+    def __init__(
+        self,
+        *,
+        number: int,
+        monotonic_ns: int,
+        source: str,
+        event: str,
+        properties: dict[str, str] | None = None,
+        is_ours: bool = False,
+    ) -> None:
+        self.number = number
+        self.monotonic_ns = monotonic_ns
+        self.source = source
+        self.event = event
+        self.properties = properties
+        self.is_ours = is_ours
 
-Listener = Callable[[Event], None]
+    def moved(self, *, number: int, monotonic_ns: int) -> Event:
+        """Return the same with another place among all."""
+        return Event(
+            number=number,
+            monotonic_ns=monotonic_ns,
+            source=self.source,
+            event=self.event,
+            properties=self.properties,
+            is_ours=self.is_ours,
+        )
 
 
 class EventHub:
@@ -44,9 +70,11 @@ class EventHub:
         self._start_ns = clock()
         # Reentrant: a listener may end its own subscription.
         self._lock = threading.RLock()
-        self._listeners: list[Listener] = []
+        self._listeners: list[Callable[[Event], None]] = []
+        self._kept = kept
         self._log: deque[Event] = deque(maxlen=kept)
         self._next_number = 0
+        self._file: EventLog | None = None
 
     @property
     def next_number(self) -> int:
@@ -68,7 +96,41 @@ class EventHub:
             skipped = max(0, number - self.first_kept)
             return list(itertools.islice(self._log, skipped, skipped + limit))
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def keep(self, path: str) -> None:
+        """Write every event to the file `path`, too, and go on after those that are there already.
+
+        What was emitted until now comes behind them. To be done before anybody reads. A file that cannot be
+        written is written no more; what is in it that is no event is passed over.
+        """
+        from cloudvmm.events.log import EventLog  # only with a state folder
+
+        log = EventLog(path, start_ns=self._start_ns)
+        with self._lock:
+            present, started_ns = list(self._log), self._start_ns
+            self._start_ns = log.start_ns
+            self._log.clear()
+            self._log += log.events[-self._kept :]
+            self._next_number = log.events[-1].number + 1 if log.events else 0
+            for event in present:
+                monotonic_ns = event.monotonic_ns + started_ns - log.start_ns
+                moved = event.moved(number=self._next_number, monotonic_ns=monotonic_ns)
+                self._log.append(moved)
+                log.append(moved)
+                self._next_number += 1
+            log.events.clear()
+            self._listeners.insert(0, log.append)
+            self._file = log
+
+    def end_keeping(self) -> None:
+        """Write to the file of `keep` no more, and close it. Idempotent."""
+        with self._lock:
+            if self._file is not None:
+                with contextlib.suppress(ValueError):  # it has failed, and was dropped
+                    self._listeners.remove(self._file.append)
+                self._file.close()
+                self._file = None
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Call `listener` with each event from now on; return what ends that."""
         with self._lock:
             self._listeners.append(listener)
@@ -99,7 +161,7 @@ class EventHub:
                 except Exception:  # a listener's fault must not reach the VM
                     self._remove(listener)
 
-    def _remove(self, listener: Listener) -> None:
+    def _remove(self, listener: Callable[[Event], None]) -> None:
         with self._lock:
             if listener in self._listeners:
                 self._listeners.remove(listener)

@@ -78,6 +78,21 @@ class Limit:
             self._fill(bucket)
             undo.pop_all()
 
+    @classmethod
+    def adopt(cls, interface: str) -> Limit:
+        """Return the limit that another process, which is gone, has set on `interface`.
+
+        :raises LimitError: there is no such interface.
+        """
+        limit = cls.__new__(cls)
+        limit._interface = interface
+        limit._helper = _helper_of(interface)
+        return limit
+
+    @property
+    def interface(self) -> str:
+        return self._interface
+
     def close(self) -> None:
         """Blocking, some 30 ms. Take the limits away, where there are any. Idempotent."""
         _clear(self._interface, self._helper)

@@ -7,31 +7,53 @@ the next is made.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from typing import Final, Self
 
+from cloudvmm.host.syscall import unmount
+from cloudvmm.host.user import User, Want, refused
+
 PREFIX: Final = "cloudvmm-socket-"
 _SOCKET: Final = "s"
 _TRIES: Final = 10
+_PARENT: Final = "/tmp"
 
 
 class ScratchFolder:
     """Owns the folder, mode 0700, and a descriptor of it. `socket_path` lies in it, for a socket alone."""
 
-    def __init__(self) -> None:
-        """:raises OSError: there is no place for it."""
-        import tempfile  # rare, and it imports much
+    def __init__(self, user: User | None = None) -> None:
+        """`user` is who is to get to the socket, beside us.
 
-        _sweep(tempfile.gettempdir())
+        :raises OSError: there is no place for it.
+        """
+        self._user = user
+        parent = _parent_for(user)
+        sweep(parent)
         for _ in range(_TRIES):
-            self._path = tempfile.mkdtemp(prefix=PREFIX)
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):  # somebody sweeps it under our eyes
+            self._path = _made_in(parent)
+            try:
                 self._fd = _locked(self._path)
                 break
+            except (FileNotFoundError, BlockingIOError):  # somebody sweeps it under our eyes
+                continue
+            except OSError:  # no descriptor is left
+                os.rmdir(self._path)
+                raise
         else:
             raise FileNotFoundError(self._path)
         self.socket_path = f"{self._path}/{_SOCKET}"
+
+    def show_socket(self) -> None:
+        """Let the user connect to the socket, which is there now, and do nothing else in the folder.
+
+        :raises OSError: the kernel refuses.
+        """
+        if self._user is not None:
+            os.chown(self.socket_path, self._user.uid, -1)
+            os.chmod(self._path, 0o711)
 
     def close(self) -> None:
         """Remove it with its socket. Idempotent."""
@@ -47,7 +69,31 @@ class ScratchFolder:
         self.close()
 
 
-def _sweep(parent: str) -> None:
+def scratch_parent() -> str:
+    """Return where such folders are made."""
+    return os.environ.get("TMPDIR") or _PARENT
+
+
+def _parent_for(user: User | None) -> str:
+    """Return the same, or in its place another one where `user` does not get to that."""
+    chosen = scratch_parent()
+    ways = [Want(chosen, os.X_OK), Want(_PARENT, os.X_OK)]
+    if user is None or refused(user, ways) != ways[:1]:
+        return chosen
+    try:
+        os.rmdir(_made_in(_PARENT))
+    except OSError:  # Landlock holds us, for one
+        return chosen
+    return _PARENT
+
+
+def _made_in(parent: str) -> str:
+    path = f"{parent}/{PREFIX}{os.urandom(6).hex()}"
+    os.mkdir(path, 0o700)
+    return path
+
+
+def sweep(parent: str) -> None:
     """Remove from `parent` what our own users' killed processes left."""
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
         for entry in entries:
@@ -78,6 +124,23 @@ def _locked(path: str) -> int:
 
 def _remove(path: str, fd: int) -> None:
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(_SOCKET, dir_fd=fd)
+        remove_file(path, _SOCKET, dir_fd=fd)
     with contextlib.suppress(OSError):  # gone, or somebody has put something there
         os.rmdir(path)
+
+
+def remove_file(folder: str, name: str, *, dir_fd: int | None = None) -> None:
+    """Remove `name` from `folder`, which is open as `dir_fd`, also where a file is mounted on it.
+
+    That is one that was on its way to another process when its manager was killed.
+
+    :raises OSError: it is not there, or the kernel refuses.
+    """
+    target = f"{folder}/{name}" if dir_fd is None else name
+    try:
+        os.unlink(target, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        unmount(f"{folder}/{name}")
+        os.unlink(target, dir_fd=dir_fd)

@@ -1,13 +1,10 @@
-"""File descriptors that came with a request: into which member of its data each goes, and closing the rest.
+"""File descriptors that came with a request: into which member of its data each goes.
 
 The counts are checked before anything is placed, so a refused request leaves its data untouched. Placing is
 not handing over: until the request is sent the descriptors belong to whoever received them.
 """
 
 from __future__ import annotations
-
-import contextlib
-import os
 
 from cloudvmm.config.device import DeviceConfig
 from cloudvmm.config.net import NetConfig
@@ -36,13 +33,6 @@ def place_descriptors(data: object, fds: list[int]) -> bool:
         case _:
             return False
     return True
-
-
-def close_descriptors(fds: list[int]) -> None:
-    """Close all of `fds` and empty the list."""
-    while fds:
-        with contextlib.suppress(OSError):
-            os.close(fds.pop())
 
 
 def _place_restored(data: RestoreConfig | VmReceiveMigrationData, fds: list[int]) -> None:

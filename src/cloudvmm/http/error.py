@@ -7,7 +7,7 @@ HttpServerError                the server cannot start
 HttpError                      why a request is answered with an error; outermost in the answer's chain
 ├── BadRequest                 (HTTP 400)
 │   ├── WrongMethod, BodyMissing, BodyNotTaken, WrongDescriptorCount
-│   └── BadQuery
+│   └── BadQuery, RequestTooSlow
 ├── DeserializeFailed          the body is not what the command wants (HTTP 400)
 ├── NotFound                   (HTTP 404)
 ├── TooManyRequests            (HTTP 429)
@@ -15,6 +15,7 @@ HttpError                      why a request is answered with an error; outermos
 ├── DescriptorsLost            what came with the request could not be taken in (HTTP 500)
 ├── TooManyStreams             (HTTP 503)
 ├── TooManyConnections         (HTTP 503, in a layout of its own)
+├── PeerNotAdmitted            (HTTP 403, in the same)
 └── ApiFailed                  the command's own answer, which is the cause; its status is in `status.py`
 
 What the reference answers with the same words keeps them; the class tells programs which it was.
@@ -58,6 +59,13 @@ class WrongMethod(BadRequest):
 
     The path is there, but not with this method; PATCH and DELETE mostly get no body back.
     """
+
+
+class RequestTooSlow(BadRequest):
+    """A request that does not end in time; the connection is closed."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"The request did not end within {limit_s:g} s")
 
 
 class BodyMissing(BadRequest):
@@ -131,6 +139,13 @@ class TooManyConnections(HttpError):
     """Too many open connections
 
     Close one first, or start the server with a larger `--max-connections`.
+    """
+
+
+class PeerNotAdmitted(HttpError):
+    """This user may not use the API
+
+    `--api-socket-peers` names those who may, by their uids.
     """
 
 

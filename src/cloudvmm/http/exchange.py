@@ -1,4 +1,4 @@
-"""One connection's way to the VMM thread, which another thread can cut.
+"""One connection's way to the service, which another thread can cut.
 
 The same steps as `api.send_request`, for a caller that passes descriptors and that must be able to end
 while the VMM thread is still busy with its request.
@@ -6,22 +6,22 @@ while the VMM thread is still busy with its request.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from cloudvmm.api.channel import ReplyChannel
+from cloudvmm.api.ping import Ping, Pong
+from cloudvmm.api.plumbing import ResponsePayloadType, ResponseRecv
+from cloudvmm.wire.response import response
 
-from cloudvmm.api import (
-    ApiRequest,
-    ApiResponsePayload,
-    ApiSender,
-    EventFd,
-    EventFdWrite,
-    ReplyChannel,
-    ResponsePayloadType,
-    ResponseRecv,
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
 
-# Takes the name of a level (`error`, `warn`, `info`, `debug`, `trace`) and a text; must not block.
-Log = Callable[[str, str], None]
+    from cloudvmm.api.action import ApiRequest
+    from cloudvmm.api.data import ApiResponsePayload
+    from cloudvmm.http.service import Service
+
+    # Takes the name of a level (`error`, `warn`, `info`, `debug`, `trace`) and a text; must not block.
+    Log: TypeAlias = Callable[[str, str], None]
 
 
 def ignore(level: str, text: str) -> None:
@@ -34,12 +34,11 @@ class Exchange:
     `log` is told what goes wrong on the connection.
     """
 
-    __slots__ = ("_api_evt", "_api_sender", "_is_cut", "_reply", "last_payload", "last_response", "log")
+    __slots__ = ("_is_cut", "_reply", "last_payload", "last_response", "log", "service")
 
-    def __init__(self, api_evt: EventFd, api_sender: ApiSender, log: Log = ignore) -> None:
+    def __init__(self, service: Service, log: Log = ignore) -> None:
         self.log = log
-        self._api_evt = api_evt
-        self._api_sender = api_sender
+        self.service = service
         self._reply: ReplyChannel | None = None
         self._is_cut = False
         self.last_payload: ApiResponsePayload | None = None
@@ -48,24 +47,38 @@ class Exchange:
     def call(self, command: type[ApiRequest], data: Any, fds: list[int]) -> ApiResponsePayload:
         """Send a command and wait for its answer, however long that takes.
 
-        `fds` are the descriptors that `data` holds. Once the request is queued they are the VMM thread's,
-        and the list is empty.
+        `fds` are the descriptors that `data` holds. Once the request is taken they are the service's, and the
+        list is empty.
 
         :raises ApiError: the command failed, or the VMM thread has ended.
         """
-        reply = self._reply = ReplyChannel()
-        if self._is_cut:
-            raise ResponseRecv
-        self._api_sender.send(command(data, reply))
-        fds.clear()
-        try:
-            self._api_evt.write()
-        except OSError as failure:
-            raise EventFdWrite from failure
+        reply = self._open_reply()
+        self.service.ask(command(data, reply), fds)
         payload = reply.recv()
         if not isinstance(payload, command.answer):
             raise ResponsePayloadType
         return payload
+
+    def ping(self) -> bytes:
+        """Ask the VMM thread who it is; return the whole response.
+
+        :raises ApiError: the VMM thread has ended.
+        """
+        reply = self._open_reply()
+        self.service.ask(Ping(reply), [])
+        pong = reply.recv()
+        if not isinstance(pong, Pong):
+            raise ResponsePayloadType
+        # The VMM thread gives the same object for as long as it says the same.
+        if pong is not self.last_payload:
+            self.last_payload, self.last_response = pong, response(200, pong.json)
+        return self.last_response
+
+    def _open_reply(self) -> ReplyChannel:
+        reply = self._reply = ReplyChannel()
+        if self._is_cut:
+            raise ResponseRecv
+        return reply
 
     def cut(self) -> None:
         """Let the waiting caller go, and any later one, with `ResponseRecv`. Any thread may call this."""

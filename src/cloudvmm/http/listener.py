@@ -1,12 +1,13 @@
 """The listening socket: made at a path under a lock, or inherited.
 
-At a path P the file P.lock is locked for as long as the server lives, and never removed. Whoever holds the
-lock knows that a socket left at P is stale. The lock belongs to the open file, not to the process, so two
-servers in one process keep each other out too.
+At a path P the file P.lock is locked for as long as the server lives. Whoever holds the lock knows that a
+socket left at P is stale. The lock belongs to the open file, not to the process, so two servers in one
+process keep each other out too. The file is removed by nobody, or by its holder alone: then whoever has
+locked a file that is at P.lock no more has locked nothing.
 
 A server that is to take a living one's place listens beside P, moves its socket to P in one step, so that no
 client finds nobody, and has the lock once the other has ended. That one is found at P.previous until then,
-and leaves alone what lies at P.
+at P.previous.2 and so on where others are found there yet, and leaves alone what lies at P.
 """
 
 from __future__ import annotations
@@ -16,27 +17,40 @@ import errno
 import os
 import socket
 
+from cloudvmm import http
+from cloudvmm.host.inode import inode_of
 from cloudvmm.host.lock import LockConflict, LockError, lock_file
-from cloudvmm.http.error import ApiServerSocketFailed, ApiSocketInUse, NotAListener
 
 _BACKLOG = 128
+_MOST_KEPT = 100
 
 
 class Listener:
-    """Owns the socket and the lock, if any. The socket never blocks."""
+    """Owns the socket and the lock, if any. The socket never blocks.
 
-    __slots__ = ("_inode", "_lock_fd", "_path", "_previous", "socket")
+    With `removes_lock` the lock's file goes with it.
+    """
 
-    def __init__(self, listening: socket.socket, *, path: str | None = None, lock_fd: int = -1) -> None:
+    __slots__ = ("_inode", "_lock_fd", "_path", "_previous", "_removes_lock", "socket")
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        *,
+        path: str | None = None,
+        lock_fd: int = -1,
+        removes_lock: bool = False,
+    ) -> None:
         self.socket = listening
+        self._removes_lock = removes_lock
         self._path = path
         self._lock_fd = lock_fd
-        self._inode = None if path is None else _inode_of(path)
+        self._inode = None if path is None else inode_of(path)
         self._previous: str | None = None
         listening.setblocking(False)
 
     @classmethod
-    def at_path(cls, path: str) -> Listener:
+    def at_path(cls, path: str, *, removes_lock: bool = False) -> Listener:
         """Make a socket at `path`, for its owner's eyes only, in place of a stale one.
 
         :raises ApiSocketInUse: a living server holds the path.
@@ -44,10 +58,12 @@ class Listener:
         """
         lock_fd = _lock(path)
         try:
-            return cls(_bind(path), path=path, lock_fd=lock_fd)
+            return cls(_bind(path), path=path, lock_fd=lock_fd, removes_lock=removes_lock)
         except OSError as error:
+            if removes_lock:
+                _remove(f"{path}.lock")
             os.close(lock_fd)
-            raise ApiServerSocketFailed from error
+            raise http.error.ApiServerSocketFailed from error
 
     @classmethod
     def beside(cls, path: str) -> Listener:
@@ -59,7 +75,7 @@ class Listener:
         try:
             return cls(_bind(fresh), path=fresh)
         except OSError as error:
-            raise ApiServerSocketFailed from error
+            raise http.error.ApiServerSocketFailed from error
 
     @classmethod
     def from_fd(cls, fd: int) -> Listener:
@@ -70,10 +86,10 @@ class Listener:
         try:
             inherited = socket.socket(fileno=fd)
         except (OSError, ValueError) as error:
-            raise NotAListener(fd) from error
+            raise http.error.NotAListener(fd) from error
         if not _is_listener(inherited):
             inherited.detach()
-            raise NotAListener(fd)
+            raise http.error.NotAListener(fd)
         inherited.set_inheritable(False)
         return cls(inherited)
 
@@ -83,15 +99,11 @@ class Listener:
         :raises ApiServerSocketFailed: the operating system refuses; then both are where they were.
         """
         assert self._path is not None
-        previous = f"{path}.previous"
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(previous)
-            with contextlib.suppress(FileNotFoundError):  # it has just ended
-                os.link(path, previous)
+            previous = _keep(path)
             os.rename(self._path, path)
         except OSError as error:
-            raise ApiServerSocketFailed from error
+            raise http.error.ApiServerSocketFailed from error
         self._path, self._previous = path, previous
         return previous
 
@@ -100,7 +112,7 @@ class Listener:
         if self._lock_fd < 0 and self._path is not None:
             try:
                 self._lock_fd = _lock(self._path)
-            except ApiSocketInUse:
+            except http.error.ApiSocketInUse:
                 return False
             self._forget_previous()
         return True
@@ -112,28 +124,42 @@ class Listener:
     def close(self, *, remove_socket: bool) -> None:
         """Stop, and let the path go; remove the socket there if asked to, but never somebody else's."""
         self.stop()
-        if remove_socket and self._path is not None and _inode_of(self._path) == self._inode:
-            with contextlib.suppress(OSError):
-                os.unlink(self._path)
+        if remove_socket and self._path is not None and inode_of(self._path) == self._inode:
+            _remove(self._path)
         self._forget_previous()
         if self._lock_fd >= 0:
+            if self._removes_lock:
+                _remove(f"{self._path}.lock")
             os.close(self._lock_fd)
             self._lock_fd = -1
 
     def _forget_previous(self) -> None:
         previous, self._previous = self._previous, None
         if previous is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(previous)
+            from cloudvmm.host.dead_socket import remove_dead  # upgrades are rare
+
+            remove_dead(previous)  # who does not end is found nowhere else
 
 
-def _inode_of(path: str) -> tuple[int, int] | None:
-    """Return what tells the file at `path` from others; None where there is none."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def _keep(path: str) -> str:
+    """Give the socket at `path` another name, that of no living server's and no file of others; return it.
+
+    :raises OSError: there is none.
+    """
+    from cloudvmm.host.dead_socket import remove_dead
+
+    for name in (f"{path}.previous", *(f"{path}.previous.{number}" for number in range(2, _MOST_KEPT))):
+        remove_dead(name)
+        with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileNotFoundError):  # it has just ended
+                os.link(path, name)
+            return name
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _lock(path: str) -> int:
@@ -141,18 +167,30 @@ def _lock(path: str) -> int:
         if not path:
             # The kernel would make up a name, and nobody would know it.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-        lock_fd = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except (OSError, ValueError) as error:
-        raise ApiServerSocketFailed from error
-    try:
-        lock_file(lock_fd, path=f"{path}.lock", write=True)
+        while True:
+            lock_fd = os.open(f"{path}.lock", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            try:
+                lock_file(lock_fd, path=f"{path}.lock", write=True)
+                found = os.fstat(lock_fd)
+                if inode_of(f"{path}.lock") == (found.st_dev, found.st_ino):
+                    return lock_fd
+            except BaseException:
+                os.close(lock_fd)
+                raise
+            os.close(lock_fd)  # its holder has removed it this moment
     except LockConflict:
-        os.close(lock_fd)
-        raise ApiSocketInUse(path) from None
-    except LockError as error:
-        os.close(lock_fd)
-        raise ApiServerSocketFailed from error
-    return lock_fd
+        raise http.error.ApiSocketInUse(path) from None
+    except OSError as error:
+        raise http.error.ApiServerSocketFailed from _about_socket(error, path)
+    except (LockError, ValueError) as error:
+        raise http.error.ApiServerSocketFailed from error
+
+
+def _about_socket(error: OSError, path: str) -> OSError:
+    """Return `error` as one about the socket at `path`, unless its lock is there and at fault itself."""
+    if not path or os.path.lexists(f"{path}.lock"):
+        return error
+    return OSError(error.errno, error.strerror, path)
 
 
 def _bind(path: str) -> socket.socket:

@@ -21,16 +21,24 @@ from cloudvmm.api.data import (
     PciDeviceInfo,
     VmForkResponse,
     VmMigrationProgress,
+    VmmJobs,
     VmSnapshotProgress,
 )
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.http.route import DOCUMENT_PATH, ROOT, ROUTES
+from cloudvmm.http.component import (
+    EMPTY_BODY,
+    answer,
+    error_schemas,
+    headers,
+    object_schema,
+    ref,
+    response_ref,
+    responses,
+)
+from cloudvmm.http.path import ROOT
+from cloudvmm.http.route import DOCUMENT_PATH, ROUTES
 from cloudvmm.http.sample import SAMPLES
-from cloudvmm.http.schema import REF, Schema, first_paragraph, sent_schemas, told_schemas
-from cloudvmm.wire.response import ERROR_HEADER
-
-EMPTY_BODY: Final = "^$"
-REFUSAL_BODY: Final = r'^\{ "error": "[\s\S]*\nAll previous unanswered requests will be dropped\." \}$'
+from cloudvmm.http.schema import Schema, first_paragraph, sent_schemas, told_schemas
 
 _JSON: Final = "application/json"
 TAGS: Final = {
@@ -45,6 +53,8 @@ TAGS: Final = {
 _TAG_OF: Final = {
     "vmm.ping": "vmm",
     "vmm.shutdown": "vmm",
+    "vmm.jobs": "vmm",
+    "vmm.cancel-job": "vmm",
     "vm.info": "information",
     "vm.counters": "information",
     "vm.events": "information",
@@ -64,10 +74,10 @@ _TAG_OF: Final = {
     "vm.cancel-snapshot": "state",
 }
 # What is told as an object of its own.
-_TOLD: Final = (VmInfo, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress, VmForkResponse)
+_TOLD: Final = (VmInfo, VmmPingResponse, VmMigrationProgress, VmSnapshotProgress, VmForkResponse, VmmJobs)
 # Statuses besides success, 400, 500 and 503, which every path can answer.
 _NOT_THERE: Final = ("vm.info", "vm.boot", "vm.reboot", "vm.resize", "vm.resize-disk", "vm.resize-zone",
-                     "vm.remove-device")  # fmt: skip
+                     "vm.remove-device", "vmm.cancel-job")  # fmt: skip
 _IN_CONFLICT: Final = ("vm.boot", "vm.reboot", "vm.restore")
 
 _INFO: Final = f"""\
@@ -103,7 +113,7 @@ def document() -> Schema:
         "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
-        "components": {"schemas": schemas, "responses": _responses(), "headers": _headers()},
+        "components": {"schemas": schemas, "responses": responses(), "headers": headers()},
     }
 
 
@@ -138,9 +148,9 @@ def _operation(command: type[ApiRequest]) -> Schema:
     if command.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {_JSON: {"schema": _ref(command.body.__name__), "example": SAMPLES[command.name]}},
+            "content": {_JSON: {"schema": ref(command.body.__name__), "example": SAMPLES[command.name]}},
         }
-        operation["responses"] = {"100": _response("Continue")} | operation["responses"]
+        operation["responses"] = {"100": response_ref("Continue")} | operation["responses"]
     return operation
 
 
@@ -150,11 +160,11 @@ def _success(command: type[ApiRequest]) -> Schema:
         case "vmm.shutdown", _:
             return {"200": {"description": "Done; the body is empty", "x-bodies": [EMPTY_BODY]}}
         case "vm.counters", _:
-            return {"200": _answer("What each device has counted", _ref("VmCounters"))}
-        case _, answer if answer in _TOLD:
-            return {"200": _answer("The answer", _ref(answer.__name__))}
-        case _, answer if answer is VmActionPayload:
-            device = _answer("The device was added to the VM object", _ref("PciDeviceInfo"))
+            return {"200": answer("What each device has counted", ref("VmCounters"))}
+        case _, kind if kind in _TOLD:
+            return {"200": answer("The answer", ref(kind.__name__))}
+        case _, kind if kind is VmActionPayload:
+            device = answer("The device was added to the VM object", ref("PciDeviceInfo"))
             return {"200": device, "204": {"description": "The device was added to the stored configuration"}}
         case _:
             return done
@@ -163,14 +173,14 @@ def _success(command: type[ApiRequest]) -> Schema:
 def _failures(command: type[ApiRequest]) -> Schema:
     name = command.name
     is_adding = name.startswith("vm.add-")
-    failures = {"400": _response("BadRequestOrNothing" if name == "vm.create" else "BadRequest")}
+    failures = {"400": response_ref("BadRequestOrNothing" if name == "vm.create" else "BadRequest")}
     if is_adding or name in _NOT_THERE:
-        failures["404"] = _response("NotThere")
+        failures["404"] = response_ref("NotThere")
     if is_adding or name in _IN_CONFLICT:
-        failures["409"] = _response("Conflict")
+        failures["409"] = response_ref("Conflict")
     if name == "vm.resize":
-        failures["429"] = _response("Pending")
-    return failures | {"500": _response("Failed"), "503": _response("Full")}
+        failures["429"] = response_ref("Pending")
+    return failures | {"500": response_ref("Failed"), "503": response_ref("Full")}
 
 
 def _stream_operation(stream: type[Stream]) -> Schema:
@@ -199,9 +209,9 @@ def _stream_operation(stream: type[Stream]) -> Schema:
                 "description": "Server-sent events, until either side ends",
                 "content": {"text/event-stream": {"schema": {"type": "string"}}},
             },
-            "400": _response("BadRequest"),
-            "500": _response("Failed"),
-            "503": _response("FullOrTooManyStreams"),
+            "400": response_ref("BadRequest"),
+            "500": response_ref("Failed"),
+            "503": response_ref("FullOrTooManyStreams"),
         },
     }
 
@@ -213,72 +223,15 @@ def _own_operation() -> Schema:
         "summary": "This document",
         "description": "An extension.",
         "responses": {
-            "200": _answer("The document", {"type": "object", "required": ["openapi", "paths"]}),
-            "400": _response("BadRequest"),
-            "500": _response("Failed"),
-            "503": _response("Full"),
+            "200": answer("The document", {"type": "object", "required": ["openapi", "paths"]}),
+            "400": response_ref("BadRequest"),
+            "500": response_ref("Failed"),
+            "503": response_ref("Full"),
         },
     }
 
 
 # Components
-
-
-def _responses() -> Schema:
-    refused = (
-        "Not HTTP, or not the method or the body that is asked for, or a configuration that breaks a rule. "
-        "What the HTTP grammar refuses has a body that is not JSON"
-    )
-    return {
-        "Continue": {"description": "An interim answer to `Expect: 100-continue`: the body may be sent"},
-        "BadRequest": _error(refused, bodies=[REFUSAL_BODY]),
-        "BadRequestOrNothing": _error(
-            refused + "; without a request body the answer has none", bodies=[REFUSAL_BODY, EMPTY_BODY]
-        ),
-        "NotThere": _error("There is no VM, or no such device"),
-        "Conflict": _error("An identifier or a device's path is there already"),
-        "Pending": _error("The guest has not let go yet of the vCPUs that were to be removed"),
-        "Failed": _error("The command failed; also what the state of the VM does not allow"),
-        "Full": {
-            "description": "Too many open connections; without a Content-Type, and the connection ends",
-            "headers": _error_headers(),
-            "content": {"*/*": {"schema": _ref("TooManyConnections")}},
-        },
-        "FullOrTooManyStreams": {
-            "description": "Too many open connections, as everywhere; or too many streams",
-            "headers": _error_headers(),
-            "content": {
-                "*/*": {"schema": _ref("TooManyConnections")},
-                _JSON: {"schema": _ref("ErrorChain")},
-            },
-        },
-        "WrongMethod": _error(
-            "The path has another method; no body for PATCH and DELETE", bodies=[REFUSAL_BODY, EMPTY_BODY]
-        ),
-        "NoSuchPath": _error("There is no such path"),
-    }
-
-
-def _error(description: str, *, bodies: list[str] | None = None) -> Schema:
-    error = _answer(description, _ref("ErrorChain"))
-    error["headers"] = _error_headers()
-    if bodies is not None:
-        error["x-bodies"] = bodies
-    return error
-
-
-def _error_headers() -> Schema:
-    return {ERROR_HEADER: {"$ref": f"#/components/headers/{ERROR_HEADER}"}}
-
-
-def _headers() -> Schema:
-    return {
-        ERROR_HEADER: {
-            "required": True,
-            "description": "The stable code of the error: the innermost of the chain that has one",
-            "schema": {"type": "string", "pattern": "^[A-Za-z][A-Za-z0-9]*$"},
-        }
-    }
 
 
 def _schemas() -> dict[str, Schema]:
@@ -288,29 +241,29 @@ def _schemas() -> dict[str, Schema]:
         *(PciDeviceInfo, PciBarResource, AddressRange),
     )
     told = told_schemas(kinds, sent=sent)
-    return sent | told | _handwritten()
+    return sent | told | _handwritten() | error_schemas()
 
 
 def _handwritten() -> dict[str, Schema]:
     """Return what msgspec cannot describe: maps, and values of several kinds without a tag."""
-    resource = [_ref("PciBarResource"), _ref("AddressRange"), {"type": "integer"}, {"type": "string"}]
+    resource = [ref("PciBarResource"), ref("AddressRange"), {"type": "integer"}, {"type": "string"}]
     return {
         "VmState": {"enum": ["Created", "Running", "Shutdown", "Paused", "BreakPoint"]},
-        "VmInfo": _object(
+        "VmInfo": object_schema(
             "The VM as it is now",
             {
-                "config": _ref("VmConfigTold"),
-                "state": _ref("VmState"),
+                "config": ref("VmConfigTold"),
+                "state": ref("VmState"),
                 "memory_actual_size": {"type": "integer", "minimum": 0, "description": "Bytes"},
                 "device_tree": {
                     "type": "object",
-                    "additionalProperties": _ref("DeviceNode"),
+                    "additionalProperties": ref("DeviceNode"),
                     "description": "While a VM object exists",
                 },
             },
             optional=("device_tree",),
         ),
-        "DeviceNode": _object(
+        "DeviceNode": object_schema(
             "A device and what it occupies",
             {
                 "id": {"type": "string"},
@@ -332,30 +285,4 @@ def _handwritten() -> dict[str, Schema]:
                 "additionalProperties": {"type": "integer", "minimum": 0},
             },
         },
-        "ErrorChain": {
-            "description": "Sentences, from the outermost error to its root cause",
-            "type": "array",
-            "items": {"type": "string"},
-            "minItems": 1,
-            "examples": [["Error from API", "The VM could not be paused", "VM is not running"]],
-        },
-        "TooManyConnections": _object("", {"error": {"const": "Too many open connections"}}),
     }
-
-
-def _object(description: str, properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
-    required = [name for name in properties if name not in optional]
-    schema = {"type": "object", "properties": properties, "required": required}
-    return {"description": description} | schema if description else schema
-
-
-def _answer(description: str, schema: Schema) -> Schema:
-    return {"description": description, "content": {_JSON: {"schema": schema}}}
-
-
-def _ref(name: str) -> Schema:
-    return {"$ref": REF + name}
-
-
-def _response(name: str) -> Schema:
-    return {"$ref": f"#/components/responses/{name}"}

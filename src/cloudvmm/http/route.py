@@ -1,4 +1,4 @@
-"""From a request to the bytes of its answer. The routes are `cloudvmm.api.COMMANDS`, nothing else.
+"""From a request to the bytes of its answer. The routes are `cloudvmm.api.COMMANDS`, or those of a daemon.
 
 A command that reads is a GET, one that changes is a PUT. How the two are misused, and what is then said,
 differs between four early endpoints and all others; the differences are the reference's.
@@ -6,8 +6,9 @@ differs between four early endpoints and all others; the differences are the ref
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -35,12 +36,14 @@ from cloudvmm.http.error import (
     WrongDescriptorCount,
     WrongMethod,
 )
-from cloudvmm.http.exchange import Exchange, Log
+from cloudvmm.http.path import ROOT
 from cloudvmm.http.status import api_failure, error_response
 from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import response
 
-ROOT: Final = "/api/v1/"
+if TYPE_CHECKING:
+    from cloudvmm.http.exchange import Exchange, Log
+
 DOCUMENT_PATH: Final = ROOT + "openapi.json"
 
 _DONE: Final = response(204)
@@ -69,7 +72,12 @@ class Route:
         self.without_body = _EMPTY_400_OF_BODY if command.name == "vm.create" else None
 
 
-ROUTES: Final = {ROOT + command.name: Route(command) for command in COMMANDS}
+def routes_of(commands: Iterable[type[ApiRequest]]) -> dict[str, Route]:
+    """Return the routes of `commands` by their paths."""
+    return {ROOT + command.name: Route(command) for command in commands}
+
+
+ROUTES: Final = routes_of(COMMANDS)
 
 
 def answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
@@ -81,13 +89,18 @@ def answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     try:
         return _answer(request, fds, exchange)
     except ApiError as error:
-        return refuse(api_failure(error), exchange.log, code=error_code(error))
+        return refuse_command(error, exchange.log)
     except HttpError as error:
         return refuse(error, exchange.log)
     except Exception as fault:
         # A mistake of ours: this request's loss, not the server's.
         exchange.log("error", f"The HTTP server failed inside: {fault!r}")
         return refuse(InternalServerError(), exchange.log)
+
+
+def refuse_command(error: ApiError, log: Log) -> bytes:
+    """Return the response that a command is answered with that failed."""
+    return refuse(api_failure(error), log, code=error_code(error))
 
 
 def refuse(error: HttpError, log: Log, *, code: str = "") -> bytes:
@@ -97,9 +110,9 @@ def refuse(error: HttpError, log: Log, *, code: str = "") -> bytes:
 
 
 def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
-    route = ROUTES.get(request.path)
+    route = exchange.service.routes.get(request.path)
     if route is None:
-        return _document(request)
+        return _document(request, exchange)
     if request.method != route.method:
         return _wrong_method(route, request.method)
     if route.ignores_body:
@@ -115,15 +128,12 @@ def _answer(request: Request, fds: list[int], exchange: Exchange) -> bytes:
     return _success(route, exchange, exchange.call(route.command, data, taken))
 
 
-def _document(request: Request) -> bytes:
+def _document(request: Request, exchange: Exchange) -> bytes:
     if request.path != DOCUMENT_PATH:
         raise NotFound
     if request.method != "GET":
         raise WrongMethod
-    # Worth importing only where someone reads it.
-    from cloudvmm.http.openapi import document_json
-
-    return response(200, document_json())
+    return response(200, exchange.service.document())
 
 
 def _wrong_method(route: Route, method: str) -> bytes:

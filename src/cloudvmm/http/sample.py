@@ -36,6 +36,7 @@ SAMPLES: Final[dict[str, dict[str, Any]]] = {
     "vm.snapshot": {"destination_url": "file:///tmp/snapshot"},
     "vm.fork": {"directory": "/tmp/clones", "count": 2},
     "vm.restore": {"source_url": "file:///tmp/snapshot", "resume": True},
+    "vmm.cancel-job": {"id": 7},
     "vm.coredump": {"destination_url": "file:///tmp/core"},
     "vm.receive-migration": {"receiver_url": "unix:/tmp/migration.sock"},
     "vm.send-migration": {"destination_url": "unix:/tmp/migration.sock", "local": True},

@@ -15,16 +15,26 @@ import select
 import socket
 import threading
 import time
-from typing import Final
 
-from cloudvmm.api import ApiSender, EventFd
+from cloudvmm import http
 from cloudvmm.errors import error_code
-from cloudvmm.events.hub import EventHub
-from cloudvmm.http.connection import Connection
-from cloudvmm.http.error import ApiServerSocketFailed, TooManyConnections
-from cloudvmm.http.exchange import Log, ignore
+from cloudvmm.host.eventfd import EventFd
+from cloudvmm.host.rights import uid_of_peer
+from cloudvmm.http.connection import REQUEST_S, Connection
+from cloudvmm.http.exchange import ignore
 from cloudvmm.http.listener import Listener
-from cloudvmm.wire.response import server_full
+from cloudvmm.http.service import VmmService
+from cloudvmm.wire.response import not_admitted, server_full
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from typing import Any, Final
+
+    from cloudvmm.api.channel import ApiSender
+    from cloudvmm.events.hub import EventHub
+    from cloudvmm.http.exchange import Log
+    from cloudvmm.http.service import Service
 
 MAX_CONNECTIONS: Final = 10
 MAX_STREAMS: Final = 256
@@ -34,33 +44,37 @@ _CUT_DEADLINE_S: Final = 1.0
 _DEPARTURE_S: Final = 0.1
 _PAUSE_MS: Final = 50
 _DRAIN_BYTES: Final = 16384
-_SERVER_FULL: Final = server_full(code=error_code(TooManyConnections()))
 
 
 class HttpServer:
-    """A running REST server. Owns `listener`, and clones of `api_evt` and `api_sender`.
+    """A running REST server. Owns `listener` and `service`.
 
-    `events` is what `vm.events` streams; without it there is no such path. `log` must not block.
+    `events` is what `vm.events` streams; without it there is no such path. With `peers` others than these
+    users are turned away, whatever the socket's mode lets them do. A request may take `request_s` to come,
+    and as long may a client take nothing of its answer. `log` must not block.
 
-    :raises ApiServerSocketFailed: the operating system gives no descriptor or thread; `listener` is then
-        still the caller's.
+    :raises ApiServerSocketFailed: the operating system gives no descriptor or thread; `listener` and
+        `service` are then still the caller's.
     """
 
     def __init__(
         self,
         listener: Listener,
-        api_evt: EventFd,
-        api_sender: ApiSender,
+        service: Service,
         *,
         max_connections: int = MAX_CONNECTIONS,
         max_streams: int = MAX_STREAMS,
+        peers: Collection[int] | None = None,
+        request_s: float = REQUEST_S,
         events: EventHub | None = None,
         log: Log = ignore,
     ) -> None:
         self._listener = listener
-        self._api_sender = api_sender.clone()
+        self._service = service
         self._max_connections = max_connections
         self._max_streams = max_streams
+        self._peers = peers
+        self._request_s = request_s
         self._events = events
         self._log = log
         self._connections: set[Connection] = set()
@@ -72,14 +86,12 @@ class HttpServer:
         self._closed = threading.Event()
         with contextlib.ExitStack() as undo:
             try:
-                self._api_evt = api_evt.clone()
-                undo.callback(self._api_evt.close)
                 self._wake = EventFd()
                 undo.callback(self._wake.close)
                 self._thread = threading.Thread(target=self._accept_all, name="http-server", daemon=True)
                 self._thread.start()
             except (OSError, RuntimeError) as error:
-                raise ApiServerSocketFailed from error
+                raise http.error.ApiServerSocketFailed from error
             undo.pop_all()
 
     @property
@@ -126,7 +138,7 @@ class HttpServer:
         is_clean = self._end_connections(deadline_s)
         self._listener.close(remove_socket=remove_socket)
         self._wake.close()
-        self._api_evt.close()
+        self._service.close()
         return is_clean
 
     def _end_connections(self, deadline_s: float) -> bool:
@@ -168,17 +180,20 @@ class HttpServer:
         if self._is_closing:
             client.close()
             return
+        if not self._is_welcome(client):
+            _turn_away(client, not_admitted(code=error_code(http.error.PeerNotAdmitted())))
+            return
         connection = Connection(
             client,
-            self._api_evt,
-            self._api_sender,
+            self._service,
             on_end=self._forget,
             on_stream=self._take_stream,
             events=self._events,
+            request_s=self._request_s,
             log=self._log,
         )
         if not self._take_place(connection):
-            _turn_away(client)
+            _turn_away(client, server_full(code=error_code(http.error.TooManyConnections())))
             return
         try:
             connection.start()
@@ -186,6 +201,17 @@ class HttpServer:
             with self._changed:
                 self._connections.discard(connection)
             connection.close()
+
+    def _is_welcome(self, client: socket.socket) -> bool:
+        if self._peers is None:
+            return True
+        try:
+            uid = uid_of_peer(client)
+        except OSError:
+            return False
+        if uid not in self._peers:
+            self._log("info", f"A client of user {uid} was turned away")
+        return uid in self._peers
 
     def _take_place(self, connection: Connection) -> bool:
         with self._changed:
@@ -227,10 +253,10 @@ def _is_any_gone(connections: set[Connection]) -> bool:
     return bool(poller.poll(0))
 
 
-def _turn_away(client: socket.socket) -> None:
+def _turn_away(client: socket.socket, answer: bytes) -> None:
     with client, contextlib.suppress(OSError):
         client.setblocking(False)
-        client.send(_SERVER_FULL)
+        client.send(answer)
         # Closing over bytes that were not read would reach the client as a reset instead of as our answer.
         client.recv(_DRAIN_BYTES)
 
@@ -240,57 +266,56 @@ def start_http_path_thread(
     api_evt: EventFd,
     api_sender: ApiSender,
     *,
-    max_connections: int = MAX_CONNECTIONS,
-    max_streams: int = MAX_STREAMS,
-    events: EventHub | None = None,
-    log: Log = ignore,
     is_beside: bool = False,
+    removes_lock: bool = False,
+    **options: Any,
 ) -> HttpServer:
     """Serve on a new UNIX socket at `path`, mode 0600; with `is_beside` beside it, for `take_place`.
 
+    `removes_lock` is `Listener`'s, `options` are those of `HttpServer`.
+
     :raises HttpServerError: another instance serves there, or the socket cannot be made.
     """
-    listener = Listener.beside(path) if is_beside else Listener.at_path(path)
+    listener = Listener.beside(path) if is_beside else Listener.at_path(path, removes_lock=removes_lock)
+    return serve_on(listener, api_evt, api_sender, **options)
+
+
+def serve_on(listener: Listener, api_evt: EventFd, api_sender: ApiSender, **options: Any) -> HttpServer:
+    """Serve on `listener`, which is the server's from here on; it is closed where this fails.
+
+    `options` are those of `HttpServer`.
+
+    :raises HttpServerError: it cannot be served.
+    """
     try:
-        return HttpServer(
-            listener,
-            api_evt,
-            api_sender,
-            max_connections=max_connections,
-            max_streams=max_streams,
-            events=events,
-            log=log,
-        )
+        return _serve_vmm(listener, api_evt, api_sender, **options)
     except BaseException:
         listener.close(remove_socket=True)
         raise
 
 
-def start_http_fd_thread(
-    fd: int,
-    api_evt: EventFd,
-    api_sender: ApiSender,
-    *,
-    max_connections: int = MAX_CONNECTIONS,
-    max_streams: int = MAX_STREAMS,
-    events: EventHub | None = None,
-    log: Log = ignore,
-) -> HttpServer:
+def start_http_fd_thread(fd: int, api_evt: EventFd, api_sender: ApiSender, **options: Any) -> HttpServer:
     """Serve on `fd`, a listening UNIX socket, which is the server's from here on.
+
+    `options` are those of `HttpServer`.
 
     :raises HttpServerError: it is something else, or cannot be served; it is then still the caller's.
     """
     listener = Listener.from_fd(fd)
     try:
-        return HttpServer(
-            listener,
-            api_evt,
-            api_sender,
-            max_connections=max_connections,
-            max_streams=max_streams,
-            events=events,
-            log=log,
-        )
+        return _serve_vmm(listener, api_evt, api_sender, **options)
     except BaseException:
         listener.socket.detach()
+        raise
+
+
+def _serve_vmm(listener: Listener, api_evt: EventFd, api_sender: ApiSender, **options: Any) -> HttpServer:
+    try:
+        service = VmmService(api_evt, api_sender)
+    except OSError as error:
+        raise http.error.ApiServerSocketFailed from error
+    try:
+        return HttpServer(listener, service, **options)
+    except BaseException:
+        service.close()
         raise

@@ -14,12 +14,14 @@ from cloudvmm.api import (
     CpuManager,
     DeviceManager,
     NoDeviceToRemove,
+    NoSuchJob,
     UnknownDeviceId,
     VcpuRemovalPending,
     VmMissingConfig,
     VmNotCreated,
     VmResizeError,
 )
+from cloudvmm.api.error import InvalidVmmId, NoSuchVmm, VmmExists
 from cloudvmm.config.error import DuplicateDevicePath, IdentifierNotUnique
 from cloudvmm.errors import error_chain, error_code, json_text
 from cloudvmm.http.error import (
@@ -68,8 +70,12 @@ def http_status(error: HttpError) -> int:
 def _api_status(error: BaseException | None) -> int:
     cause = error.__cause__ if error is not None else None
     match cause:
-        case VmNotCreated() | VmMissingConfig() | NoDeviceToRemove():
+        case VmNotCreated() | VmMissingConfig() | NoDeviceToRemove() | NoSuchJob() | NoSuchVmm():
             return 404
+        case VmmExists():
+            return 409
+        case InvalidVmmId():
+            return 400
         case DeviceManager(__cause__=UnknownDeviceId()):
             return 404
         case ConfigValidation(__cause__=IdentifierNotUnique() | DuplicateDevicePath()):

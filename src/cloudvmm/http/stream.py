@@ -13,27 +13,19 @@ import socket
 import threading
 from typing import Final
 
-from cloudvmm.api import EventFd
-from cloudvmm.api.action import VmEvents
 from cloudvmm.events.hub import EventHub
 from cloudvmm.events.sse import KEEP_ALIVE, end_frame, event_frame, gap_frame, position_frame
+from cloudvmm.host.eventfd import EventFd
 from cloudvmm.http.error import BadQuery, WrongMethod
-from cloudvmm.http.route import ROOT
 from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import STREAM_HEAD
 
-PATH: Final = ROOT + VmEvents.name
 KEEP_ALIVE_S: Final = 15.0
 STALL_S: Final = 60.0  # how long a reader may take nothing while there is something to send
 
 _BATCH_EVENTS: Final = 64
 _DRAIN_BYTES: Final = 4096
 _MAX_NUMBER: Final = 2**64 - 1
-
-
-def is_stream(path: str) -> bool:
-    """Whether `path`, query included, names the stream."""
-    return path == PATH or path.startswith(PATH + "?")
 
 
 def first_wanted(request: Request) -> int | None:

@@ -10,11 +10,11 @@ reader does not know are ignored. `Hello` and `Refuse` keep their form in every 
 from __future__ import annotations
 
 import struct
-import threading
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.migration.error import ProtocolError
 
 VERSION: Final = 1
@@ -112,9 +112,6 @@ KINDS: Final[dict[int, type[Message]]] = {
     7: Done,
     8: Refuse,
 }
-# msgspec crashes where two threads are the first to use a type at once: first uses are made under the lock.
-_first_use: Final = threading.Lock()
-_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
 _NUMBERS: Final = {kind: number for number, kind in KINDS.items()}
 
 
@@ -149,17 +146,10 @@ def decode_head(head: bytes) -> tuple[type[Message], int]:
 def decode_body(kind: type[Message], body: bytes) -> Message:
     """:raises ProtocolError: `body` is not that of a `kind`."""
     try:
-        message: Message = _decoder(kind).decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        message: Message = form.decoder(kind).decode(body)
+    except form.MALFORMED as error:
         raise ProtocolError(f"The other VMM's message {kind.__name__} is malformed") from error
     return message
-
-
-def _decoder(kind: type[Message]) -> msgspec.json.Decoder[Any]:
-    with _first_use:
-        if kind not in _decoders:
-            _decoders[kind] = msgspec.json.Decoder(kind)
-        return _decoders[kind]
 
 
 def max_body_bytes(kind: type[Message]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cloudvmm.config.landlock import LandlockConfig
 from cloudvmm.config.numa import NumaConfig, NumaDistance
 from cloudvmm.config.pci import PciSegmentConfig
-from cloudvmm.config.platform import PlatformConfig
+from cloudvmm.config.platform import NEW_VMGENID, PlatformConfig
 from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.options.error import InvalidValue, ParseError
 from cloudvmm.options.grammar import dequote, enquote
@@ -24,6 +24,9 @@ from cloudvmm.options.value import (
     truncated_integer_list,
     tuple_list,
 )
+
+# Whether it is a GUID is a rule of the configuration.
+_VMGENID: ValueType[str] = ValueType(dequote, enquote, syntax=f"<guid>|{NEW_VMGENID}")
 
 PLATFORM = Schema(
     "--platform",
@@ -50,6 +53,7 @@ PLATFORM = Schema(
     Key("system_sku_number", TEXT, "SMBIOS: stock keeping number of the system"),
     Key("system_family", TEXT, "SMBIOS: family of the system"),
     Key("chassis_asset_tag", TEXT, "SMBIOS: asset tag of the chassis"),
+    Key("vmgenid", _VMGENID, "VM generation id, which each restore and clone has another of"),
     Key("serial_number", TEXT, "Old name of system_serial_number", is_old=True),
     Key("uuid", TEXT, "Old name of system_uuid", is_old=True),
 )

@@ -7,12 +7,12 @@ of a member raises the format.
 
 from __future__ import annotations
 
-import threading
 import zlib
 from typing import Any, Final
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.engine.base import FrozenDisk
 from cloudvmm.snapshot.error import DamagedSnapshot, ForeignState, NewerFormat
 
@@ -60,11 +60,6 @@ class _Label(msgspec.Struct, frozen=True, kw_only=True):
     format: int
 
 
-# msgspec crashes where two threads are the first to use a type at once: first uses are made under the lock.
-_first_use: Final = threading.Lock()
-_decoders: Final[dict[type, msgspec.json.Decoder[Any]]] = {}
-
-
 def encode_state(state: SavedState) -> bytes:
     raw = msgspec.json.encode(state)
     label = FORMAT if state.frozen_disks else _PLAIN_FORMAT
@@ -80,11 +75,11 @@ def decode_state(raw: bytes) -> SavedState:
     """
     _check_label(raw)
     try:
-        envelope: _Envelope = _decoder(_Envelope).decode(raw)
+        envelope: _Envelope = form.decoder(_Envelope).decode(raw)
         if zlib.crc32(envelope.state) != envelope.checksum:
             raise DamagedSnapshot("the checksum of state.json does not match")
-        state: SavedState = _decoder(SavedState).decode(envelope.state)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        state: SavedState = form.decoder(SavedState).decode(envelope.state)
+    except form.MALFORMED as error:
         raise DamagedSnapshot("state.json is not complete") from error
     return state
 
@@ -92,21 +87,14 @@ def decode_state(raw: bytes) -> SavedState:
 def _check_label(raw: bytes) -> None:
     try:
         # Skipped over, not built: what 16 MiB of brackets would become is a hundred times as large.
-        _decoder(msgspec.Raw).decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        form.decoder(msgspec.Raw).decode(raw)
+    except form.MALFORMED as error:
         raise DamagedSnapshot("state.json is not JSON") from error
     try:
-        found: int = _decoder(_Label).decode(raw).format
+        found: int = form.decoder(_Label).decode(raw).format
     except msgspec.ValidationError:
         raise ForeignState from None
     if found > FORMAT:
         raise NewerFormat(found, FORMAT)
     if found < 1:
         raise ForeignState
-
-
-def _decoder(kind: type) -> msgspec.json.Decoder[Any]:
-    with _first_use:
-        if kind not in _decoders:
-            _decoders[kind] = msgspec.json.Decoder(kind)
-        return _decoders[kind]

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.host.rights import receive_with_fds
 from cloudvmm.vhost.error import ProtocolBroken
 
 HEADER: Final = struct.Struct("=III")
@@ -84,17 +85,15 @@ def read_message(connection: socket.socket) -> Message | None:
 
     :raises ProtocolBroken: what came is no message.
     """
-    space = socket.CMSG_SPACE(FDS_LIMIT * 4)
     try:
-        start, ancillary, flags, _ = connection.recvmsg(HEADER.size, space, socket.MSG_CMSG_CLOEXEC)
+        start, fds, is_cut = receive_with_fds(connection, HEADER.size, most_fds=FDS_LIMIT)
     except ConnectionResetError:
         return None
-    fds = [fd for level, kind, data in ancillary for fd in _fds_in(level, kind, data)]
     message = Message(kind=0, needs_reply=False, content=b"", fds=fds)
     try:
         if not start and not fds:
             return None
-        if flags & socket.MSG_CTRUNC:
+        if is_cut:
             raise ProtocolBroken("A message has too many descriptors")
         kind, bits, size = HEADER.unpack(start + _read(connection, HEADER.size - len(start)))
         if bits & _VERSION_MASK != VERSION or size > _CONTENT_LIMIT:
@@ -128,12 +127,6 @@ def write_reply(connection: socket.socket, kind: int, content: bytes) -> None:
         connection.sendall(HEADER.pack(kind, VERSION | IS_REPLY, len(content)) + content)
     except (BrokenPipeError, ConnectionResetError):
         return
-
-
-def _fds_in(level: int, kind: int, data: bytes) -> tuple[int, ...]:
-    if (level, kind) != (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-        return ()
-    return struct.unpack(f"={len(data) // 4}i", data[: len(data) // 4 * 4])
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

@@ -9,11 +9,8 @@ that a client which sends one request that cannot be served gets one refusal.
 
 from __future__ import annotations
 
-from typing import Final
-
-import msgspec
-
 from cloudvmm.errors import error_code
+from cloudvmm.value import Value
 from cloudvmm.wire.line import (
     EXPECT_CONTINUE,
     InvalidHeader,
@@ -22,6 +19,10 @@ from cloudvmm.wire.line import (
     parse_request_line,
 )
 from cloudvmm.wire.response import CONTINUE, refusal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 LINE_LIMIT_BYTES: Final = 1024
 BODY_LIMIT_BYTES: Final = 4 << 20
@@ -34,25 +35,34 @@ _HEADERS: Final = 1
 _BODY: Final = 2
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(Value):
     """`body` is None where the client announced none, or one of length 0."""
 
-    method: str
-    path: str
-    body: bytes | None
-    last_event_id: str = ""
+    __slots__ = ("method", "path", "body", "last_event_id")  # noqa: RUF023
+
+    def __init__(self, method: str, path: str, body: bytes | None, last_event_id: str = "") -> None:
+        self.method = method
+        self.path = path
+        self.body = body
+        self.last_event_id = last_event_id
 
 
-class Continue(msgspec.Struct, frozen=True):
+class Continue(Value):
     """The client waits for leave to send its body: send `raw`."""
 
-    raw: bytes = CONTINUE
+    __slots__ = ("raw",)
+
+    def __init__(self) -> None:
+        self.raw = CONTINUE
 
 
-class Refusal(msgspec.Struct, frozen=True):
+class Refusal(Value):
     """The client sent what is not a request: send `raw`, forget what came with the request so far."""
 
-    raw: bytes
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
 
 
 Event = Request | Continue | Refusal
@@ -98,17 +108,19 @@ class RequestParser:
 
     def feed(self, piece: bytes) -> list[Event]:
         """Take the next bytes of the stream; return what they complete, in order."""
-        if not self._is_between_requests():
+        if not self.is_between_requests:
             return self._feed(piece)
         if piece == self._last_piece:
             return self._last_events
         events = self._feed(piece)
         # A client that polls sends the same bytes again and again: what they mean is kept.
-        if len(events) == 1 and type(events[0]) is Request and self._is_between_requests():
+        if len(events) == 1 and type(events[0]) is Request and self.is_between_requests:
             self._last_piece, self._last_events = piece, events
         return events
 
-    def _is_between_requests(self) -> bool:
+    @property
+    def is_between_requests(self) -> bool:
+        """Whether nothing has come of the next request."""
         return not (self._stage or self._left or self._skip)
 
     def _feed(self, piece: bytes) -> list[Event]:

@@ -8,9 +8,12 @@ themselves, so the lines seen last are remembered.
 from __future__ import annotations
 
 import functools
-from typing import Final
 
 from cloudvmm.errors import VmmError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 EXPECT_CONTINUE: Final = -1
 OTHER: Final = -2

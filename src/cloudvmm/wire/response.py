@@ -8,7 +8,9 @@ itself, between Connection and Content-Type.
 
 from __future__ import annotations
 
-from typing import Final
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
 
 ERROR_HEADER: Final = "X-Cloudvmm-Error"
 
@@ -44,6 +46,7 @@ STREAM_HEAD: Final = (
 )
 
 _FULL_BODY: Final = b'{ "error": "Too many open connections" }'
+_NOT_ADMITTED_BODY: Final = b'{ "error": "This user may not use the API" }'
 
 
 def response(status: int, body: bytes = b"", *, code: str = "") -> bytes:
@@ -68,9 +71,19 @@ def server_full(*, code: str) -> bytes:
 
     Not laid out like the others: the reference sends these bytes past its own response writer.
     """
-    return b"HTTP/1.1 503\r\nServer: %s\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s" % (
+    return _turned_away(503, _FULL_BODY, code)
+
+
+def not_admitted(*, code: str) -> bytes:
+    """Lay out the 403 for a connection of somebody who may have none; as `server_full`."""
+    return _turned_away(403, _NOT_ADMITTED_BODY, code)
+
+
+def _turned_away(status: int, body: bytes, code: str) -> bytes:
+    return b"HTTP/1.1 %d\r\nServer: %s\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s" % (
+        status,
         _LIBRARY_SERVER,
         _error_header(code),
-        len(_FULL_BODY),
-        _FULL_BODY,
+        len(body),
+        body,
     )

@@ -19,7 +19,7 @@ def lives(*held: Held) -> list[tuple[float, Held]]:
         (STEADY._replace(descriptors=21), "descriptors: 21 after 20"),
         (STEADY._replace(threads=6), "threads: 6 after 5"),
         (STEADY._replace(children=1), "children: 1 after 0"),
-        (STEADY._replace(rss_mib=27.0), "memory: 27.0 MiB after 25.0"),
+        (STEADY._replace(rss_mib=27.1), "memory: 27.1 MiB after 25.0"),
     ],
 )
 def test_what_stays_more_is_a_leak(last: Held, words: str) -> None:

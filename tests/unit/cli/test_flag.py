@@ -1,35 +1,50 @@
 """The command line's own form: which flags, how often, which need which."""
 
+import pwd
+
 import pytest
 
 from cloudvmm.cli.error import (
     BareEventMonitor,
     FlagError,
-    FlagNotAvailable,
     ParsingApiSocket,
     ParsingEventMonitor,
     ParsingMaxConnections,
+    ParsingQemuUser,
     UpgradeNeedsPath,
     UpgradeTakesNoVm,
 )
 from cloudvmm.cli.flag import (
     FLAGS,
     Arity,
-    check_available,
     check_dbus,
     check_upgrade,
-    parse_api_socket,
     parse_args,
-    parse_event_monitor,
-    parse_gdb,
-    parse_max_connections,
     version_text,
     wants_vm,
 )
+from cloudvmm.cli.flag_value import (
+    parse_api_socket,
+    parse_event_monitor,
+    parse_gdb,
+    parse_max_connections,
+    parse_qemu_user,
+)
 from cloudvmm.errors import error_chain
+from cloudvmm.host.user import User
 from cloudvmm.options.table import SCHEMAS, syntax
 
-OURS = {"accel", "engine", "max-connections", "qemu", "state-dir"}
+OURS = {
+    "accel",
+    "api-socket-peers",
+    "engine",
+    "max-connections",
+    "qemu",
+    "qemu-landlock",
+    "qemu-user",
+    "state-dir",
+    "trace",
+}
 # cli.md section 2
 REFERENCE = {
     "api-socket",
@@ -230,17 +245,6 @@ def test_fw_cfg_config_alone_starts_no_vm():
 
 
 @pytest.mark.parametrize(
-    ("argv", "flag"),
-    [
-        (["--fw-cfg-config", "e820=on", "--landlock"], "landlock"),
-    ],
-)
-def test_flag_without_means_is_refused_at_the_start(argv, flag):
-    with pytest.raises(FlagNotAvailable, match=f"--{flag} is not available"):
-        check_available(parse_args(argv))
-
-
-@pytest.mark.parametrize(
     ("text", "chain"),
     [
         ("/g", ["Error parsing --gdb", "Unknown option: /g"]),
@@ -257,14 +261,6 @@ def test_gdb_without_a_path_is_refused_as_such(text, chain):
 
 def test_gdb_has_a_path():
     assert parse_gdb("path=/g") == "/g"
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [["--kernel", "k", "--watchdog", "--landlock"], ["--restore", "source_url=u"], ["--seccomp", "log"]],
-)
-def test_other_flags_are_available(argv):
-    assert check_available(parse_args(argv)) is None
 
 
 @pytest.mark.parametrize("value", ["true", "false", "log", "errno"])
@@ -400,3 +396,24 @@ def test_upgrade_needs_the_path_of_a_socket(api_socket):
 def test_upgrade_takes_no_vm_of_its_own(flag, words):
     with pytest.raises(UpgradeTakesNoVm, match=f"--(kernel|{flag}) does not go with it"):
         check_upgrade(parse_args(["--api-socket", "/a", f"--{flag}", *words]), "/a")
+
+
+@pytest.mark.parametrize(
+    ("text", "user"),
+    [
+        ("auto", "auto"),
+        ("root", "root"),
+        ("0", User(0, 0)),
+        ("2013265921", User(2013265921, 2013265921)),
+        ("nobody", User(pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)),
+        (str(pwd.getpwnam("nobody").pw_uid), User(*pwd.getpwnam("nobody")[2:4])),
+    ],
+)
+def test_user_of_qemu_is_a_word_a_name_or_a_number(text, user):
+    assert parse_qemu_user(text) == user
+
+
+@pytest.mark.parametrize("text", ["", "no such user", "-1", "4294967295", "99999999999", "\u0663", "a\0b"])
+def test_user_of_qemu_that_there_is_not_is_refused(text):
+    with pytest.raises(ParsingQemuUser):
+        parse_qemu_user(text)

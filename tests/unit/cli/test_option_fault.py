@@ -34,6 +34,16 @@ SERVER_FAULTS = [
     ([*BOOT, "--gdb=foo"], ["Error parsing --gdb", "Unknown option: foo"], "Allowed: path=<path>"),
     ([*BOOT, "--gdb=path="], ["Error parsing --gdb: path required"], "Allowed: path=<path>"),
     (
+        [*SERVER, "--api-socket-peers=uid=0", "--api-socket-peers=uid=x"],
+        ["Error parsing --api-socket-peers", "Unable to convert x for uid"],
+        "Allowed: uid=<number>",
+    ),
+    (
+        [*SERVER, "--api-socket-peers=uid="],
+        ["Error parsing --api-socket-peers: uid required"],
+        "Allowed: uid=<number>",
+    ),
+    (
         [*SERVER, "--max-connections=x"],
         ["Error parsing --max-connections", "invalid digit found in string"],
         COUNT.format("x"),

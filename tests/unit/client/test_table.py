@@ -14,6 +14,7 @@ ANSWERS = {
     api.VmActionPayload: ("device", "PciDeviceInfo | None"),
     api.VmForkResponse: ("fork", "VmForkResponse"),
     api.VmMigrationProgress: ("migration-progress", "VmMigrationProgress"),
+    api.VmmJobs: ("jobs", "VmmJobs"),
     api.VmSnapshotProgress: ("snapshot-progress", "VmSnapshotProgress"),
 }
 

@@ -207,6 +207,56 @@ def test_text_that_is_not_the_configuration_is_refused(raw, kind, text):
     assert str(caught.value) == text
 
 
+_PAYLOAD = b'{"payload":{"kernel":"/a"}'
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (_PAYLOAD + b',"payload":{"kernel":"/b"}}', "`payload` at line 1 column 36"),
+        (_PAYLOAD + b', "payload" :{}}', "`payload` at line 1 column 38"),
+        (_PAYLOAD + b',\n\n"payload"\n:{}}', "`payload` at line 4 column 0"),
+        (_PAYLOAD + b',"p\\u0061yload":{}}', "`payload` at line 1 column 41"),
+        (_PAYLOAD + b',"net":null,"net":null}', "`net` at line 1 column 43"),
+        (_PAYLOAD + b',"disks":[{"path":"/a"},{"path":"/b","path":"/c"}]}', "`path` at line 1 column 69"),
+        (b'{"payload":{"kernel":"a\\"}b","kernel":"/b"}}', "`kernel` at line 1 column 37"),
+        (b'{"kernel":{"path":"/a"},"net":[],"net":[]}', "`net` at line 1 column 38"),
+        (b'{"platform":{"uuid":"x","uuid":"y"}}', "`system_uuid` at line 1 column 30"),
+        (
+            b'{"cpus":{"boot_vcpus":1,"max_vcpus":1,"affinity":[{"vcpu":0,"host_cpus":[1],"vcpu":2}]}}',
+            "`vcpu` at line 1 column 82",
+        ),
+        (
+            b'{"disks":[{"path":"/a","rate_limiter_config":{"ops":{"size":1,"refill_time":3,"size":2}}}]}',
+            "`size` at line 1 column 84",
+        ),
+    ],
+)
+def test_member_that_is_given_twice_is_refused(raw, text):
+    with pytest.raises(DecodeError) as caught:
+        decode(raw, VmConfig)
+    assert str(caught.value) == f"duplicate field {text}"
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        b'"zz":1,"zz":2',
+        b'"zz":{"path":1,"path":2}',
+        b'"zz":[{"a":1,"a":2}],"yy":1e999',
+        b'"net":[{"id":"a\\u0061"},{"id":"b"}],"disks":[{"id":"c"}]',
+        b'"platform":{"oem_strings":["path","path"]}',
+    ],
+)
+def test_member_that_nobody_knows_may_be_given_twice(member):
+    assert decode(_PAYLOAD + b"," + member + b"}", VmConfig).payload == PayloadConfig(kernel="/a")
+
+
+def test_member_that_is_given_twice_is_refused_in_any_body():
+    with pytest.raises(DecodeError, match="^duplicate field `desired_vcpus` at line 1 column 34$"):
+        decode(b'{"desired_vcpus":1,"desired_vcpus":2}', VmResizeData)
+
+
 def test_largest_u64_is_accepted():
     assert decode(b'{"memory":{"size":18446744073709551615}}', VmConfig).memory.size == 2**64 - 1
 

@@ -389,6 +389,7 @@ ADDITIONS = {
     device.FsConfig: "socket string? unset shared_dir string? unset",
     device.TpmConfig: "socket string? unset state_dir string? unset",
     net.NetConfig: "user UserNetConfig? unset",
+    platform.PlatformConfig: "vmgenid string? unset",
     operation.RestoreConfig: "overrides object? unset overlay_directory string? unset",
     operation.VmSnapshotConfig: "overlay_directory string? unset",
     operation.VmReceiveMigrationData: "overrides object? unset net_fds [RestoredNetConfig]? unset",
@@ -474,4 +475,5 @@ def test_no_struct_of_the_configuration_is_missing_above():
         if thing.__module__.startswith("cloudvmm.config")
     }
     additions = {user_net.UserNetConfig, user_net.Forward, operation.CloneConfig, operation.VmForkData}
+    additions |= {operation.VmmCancelJobData}
     assert own - additions == {*TABLE, *ENUMS}

@@ -710,6 +710,12 @@ ROWS = [
     ),
     Row(
         "50a",  # ours
+        {"platform": {"vmgenid": "1c1ff3dc6e5d4b1c9a5f2f6fb0b3d3a1"}},
+        platform_rules.InvalidVmgenid,
+        "VM generation id '1c1ff3dc6e5d4b1c9a5f2f6fb0b3d3a1' is neither a GUID nor 'auto'",
+    ),
+    Row(
+        "50b",  # ours
         {"tpm": {"socket": "/s", "state_dir": "/d"}},
         device.TpmSocketAndStateDir,
         "TPM socket and state_dir both provided",

@@ -17,6 +17,8 @@ from cloudvmm.errors import error_chain
 from cloudvmm.events.hub import Event
 from support.wait import wait_until
 
+from .peer import Peer
+
 DEADLINE_S = 10.0
 
 
@@ -125,6 +127,28 @@ def caller(engine: FakeEngine) -> Iterator[Caller]:
     caller = Caller(engine)
     yield caller
     caller.close()
+
+
+@pytest.fixture
+def other() -> Iterator[Caller]:
+    """Another VMM, for a VM that leaves the first."""
+    caller = Caller(FakeEngine())
+    yield caller
+    caller.close()
+
+
+@pytest.fixture
+def url(tmp_path) -> str:
+    """Where the other VMM can listen for a VM."""
+    return f"unix:{tmp_path}/migration"
+
+
+@pytest.fixture
+def peer(url: str) -> Iterator[Peer]:
+    peer = Peer(url)
+    yield peer
+    peer.close()
+    peer.cut.close()
 
 
 @pytest.fixture

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 
 from cloudvmm import api
 from cloudvmm.config.device import VsockConfig
 from cloudvmm.config.disk import DiskConfig
+from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError, ImageLocked, PayloadError, RamError
 from cloudvmm.engine.fake import Fail, FakeEngine
 from cloudvmm.engine.fake.machine import Phase
+from cloudvmm.errors import error_chain
+from support.wait import wait_until
 
-from .conftest import Caller
+from .conftest import DEADLINE_S, Beside, Caller
 
 
 def test_info_of_nothing_is_refused(caller):
@@ -27,6 +32,12 @@ def test_create_stores_a_config_without_checking_it(caller):
     info = caller(api.vm_info)
 
     assert (info.state, info.memory_actual_size, info.device_tree) == (api.VmState.CREATED, 512 << 20, None)
+
+
+def test_sum_of_more_memory_than_64_bits_can_tell_is_told_as_the_reference_does(caller, vm_config):
+    vm_config.memory = MemoryConfig(size=1, zones=[MemoryZoneConfig(id="a", size=2**64 - 1)])
+    caller(api.vm_create, vm_config)
+    assert caller(api.vm_info).memory_actual_size == 0
 
 
 def test_create_twice_is_refused(caller, vm_config):
@@ -259,6 +270,72 @@ def test_a_reboot_that_fails_leaves_the_config_only(booted, engine):
     booted(api.vm_boot)
 
 
+@pytest.fixture
+def slow_build(engine):
+    """Tells when a machine is about to be built, and builds it once that is allowed; fails it if told so."""
+    gate = SlowBuild(engine)
+    yield gate
+    gate.may_go_on.set()
+
+
+class SlowBuild:
+    def __init__(self, engine) -> None:
+        self._build = engine.build
+        self.has_begun = threading.Event()
+        self.may_go_on = threading.Event()
+        engine.build = self.build
+
+    def build(self, *args, **options):
+        self.has_begun.set()
+        assert self.may_go_on.wait(DEADLINE_S)
+        return self._build(*args, **options)
+
+
+def asked_for_counters(caller: Caller) -> Beside:
+    """Ask, and wait until the VMM has taken the question."""
+    answer = caller.beside(api.vm_counters)
+    wait_until(lambda: "VmCounters" in str(caller.requests), "the question", timeout_s=DEADLINE_S)
+    return answer
+
+
+def test_who_looks_at_a_vm_that_is_being_rebooted_finds_it_running(booted, slow_build):
+    before = booted.settled_info()
+    reboot = booted.beside(api.vm_reboot)
+    assert slow_build.has_begun.wait(DEADLINE_S)
+
+    counters = asked_for_counters(booted)
+    assert booted(api.vm_info) == before
+    assert not counters.is_done
+    slow_build.may_go_on.set()
+
+    assert reboot.result() is None
+    assert isinstance(counters.result(), bytes)
+
+
+def test_counters_of_a_vm_whose_reboot_fails_are_refused(booted, engine, slow_build):
+    engine.faults.set("boot", Fail(EngineError, "no vCPU"), times=1)
+    reboot = booted.beside(api.vm_reboot)
+    assert slow_build.has_begun.wait(DEADLINE_S)
+
+    counters = asked_for_counters(booted)
+    slow_build.may_go_on.set()
+
+    assert error_chain(reboot.result())[-1] == "no vCPU"
+    assert error_chain(counters.result())[-1] == "VM is not running"
+
+
+def test_counters_that_wait_for_a_reboot_are_refused_when_the_vmm_ends(booted, slow_build):
+    booted.beside(api.vm_reboot)
+    assert slow_build.has_begun.wait(DEADLINE_S)
+    counters = asked_for_counters(booted)
+
+    end = booted.beside(api.vmm_shutdown)
+    slow_build.may_go_on.set()
+
+    assert isinstance(counters.result(), api.ApiError)
+    assert end.result() is None
+
+
 def test_power_button_and_nmi_reach_the_guest(booted, engine):
     booted(api.vm_power_button)
     booted(api.vm_nmi)
@@ -397,13 +474,6 @@ def test_cold_resize_edits_the_config_unchecked(caller, vm_config):
 
     info = caller(api.vm_info)
     assert (info.config.cpus.boot_vcpus, info.memory_actual_size) == (9, 1 << 30)
-
-
-def test_landlock_is_refused_and_the_config_stays(caller, vm_config):
-    vm_config.landlock_enable = True
-
-    assert caller.refusal(api.vm_create, vm_config)[1] == "Failed to apply landlock config during vm_create"
-    assert caller(api.vm_info).state is api.VmState.CREATED
 
 
 def test_vm_action_carries_out_any_action(engine):

@@ -12,12 +12,13 @@ from cloudvmm.config.operation import MigrationMemoryMode
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.copied_disk import CopiedDisks, DiskNotCopied, sizes_of
 from cloudvmm.engine.base import EngineError
-from cloudvmm.engine.fake import Fail, FakeEngine
+from cloudvmm.engine.fake import Fail
 from cloudvmm.host.lock import lock_file
 from support.wait import wait_until
 
 from .conftest import DEADLINE_S, Caller
-from .test_migration import Peer, is_running, receive, refusal_of, send
+from .peer import Peer
+from .test_migration import is_running, receive, refusal_of, send
 
 SIZE = 8192
 RAW = {"d": ImageType.RAW}
@@ -106,23 +107,11 @@ def test_image_of_another_size_is_refused(image):
 
 
 @pytest.fixture
-def url(tmp_path):
-    return f"unix:{tmp_path}/migration"
-
-
-@pytest.fixture
 def source(caller, vm_config, image):
     vm_config.disks = [DiskConfig(id="d", path=str(image), image_type=ImageType.RAW)]
     caller(api.vm_create, vm_config)
     caller(api.vm_boot)
     return caller
-
-
-@pytest.fixture
-def other():
-    caller = Caller(FakeEngine())
-    yield caller
-    caller.close()
 
 
 def migrate(source: Caller, other: Caller, url: str, there) -> object:

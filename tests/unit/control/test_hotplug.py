@@ -253,7 +253,11 @@ def test_socket_of_another_user_device_is_refused(booted):
         (DiskConfig(), ["No disk path was specified when one was expected"]),
         (
             DiskConfig(path="/no/such/image"),
-            ["Cannot open disk path", "No such file or directory: /no/such/image (os error 2)"],
+            [
+                "Cannot open disk path",
+                "I/O error (path=/no/such/image op=open)",
+                "No such file or directory (os error 2)",
+            ],
         ),
     ],
 )

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import threading
 
+import msgspec
 import pytest
 
 from cloudvmm import api
+from cloudvmm.api.ping import Ping
 from cloudvmm.config.console import ConsoleOutputMode, SerialConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.base import EngineError, MachineGone
 from cloudvmm.engine.fake import Fail, FakeEngine, Hang
+from cloudvmm.errors import error_chain
 
 from .conftest import DEADLINE_S, Caller
 
@@ -244,6 +247,16 @@ def test_a_machine_that_cannot_be_closed_is_killed_and_the_consoles_are_closed(c
     machine.close()
 
 
+def test_an_answer_in_another_form_fails_the_command_alone(booted, engine):
+    engine.last_machine.nmi = lambda: {}["status"]
+
+    chain = booted.refusal(api.vm_nmi)
+
+    assert chain[1:] == ["The VMM failed inside: KeyError('status')", "'status'"]
+    assert "error: vm.nmi failed: The VMM failed inside: KeyError('status'): 'status'" in booted.logged
+    assert booted(api.vm_info).state is api.VmState.RUNNING
+
+
 def test_a_guest_reset_during_the_end_does_not_boot_again(booted, engine):
     machine = engine.last_machine
     machine.guest.reset()
@@ -262,6 +275,28 @@ def test_counters_under_way_are_answered_at_the_end(booted, engine):
     booted(api.vmm_shutdown)
 
     assert isinstance(counters.result(), api.VmInfoError | api.RequestSend)
+
+
+def test_counters_of_a_vm_on_its_way_out_are_those_of_none(booted, engine, monkeypatch):
+    machine, is_killed, is_asked = engine.last_machine, threading.Event(), threading.Event()
+    close = machine.close
+
+    def close_late() -> None:
+        machine.kill()
+        is_killed.set()
+        assert is_asked.wait(DEADLINE_S)
+        close()
+
+    monkeypatch.setattr(machine, "close", close_late)
+    shutdown = booted.beside(api.vm_shutdown)
+    assert is_killed.wait(DEADLINE_S)
+
+    with pytest.raises(api.VmInfoError) as caught:
+        booted(api.vm_counters)
+    is_asked.set()
+
+    assert error_chain(caught.value)[-1] == "VM is not running"
+    assert shutdown.result() is None
 
 
 def test_changes_are_carried_out_in_order_of_arrival(caller, vm_config, engine):
@@ -302,3 +337,42 @@ def test_two_hundred_cycles_leave_nothing_behind(caller, vm_config):
         caller(api.vm_delete)
 
     assert traces() == before
+
+
+def test_ping_in_either_form_has_the_same_answer(caller):
+    typed = caller(api.vmm_ping)
+    reply = api.ReplyChannel()
+
+    caller.vmm.api_sender.send(Ping(reply))
+    caller.vmm.api_evt.write()
+
+    assert reply.recv(timeout_s=DEADLINE_S).json == msgspec.json.encode(typed)
+
+
+def test_a_signal_ends_a_vmm_that_can_get_no_thread(caller, monkeypatch):
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    caller.vmm.exit_evt.write()
+
+    assert caller.vmm.join(DEADLINE_S)
+    assert caller.vmm.failure is None
+    assert caller.refusal(api.vmm_ping) == ["API request send error"]
+
+
+@pytest.mark.parametrize("kind", [OSError, ImportError])
+def test_vmm_that_could_not_be_loaded_for_the_first_request_serves_the_next(monkeypatch, vm_config, kind):
+    make = VmmThread._make_dispatch
+    reasons = [kind("Too many open files")]
+
+    def make_later(self, loop):
+        if reasons:
+            raise reasons.pop()
+        return make(self, loop)
+
+    monkeypatch.setattr(VmmThread, "_make_dispatch", make_later)
+    caller = Caller(FakeEngine())
+    assert "Too many open files" in caller.refusal(api.vm_create, vm_config)[-1]
+    caller(api.vm_create, vm_config)
+    caller.close()

@@ -12,12 +12,8 @@ from cloudvmm.migration.message import Complete, Done, Ready
 from support.wait import wait_until
 
 from .conftest import DEADLINE_S, Caller
-from .test_migration import Peer, is_running, receive, refusal_of, send
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"unix:{tmp_path}/migration"
+from .peer import Peer
+from .test_migration import is_running, receive, refusal_of, send
 
 
 @pytest.fixture

@@ -164,3 +164,35 @@ def test_slow_destination_is_waited_for(pair, url, operation):
     check_one_at_most(pair)
     assert runs(pair.destination)
     assert pair.source.vmm.failure is None
+
+
+@pytest.fixture
+def surviving_pair(tmp_path, vm_config):
+    """Two VMMs whose machines outlive them; `folders` are theirs."""
+    sides, folders = [], {}
+    for name in ("source", "destination"):
+        engine = FakeEngine()
+        engine.outlives_manager = True
+        folders[name] = tmp_path / name
+        sides.append(Caller(engine, state_dir=str(folders[name]), no_shutdown=True))
+    sides[0](api.vm_create, vm_config)
+    sides[0](api.vm_boot)
+    pair = Pair(*sides)
+    pair.folders = folders
+    yield pair
+    for side in sides:
+        side.close()
+
+
+@pytest.mark.parametrize(("side", "moment"), [("source", "snapshotted"), ("destination", "restored")])
+def test_vm_stays_where_nobody_could_write_down_that_it_goes(surviving_pair, tmp_path, side, moment):
+    pair, blocker = surviving_pair, surviving_pair.folders[side] / "vm.new"
+    pair.moment, pair.strike = moment, blocker.mkdir
+
+    assert isinstance(pair.migrate(f"unix:{tmp_path}/m"), api.ApiError)
+    pair.wait_end_of_source()
+
+    check_one_at_most(pair)
+    assert pair.source(api.vm_info).state is api.VmState.RUNNING
+    assert pair.destination.refusal(api.vm_info)[-1] == "VM is not created"
+    blocker.rmdir()

@@ -10,26 +10,16 @@ from cloudvmm import api
 from cloudvmm.api import MigrationPhase
 from cloudvmm.config.operation import MigrationMemoryMode
 from cloudvmm.engine.base import EngineError, LinkLost
-from cloudvmm.engine.fake import Delay, Die, Fail, FakeEngine
+from cloudvmm.engine.fake import Delay, Die, Fail
 from cloudvmm.engine.fake.phase import Phase
+from cloudvmm.migration.message import Complete, Done, Ready
 from support.wait import wait_until
 
 from .conftest import DEADLINE_S, Caller
-from .test_migration import Peer, is_running, receive, refusal_of, send
+from .peer import Peer
+from .test_migration import is_running, receive, refusal_of, send
 
 POSTCOPY = MigrationMemoryMode.POSTCOPY
-
-
-@pytest.fixture
-def url(tmp_path):
-    return f"unix:{tmp_path}/migration"
-
-
-@pytest.fixture
-def other():
-    caller = Caller(FakeEngine())
-    yield caller
-    caller.close()
 
 
 @pytest.fixture
@@ -110,6 +100,61 @@ def test_guest_that_lacks_memory_stays_where_it_is(booted, listening, url, monke
     listening(api.vm_delete)
 
 
+def test_connection_that_is_lost_again_and_again_is_given_up(booted, listening, url, monkeypatch):
+    for module in (cloudvmm.control.send, cloudvmm.control.receive):
+        monkeypatch.setattr(module, "RECONNECT_S", 1.0)
+    for side in (booted, listening):
+        side.engine.faults.set("transfer_rest", Fail(LinkLost, "Cut"), times=1000)
+
+    booted(api.vm_send_migration, send(url, memory_mode=POSTCOPY))
+
+    words = refusal_of(listening.answer.result())
+    booted.wait_for_event("vm/migration-failed")
+    assert "must not be resumed" in " ".join(words)
+    told = [text for text in booted.logged if "The migration failed" in text]
+    assert any("again and again" in text for text in [*told, *words])
+    assert booted.refusal(api.vm_resume)[-1] == "The guest has gone on in another machine"
+    assert listening.engine.last_machine.phase is Phase.RUNNING
+    for side in (booted, listening):
+        side(api.vm_delete)
+
+
+def lose_answer(booted: Caller, peer: Peer, url: str) -> None:
+    """Take the VM, and break the connections before saying so."""
+    peer.listen()
+    booted(api.vm_send_migration, send(url, memory_mode=POSTCOPY))
+    peer.accept(is_postcopy=True)
+    peer.take_state()
+    peer.control.send(Ready())
+    peer.control.receive(Complete)
+    for link in (peer.control, *peer.states):
+        link.close()
+
+
+def test_answer_that_is_lost_is_given_again(booted, peer, url):
+    lose_answer(booted, peer, url)
+
+    (link,) = peer.listener.accept_states("t", None, 1)
+    assert booted(api.vm_migration_progress).phase is MigrationPhase.COMPLETING
+    link.send(Done())
+
+    wait_until(lambda: not booted.vmm.is_running, "the end of the source", timeout_s=DEADLINE_S)
+    link.close()
+    assert booted.names()[-3:] == ["vm/migration-finished", "vm/deleted", "vmm/shutdown"]
+
+
+def test_answer_that_stays_lost_leaves_the_vm_paused(booted, peer, url, monkeypatch):
+    monkeypatch.setattr(cloudvmm.control.send, "RECONNECT_S", 0.5)
+    lose_answer(booted, peer, url)
+    peer.listener.close()
+
+    booted.wait_for_event("vm/migration-failed")
+    wait_until(lambda: booted(api.vm_info).state is api.VmState.PAUSED, "it is back", timeout_s=DEADLINE_S)
+    assert any("call vm.resume" in text for text in booted.logged)
+    booted(api.vm_resume)
+    assert is_running(booted)
+
+
 def test_receiver_that_was_told_of_another_mode_refuses(booted, other, url):
     answer = other.beside(api.vm_receive_migration, receive(url))
     other.wait_for_event("vm/migration-receive-ready")
@@ -128,8 +173,7 @@ def test_receiver_takes_a_sender_that_sends_all_first(booted, listening, url):
     assert is_running(listening)
 
 
-def test_release_that_knows_nothing_of_it_is_told_from_its_answer(booted, url):
-    peer = Peer(url)
+def test_release_that_knows_nothing_of_it_is_told_from_its_answer(booted, peer, url):
     peer.listen()
     booted(api.vm_send_migration, send(url, memory_mode=POSTCOPY))
 
@@ -138,5 +182,3 @@ def test_release_that_knows_nothing_of_it_is_told_from_its_answer(booted, url):
     booted.wait_for_event("vm/migration-failed")
     assert any("does not know memory_mode Postcopy" in text for text in booted.logged)
     assert is_running(booted)
-    peer.close()
-    peer.cut.close()

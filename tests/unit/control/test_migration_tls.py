@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cloudvmm import api
-from cloudvmm.engine.fake import FakeEngine
 from support.certificate import Authority
 from support.leak import Holdings
 from support.wait import wait_until
@@ -27,13 +26,6 @@ def authority(tmp_path_factory) -> Authority:
 @pytest.fixture(scope="module")
 def other_authority(tmp_path_factory) -> Authority:
     return Authority(tmp_path_factory.mktemp("ca") / "other", HOST)
-
-
-@pytest.fixture
-def other():
-    caller = Caller(FakeEngine())
-    yield caller
-    caller.close()
 
 
 def listen(caller: Caller, url: str, **options) -> None:

@@ -50,13 +50,6 @@ def saved(paused, folder):
     return folder
 
 
-@pytest.fixture
-def other():
-    caller = Caller(FakeEngine())
-    yield caller
-    caller.close()
-
-
 def to(folder, **options) -> api.VmSnapshotConfig:
     return api.VmSnapshotConfig(destination_url=f"file://{folder}", **options)
 
@@ -124,6 +117,23 @@ def test_progress_is_told_while_the_engine_saves_and_afterwards(paused, folder, 
     told = paused(api.vm_snapshot_progress)
     assert told.phase is api.SnapshotPhase.FINISHED
     assert told.saved_bytes == told.total_bytes > 3
+
+
+def test_snapshot_is_a_job_that_tells_how_far_it_is_and_can_be_called_off(paused, folder, gate):
+    answer = paused.beside(api.vm_snapshot, to(folder))
+    gate.await_begin()
+    (job,) = paused(api.vmm_jobs).jobs
+    assert (job.command, job.state, job.can_cancel) == ("vm.snapshot", api.JobState.RUNNING, True)
+    assert (job.done_bytes, job.total_bytes, job.percent) == (1, 3, 33.3)
+
+    paused(api.vmm_cancel_job, api.VmmCancelJobData(id=job.id))
+
+    gate.open()
+    assert error_chain(answer.result())[-1] == "The snapshot was cancelled"
+    assert paused(api.vmm_jobs).jobs == []
+    assert paused.refusal(api.vmm_cancel_job, api.VmmCancelJobData(id=job.id))[-1] == (
+        f"There is no job {job.id}"
+    )
 
 
 def test_snapshot_that_is_called_off_leaves_nothing_and_the_vm_as_it_was(paused, folder, gate):

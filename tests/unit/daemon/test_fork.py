@@ -19,6 +19,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.operation import CloneConfig, VmForkData
 from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import EngineError
 from cloudvmm.engine.fake import Fail, FakeEngine
@@ -51,6 +52,7 @@ def vm_config(tmp_path):
             DiskConfig(id="read", path=str(tmp_path / "read"), image_type=ImageType.RAW, readonly=True),
         ],
         net=[NetConfig(id="net", tap="own", mac="2e:89:a8:e4:3b:01")],
+        platform=PlatformConfig(vmgenid="auto"),
         vsock=VsockConfig(id="vsock", cid=3, socket=str(tmp_path / "vsock")),
         serial=SerialConfig(mode=ConsoleOutputMode.FILE, file=str(tmp_path / "serial")),
         console=ConsoleConfig(mode=ConsoleOutputMode.PTY),
@@ -100,6 +102,8 @@ def test_clones_have_what_is_a_vms_own(vmm, vm_config, folder):
     assert len({config.disks[0].path for config in configs} | {vm_config.disks[0].path}) == 4
     assert {config.disks[1].path for config in configs} == {vm_config.disks[1].path}
     assert len({config.net[0].mac for config in configs}) == 3
+    assert len({config.platform.vmgenid for config in configs}) == 3
+    assert "auto" not in {config.platform.vmgenid for config in configs}
     assert len({config.net[0].tap for config in configs[1:]} | {"own"}) <= 3
     assert len({config.vsock.socket for config in configs}) == 3
     assert len({config.serial.file for config in configs}) == 3
@@ -164,6 +168,27 @@ def test_whatever_clone_fails_nothing_is_left_and_the_vm_is_as_before(engine, vm
     assert os.listdir(folder) == []
     assert vmm.vm_info().config == before
     assert len(vmm.vm_fork(to(folder, count=2)).clones) == 2
+
+
+def test_no_clone_has_run_where_another_fails(engine, vmm, folder, monkeypatch):
+    ran = []
+    resume = FakeMachine.resume
+    monkeypatch.setattr(FakeMachine, "resume", lambda machine: (ran.append(machine), resume(machine)))
+    engine.faults.set("build", Fail(EngineError, "A fault"), times=1)
+    refusal(vmm, to(folder, count=3))
+    assert ran == []
+    vmm.vm_fork(to(folder, count=2))
+    assert len(ran) == 2
+
+
+def test_clone_that_does_not_resume_is_told_and_nothing_is_left(engine, vmm, folder):
+    before = vmm.vm_info().config
+    engine.faults.set("resume", Fail(EngineError, "A fault"), times=1)
+    chain = refusal(vmm, to(folder, count=2)).chain
+    assert chain[1:3] == ("The VM could not be forked", "Cannot fork VM")
+    assert chain[-1] == "A fault"
+    assert os.listdir(folder) == []
+    assert vmm.vm_info().config == before
 
 
 def test_base_is_closed_where_no_clone_came_to_begin(vmm, folder, monkeypatch):

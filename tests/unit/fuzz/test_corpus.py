@@ -1,17 +1,22 @@
 """Every input that is kept holds, a few thousand mutants too, and a broken promise does not go unnoticed."""
 
+import importlib
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 import config_json
-import http_grammar
 import option_grammar
-import qmp_codec
 import runner
 from cloudvmm.options.table import SCHEMAS
+from support.deadline import HOST_S
 
-TARGETS = (config_json.TARGET, http_grammar.TARGET, option_grammar.TARGET, qmp_codec.TARGET)
+FUZZ = Path(runner.__file__).parent
+TARGETS = [importlib.import_module(name).TARGET for name in runner.names()]
 KEPT = [(target, path) for target in TARGETS for path in target.corpus()]
 
 
@@ -70,6 +75,33 @@ def test_broken_promise_is_found_made_small_and_kept(broken, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "AssertionError" in said
     assert f"python fuzz/broken.py {path}" in said
+
+
+def test_search_by_coverage_without_atheris_says_what_is_missing(tmp_path):
+    (tmp_path / "atheris.py").write_text("raise ImportError")
+    ended = run_coverage("qmp_codec", PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 2
+    assert ended.stderr == "atheris is not installed, which this search needs: pip install 'cloudvmm[fuzz]'\n"
+
+
+def test_search_by_coverage_looks_at_inputs(tmp_path):
+    pytest.importorskip("atheris")
+    ended = run_coverage("qmp_codec", "--seed", "1", "--seconds", "60", "--runs", "300", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "qmp_codec: seed 1, by coverage\n"
+    assert list((tmp_path / "fuzz-failures" / "qmp_codec-found").iterdir())
+
+
+def run_coverage(*words, cwd=None, **environment):
+    return subprocess.run(
+        [sys.executable, str(FUZZ / "coverage.py"), *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=HOST_S,
+        check=False,
+    )
 
 
 def test_input_that_hangs_is_a_failure(broken, monkeypatch):

@@ -16,6 +16,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from cloudvmm import api
 from cloudvmm.api import COMMANDS, EventFd, api_channel
+from cloudvmm.api.fleet import DAEMON_COMMANDS
 from cloudvmm.config import form
 from cloudvmm.config.meaning import MEANING, meaning_of
 from cloudvmm.config.vm import VmConfig
@@ -24,6 +25,7 @@ from cloudvmm.http.openapi import document
 from cloudvmm.http.route import answer
 from cloudvmm.http.sample import SAMPLES
 from cloudvmm.http.schema import sent_schemas
+from cloudvmm.http.service import VmmService
 from cloudvmm.wire.http import Request
 from support.member import minimal
 
@@ -62,7 +64,9 @@ def structs():
 def exchange():
     sender, _ = api_channel()
     event = EventFd()
-    yield Exchange(event, sender)
+    service = VmmService(event, sender)
+    yield Exchange(service)
+    service.close()
     event.close()
 
 
@@ -71,13 +75,14 @@ def test_document_is_valid_openapi():
 
 
 def test_file_is_what_the_script_writes():
-    assert script().FILE.read_bytes() == script().render(), "out of date: run scripts/write_openapi.py"
+    for path, text in script().render().items():
+        assert path.read_bytes() == text, "out of date: run scripts/write_openapi.py"
 
 
 def test_check_fails_on_a_file_that_is_old(tmp_path, monkeypatch):
-    old, module = tmp_path / "openapi.json", script()
-    old.write_text("{}")
-    monkeypatch.setattr(module, "FILE", old)
+    module = script()
+    (tmp_path / "openapi.json").write_text("{}")
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
     assert module.main(["--check"]) == 1
     assert module.main([]) == 0
     assert module.main(["--check"]) == 0
@@ -142,7 +147,8 @@ def test_every_member_has_its_meaning_and_there_are_no_others(name):
 
 
 def test_meanings_are_of_structs_that_exist():
-    assert set(MEANING) <= {*structs(), "PciDevice"}
+    of_daemons = {command.body.__name__ for command in DAEMON_COMMANDS if command.body is not None}
+    assert set(MEANING) <= {*structs(), *of_daemons, "PciDevice"}
 
 
 @pytest.mark.parametrize(

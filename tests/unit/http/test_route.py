@@ -10,6 +10,7 @@ from cloudvmm.api import COMMANDS, Effect, Empty, EventFd, RequestSend, Response
 from cloudvmm.api.action import VmBoot, VmmShutdown
 from cloudvmm.http.exchange import Exchange
 from cloudvmm.http.route import ROUTES, answer
+from cloudvmm.http.service import VmmService
 from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import response
 
@@ -30,7 +31,9 @@ REFERENCE = {
 def channel():
     sender, receiver = api_channel()
     event = EventFd()
-    yield Exchange(event, sender), receiver, event
+    service = VmmService(event, sender)
+    yield Exchange(service), receiver, event
+    service.close()
     event.close()
 
 

@@ -252,6 +252,7 @@ GOOD = [
             vfio_p2p_dma=False,
         ),
     ),
+    (platform.parse_platform, "vmgenid=auto", PlatformConfig(vmgenid="auto")),
     (platform.parse_platform, "tdx=on,sev_snp=off", PlatformConfig(tdx=True)),
     (platform.parse_platform, "iommufd_fd=9", PlatformConfig(iommufd=True, iommufd_fd=9)),
     (platform.parse_platform, "iommufd_fd=9,iommufd=off", PlatformConfig(iommufd=False, iommufd_fd=9)),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from support.latency import CHANGE_CEILING_S, READ_CEILING_S, LatencyLog, ceiling_s
+from support.latency import ADOPTION, CHANGE_CEILING_S, READ_CEILING_S, LatencyLog, ceiling_s
 
 
 def test_call_above_its_ceiling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,16 @@ def test_report_has_a_line_per_engine_and_command() -> None:
     log.record("fake", "vm.info", 0.003)
     lines = log.report()
     assert [line.split()[:3] for line in lines] == [["fake", "vm.info", "n=2"], ["qemu", "vm.info", "n=1"]]
-    assert "p50=     2.00 ms  max=     3.00 ms" in lines[0]
+    assert "p50=     2.00 ms  p99=     3.00 ms  max=     3.00 ms" in lines[0]
+
+
+def test_report_tells_how_many_vms_were_taken_over_within_a_second() -> None:
+    log = LatencyLog()
+    for number in range(100):
+        log.record("qemu", ADOPTION, 0.5 if number else 2.0)
+    line, within = log.report()
+    assert "n=100   p50=   500.00 ms  p99=   500.00 ms  max=  2000.00 ms" in line
+    assert within.endswith("99 of 100 within 1 s")
 
 
 def test_command_without_a_ceiling_of_its_own_has_the_one_for_changes() -> None:

@@ -19,10 +19,12 @@ from cloudvmm.cli.remote.request import Request
 INTERFACE = "org.cloudhypervisor.DBusApi1"
 ABSENT = frozenset(
     {
+        "cancel-job",
         "cancel-migration",
         "cancel-snapshot",
         "events",
         "fork",
+        "jobs",
         "migration-progress",
         "nmi",
         "resize-disk",
@@ -76,6 +78,10 @@ class BusApi:
         except (OSError, EOFError) as error:
             raise DBusApiClient from BusFailure(f"I/O error: {_text(error)}")
         return _content(reply)
+
+    def percent_of(self, command: str) -> float | None:
+        """:raises NotOnDBus: there is no such question."""
+        raise NotOnDBus("jobs")
 
     def follow(self, target: str) -> NoReturn:
         """:raises NotOnDBus: there is a signal, and no stream."""

@@ -15,6 +15,7 @@ class Argument(NamedTuple):
     help: str
     schema: str | None = None
     default: str | None = None
+    is_number: bool = False
 
 
 class Option(NamedTuple):
@@ -85,6 +86,13 @@ SUBCOMMANDS = (
     Subcommand("add-vsock", "Add vsock device", "vm.add-vsock", argument=_device("vsock")),
     Subcommand("boot", "Boot a created VM", "vm.boot", doing="Booting the VM"),
     Subcommand(
+        "cancel-job",
+        "Call off a command that waits, a snapshot or a migration (extension)",
+        "vmm.cancel-job",
+        argument=Argument("id", "The number that jobs tells", is_number=True),
+        is_ours=True,
+    ),
+    Subcommand(
         "cancel-migration", "Call off a VM migration (extension)", "vm.cancel-migration", is_ours=True
     ),
     Subcommand("cancel-snapshot", "Call off a snapshot (extension)", "vm.cancel-snapshot", is_ours=True),
@@ -127,6 +135,9 @@ SUBCOMMANDS = (
         is_ours=True,
     ),
     Subcommand("info", "Info on the VM", "vm.info", "GET"),
+    Subcommand(
+        "jobs", "Which commands are under way and which wait (extension)", "vmm.jobs", "GET", is_ours=True
+    ),
     Subcommand(
         "migration-progress",
         "How far a VM migration is (extension)",

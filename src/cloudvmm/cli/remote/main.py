@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloudvmm.cli.remote.error import NotOpened
@@ -112,7 +113,7 @@ def _do(args: argparse.Namespace, api: RestApi | BusApi) -> None:
         return
     from cloudvmm.cli.remote.progress import Progress
 
-    with Progress(doing):
+    with Progress(doing, look=partial(api.percent_of, request.command)):
         body = api.call(request)
     print_body(body)
 

@@ -173,8 +173,10 @@ def _add_subcommand(add: Callable[..., RemoteParser], subcommand: Subcommand, pr
     )
     if subcommand.argument is not None:
         argument = subcommand.argument
-        many: dict[str, Any] = {} if argument.default is None else {"nargs": "?", "default": argument.default}
-        parser.add_argument(argument.name, help=argument.help, **many)
+        form: dict[str, Any] = {} if argument.default is None else {"nargs": "?", "default": argument.default}
+        if argument.is_number:
+            form["type"] = partial(_number, f"<{argument.name}>")
+        parser.add_argument(argument.name, help=argument.help, **form)
     for option in subcommand.options:
         _add_option(parser, option)
     parser.add_argument("-h", "--help", action="help", help="Print help")
@@ -183,7 +185,7 @@ def _add_subcommand(add: Callable[..., RemoteParser], subcommand: Subcommand, pr
 
 def _add_option(parser: RemoteParser, option: Option) -> None:
     read = _TYPES.get(option.metavar)
-    kind = None if read is None else partial(read, option.name)
+    kind = None if read is None else partial(read, f"--{option.name} <{option.metavar}>")
     if option.is_switch:
         form: dict[str, Any] = {"nargs": 0, "default": False}
     else:
@@ -192,23 +194,23 @@ def _add_option(parser: RemoteParser, option: Option) -> None:
     parser.add_argument(f"--{option.name}", dest=dest, action=_Once, help=option.help, **form)
 
 
-def _seconds(option: str, text: str) -> float:
+def _seconds(shape: str, text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--{option} <seconds>': not a time")
+        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '{shape}': not a time")
     return seconds
 
 
-def _sequence_number(option: str, text: str) -> int:
+def _number(shape: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 19:
-        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '--{option} <number>': not a number")
+        raise argparse.ArgumentTypeError(f"invalid value '{text}' for '{shape}': not a number")
     return int(text)
 
 
-_TYPES: dict[str, Callable[[str, str], Any]] = {"seconds": _seconds, "number": _sequence_number}
+_TYPES: dict[str, Callable[[str, str], Any]] = {"seconds": _seconds, "number": _number}
 
 
 def _no_subcommand(program: str) -> str:

@@ -155,6 +155,12 @@ def _remove_device(args: argparse.Namespace) -> Content:
     return _encode(VmRemoveDeviceData(id=args.id))
 
 
+def _cancel_job(args: argparse.Namespace) -> Content:
+    from cloudvmm.config.operation import VmmCancelJobData
+
+    return _encode(VmmCancelJobData(id=args.id))
+
+
 # Sizes
 
 
@@ -340,6 +346,7 @@ _BUILDERS: dict[str, Callable[[argparse.Namespace], Content]] = {
     "add-user-device": _add_user_device,
     "add-vdpa": _add_vdpa,
     "add-vsock": _add_vsock,
+    "cancel-job": _cancel_job,
     "coredump": _coredump,
     "fork": _fork,
     "create": _create,

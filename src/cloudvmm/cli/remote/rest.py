@@ -20,6 +20,7 @@ from cloudvmm.client.transport import Stream, UnixTransport
 
 _SUCCESS = (100, 200, 204)
 _NO_BODY = (100, 204)
+_LOOK_S = 5.0
 
 
 class RestApi:
@@ -48,6 +49,18 @@ class RestApi:
         except ClientError as error:
             raise HttpApiClient from _reworded(error, has_fds=bool(request.fds))
         return _content(reply)
+
+    def percent_of(self, command: str) -> float | None:
+        """Ask how far the server is with `command`; None where it does not know. Any thread.
+
+        :raises ClientError: there is no answer, or no such question.
+        """
+        from cloudvmm.client.client import read_reply
+        from cloudvmm.client.table import VMM_JOBS
+
+        reply = self._transport.request("GET", VMM_JOBS.name, timeout_s=_LOOK_S)
+        jobs = read_reply(VMM_JOBS, reply).jobs
+        return next((job.percent for job in jobs if job.command == command and job.percent is not None), None)
 
     def follow(self, target: str) -> Stream:
         """Open the stream of events, over a connection of its own; the caller closes it.

@@ -23,7 +23,7 @@ from cloudvmm.engine.base import (
     device_number,
     is_slot,
 )
-from cloudvmm.engine.image import DiskOpenError, check_type, detect
+from cloudvmm.engine.image import DiskOpenError, check_type, detect, open_image_file
 
 
 def check_slots(slots: Mapping[str, int], info: EngineInfo) -> None:
@@ -72,11 +72,7 @@ def check_device(device: PciDevice) -> ImageType | None:
 
 
 def _image_type(path: str, *, readonly: bool) -> ImageType:
-    access = os.O_RDONLY if readonly else os.O_RDWR
-    try:
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise DiskOpenError from error
+    fd = open_image_file(path, readonly=readonly)
     try:
         return detect(fd, os.lseek(fd, 0, os.SEEK_END))
     except OSError as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 
 from cloudvmm import __version__
-from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec
+from cloudvmm.config.vm import VmConfig
+from cloudvmm.engine.base import EngineInfo, MachineGone, MachineSpec, Reach
 from cloudvmm.engine.fake.check import check_devices, check_slots
 from cloudvmm.engine.fake.fault import Faults, strike
 from cloudvmm.engine.fake.hardware import Hardware
@@ -20,6 +21,8 @@ class FakeEngine:
     Every blocking operation takes `latency_s`; `faults` may be filled before and at any time later.
     With `guest_honours_power_button` guests switch themselves off when the power button is pressed.
     """
+
+    outlives_manager = False
 
     def __init__(
         self,
@@ -70,10 +73,20 @@ class FakeEngine:
             with self._lock:
                 self._builds.discard(lifeline)
 
+    def adopt(self, _state_dir: str) -> None:
+        """Find nothing: a machine in memory ends with its process."""
+
+    def discard(self, _state_dir: str) -> None:
+        """Nothing to end, for the same reason."""
+
     def check_postcopy(self, *, is_receiver: bool) -> None:
         """Refuse where a fault does; the fake has all that it takes."""
         lifeline = Lifeline()
         strike(self.faults.take("check_postcopy"), lifeline, die=lambda _reason: lifeline.cut())
+
+    def reach(self, _vm_config: VmConfig) -> Reach:
+        """Nothing: it opens what the configuration names, and that alone."""
+        return Reach()
 
     def another(self) -> FakeEngine:
         """Return an engine with the same faults."""

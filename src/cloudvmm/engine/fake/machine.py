@@ -50,6 +50,7 @@ from cloudvmm.engine.fake.phase import ALLOWED, Phase
 from cloudvmm.engine.fake.state import (
     FakeBase,
     GuestState,
+    frozen_disk,
     overlay_on,
     paths_of,
     save_state,
@@ -216,13 +217,7 @@ class FakeMachine:
         save_state(self._state(), folder)
 
     def frozen_disks(self, disk_ids: Iterable[str]) -> dict[str, FrozenDisk]:
-        images = {disk_id: self._image_of(disk_id) for disk_id in disk_ids}
-        return {
-            disk_id: FrozenDisk(
-                path=os.path.abspath(path), image_type=image_type, size_bytes=os.stat(path).st_size
-            )
-            for disk_id, (path, image_type) in images.items()
-        }
+        return {disk_id: frozen_disk(*self._image_of(disk_id)) for disk_id in disk_ids}
 
     def freeze_disks(self, overlays: Mapping[str, str]) -> None:
         with self._changing("freeze_disks"):

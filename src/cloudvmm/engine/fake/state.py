@@ -11,13 +11,13 @@ import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.config.disk import ImageType
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
@@ -26,6 +26,7 @@ from cloudvmm.engine.base import (
     DriverKind,
     EngineError,
     EngineTimeout,
+    FrozenDisk,
     LinkLost,
     MachineSpec,
     ReceivedFrom,
@@ -48,7 +49,6 @@ _SIZE: Final = struct.Struct(">Q")
 _CHUNK_BYTES: Final = 1 << 20
 _RECEIVED: Final = b"\x06"
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_first_use: Final = threading.Lock()  # msgspec crashes where two threads are the first to use a type
 
 
 class GuestState(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,7 +88,12 @@ class FakeBase(Base):
 
 def overlay_on(base_path: str, base_type: ImageType, path: str) -> None:
     """:raises DeviceError: it cannot be made; then nothing is there."""
-    create_overlay(path, base_path=base_path, base_type=base_type, size_bytes=os.stat(base_path).st_size)
+    create_overlay(path, frozen_disk(base_path, base_type))
+
+
+def frozen_disk(path: str, image_type: ImageType) -> FrozenDisk:
+    """Blocking. :raises OSError: there is no such file."""
+    return FrozenDisk(path=os.path.abspath(path), image_type=image_type, size_bytes=os.stat(path).st_size)
 
 
 def ram_bytes_of(vm_config: VmConfig) -> int:
@@ -227,9 +232,8 @@ def _load(folder: str) -> GuestState:
 
 def _decode(raw: bytes) -> GuestState:
     try:
-        with _first_use:
-            state = msgspec.json.decode(raw, type=GuestState)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        state: GuestState = form.decoder(GuestState).decode(raw)
+    except form.MALFORMED as error:
         raise StateError("The state is damaged") from error
     if state.engine != "fake":
         raise StateError(f"The state was made by the engine {state.engine}")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from cloudvmm.engine.base import EngineError, MachineGone
+from cloudvmm.engine.qemu.confinement import Policy
+from cloudvmm.host.user import User
 
 
 class Program(Protocol):
@@ -18,10 +20,24 @@ class Program(Protocol):
 
 
 class Attempt:
-    """`name` is what the error calls it. It may be used again and again until it is aborted."""
+    """`name` is what the error calls it. It may be used again and again until it is aborted.
 
-    def __init__(self, name: str = "The start of QEMU") -> None:
+    `policy` is for the programs that are started meanwhile. With `state_dir`, a folder, they outlive us, and
+    are found again there. `user` is whom QEMU runs as, where that is not us.
+    """
+
+    def __init__(
+        self,
+        name: str = "The start of QEMU",
+        *,
+        policy: Policy | None = None,
+        state_dir: str | None = None,
+        user: User | None = None,
+    ) -> None:
+        self.policy = policy or Policy()
+        self.user = user
         self._name = name
+        self.state_dir = state_dir
         self._lock = threading.Lock()
         self._aborted = threading.Event()
         self._process: Program | None = None

@@ -5,6 +5,8 @@ Each kind of device has a backing of its own, beside its parts; `kind.py` lists 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 from cloudvmm.config.vm import VmConfig
@@ -33,6 +35,11 @@ class Backing(msgspec.Struct, kw_only=True):
         return []
 
     @property
+    def held_fds(self) -> list[int]:
+        """Descriptors that we hold for the device, and QEMU in some way, too."""
+        return self.fds
+
+    @property
     def interface(self) -> str | None:
         """The network interface on the host whose traffic is the device's, if it lies in our namespace."""
         return None
@@ -47,9 +54,20 @@ class Backing(msgspec.Struct, kw_only=True):
         """Whether a program beside QEMU maps the guest's memory for the device."""
         return False
 
+    @property
+    def needs_network(self) -> bool:
+        """Whether QEMU itself sends to the network, and receives from it."""
+        return False
+
     def has_driver(self) -> bool | None:
         """Say whether the guest's driver is ready; None where QEMU is to be asked. Any thread."""
         return None
+
+    def move(self, find: Callable[[int], int]) -> None:
+        """Stand on other descriptors: `find` gives what each number of before is now, for us to own.
+
+        It gives -1 for what is gone.
+        """
 
     def check_in(self, vm_config: VmConfig) -> None:
         """Raise what keeps the device out of a machine of `vm_config`, for reasons beside the device.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-import zlib
 
 import msgspec
 
@@ -22,7 +21,7 @@ BINARY_NAME = "qemu-system-x86_64"
 PACKAGE_NAME = "qemu-system-x86"
 MINIMUM_VERSION = (7, 2, 0)
 _ANSWERS_TIMEOUT_S = 10.0  # all of them together
-_FORMAT = "3"
+_FORMAT = "4"
 _VERSION_WORDS = "QEMU emulator version "
 _DEVICE_WORDS = 'name "'
 
@@ -70,14 +69,13 @@ def learn_facts(binary: str, attempt: Attempt | None = None) -> QemuFacts:
     :raises BinaryTooOld: it is older than 7.2.
     """
     try:
-        subject = f"qemu-{zlib.crc32(os.fsencode(binary)):08x}"
-        key = [_FORMAT, *cache.file_identity(binary)]
+        subject = cache.about_program("qemu", binary, _FORMAT)
     except OSError as error:
         raise BinaryUnusable(f"{binary} cannot be read") from error
-    facts = cache.load(subject, key, QemuFacts)
+    facts = cache.load(subject, QemuFacts)
     if facts is None or not _is_there(facts.qboot_path) or not _is_there(facts.seabios_path):
         facts = _ask(binary, attempt or Attempt())
-        cache.store(subject, key, facts)
+        cache.store(subject, facts)
     facts = msgspec.structs.replace(facts, binary=binary)  # what is run is never what a file says
     if facts.version < MINIMUM_VERSION:
         minimum = ".".join(str(part) for part in MINIMUM_VERSION[:2])
@@ -120,6 +118,7 @@ def _ask(binary: str, attempt: Attempt) -> QemuFacts:
         version=version,
         qboot_path=_find_firmware(folders, "qboot.rom"),
         seabios_path=_find_firmware(folders, "bios-256k.bin"),
+        firmware_folders=tuple(folders),
         devices=parse_devices(_run(attempt, deadline, binary, "-device", "help")),
         machines=machines,
     )

@@ -28,8 +28,11 @@ class Greeting(msgspec.Struct, frozen=True):
 
 
 class Event(msgspec.Struct, frozen=True):
+    """`at` is when it happened, in microseconds since 1970 by QEMU's clock."""
+
     name: str
     data: dict[str, Any]
+    at: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -67,6 +70,11 @@ class _Error(msgspec.Struct):
     description: str = msgspec.field(name="desc", default="")
 
 
+class _Timestamp(msgspec.Struct):
+    seconds: int = 0
+    microseconds: int = 0
+
+
 class _Line(msgspec.Struct):
     qmp: _Qmp | msgspec.UnsetType = msgspec.field(name="QMP", default=msgspec.UNSET)
     event: str | msgspec.UnsetType = msgspec.UNSET
@@ -74,14 +82,17 @@ class _Line(msgspec.Struct):
     value: Any = msgspec.field(name="return", default=msgspec.UNSET)
     error: _Error | msgspec.UnsetType = msgspec.UNSET
     id: int | None = None
+    timestamp: _Timestamp = msgspec.field(default_factory=_Timestamp)
 
 
 _DECODER = msgspec.json.Decoder(_Line)
 
 
-def encode_command(name: str, arguments: dict[str, Any] | None = None, *, command_id: int) -> bytes:
-    """Return the line that asks QEMU to execute `name`."""
-    message: dict[str, Any] = {"execute": name, "id": command_id}
+def encode_command(
+    name: str, arguments: dict[str, Any] | None = None, *, command_id: int, is_urgent: bool = False
+) -> bytes:
+    """Return the line that asks QEMU to execute `name`; at once, where it `is_urgent`: "out of band"."""
+    message: dict[str, Any] = {"exec-oob" if is_urgent else "execute": name, "id": command_id}
     if arguments:
         message["arguments"] = arguments
     return msgspec.json.encode(message) + b"\n"
@@ -97,7 +108,8 @@ def decode_line(line: bytes) -> Message:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise QmpGarbage from error
     if parsed.event is not msgspec.UNSET:
-        return Event(parsed.event, parsed.data)
+        at = parsed.timestamp.seconds * 1_000_000 + parsed.timestamp.microseconds
+        return Event(parsed.event, parsed.data, at)
     if parsed.error is not msgspec.UNSET:
         return Refusal(parsed.id, parsed.error.error_class, parsed.error.description)
     if parsed.value is not msgspec.UNSET:

@@ -1,24 +1,31 @@
 """Programs that serve one device of one guest, and end with it: virtiofsd, swtpm, passt and such.
 
-They get their end of a connection as an open descriptor, so that no path is left in any file system, and die
-with their manager as QEMU does.
+They get their end of a connection as an open descriptor, so that no path is left in any file system. They die
+with their manager as QEMU does, or outlive it as QEMU does.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from cloudvmm.engine.base import DeviceError, EngineError, EngineTimeout, MachineGone
+from cloudvmm.engine.qemu.adopted_process import AdoptedProcess
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
+from cloudvmm.engine.qemu.confinement import Confinement
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.host.foreign import ForeignProcess, ProcessId, identify
 from cloudvmm.host.scratch import ScratchFolder
 
 _END_S = 1.0
+_HELPER = re.compile(r"helper-\d+\.pid", re.ASCII)
 _VERSION_S = 5.0
 
 
@@ -69,15 +76,47 @@ def version_of(program: str, *, name: str, attempt: Attempt) -> str:
 class Companion:
     """Owns the process. An `Attempt` that `waiting` lends it to ends it when it is aborted."""
 
-    def __init__(self, argv: Sequence[str], *, name: str, fds: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str,
+        attempt: Attempt,
+        fds: Sequence[int] = (),
+        confinement: Confinement | None = None,
+    ) -> None:
         """Start it. `argv[0]` is an absolute path; `fds` are lent and keep their numbers in the child.
+
+        Without a `confinement` it is one that confines itself, and needs to be free for that. It outlives us
+        where `attempt` has a folder for what does.
 
         :raises DeviceError: it could not be started; the cause tells why.
         """
+        self.name = name
+        self.pid_file = None if attempt.state_dir is None else _pid_path(attempt.state_dir)
+        confine = None if confinement is None else partial(confinement.enter, tuple(fds))
         try:
-            self._process = ChildProcess(ProcessSpec(argv, fds=fds, name=name))
+            self._process = ChildProcess(
+                ProcessSpec(argv, fds=fds, name=name, confine=confine, pid_file=self.pid_file)
+            )
         except EngineError as error:
             raise DeviceError(str(error)) from error.__cause__
+
+    @classmethod
+    def adopt(cls, found: ForeignProcess, *, name: str, pid_file: str) -> Companion:
+        """Return one that another process has started, which is gone; owns `found`.
+
+        :raises EngineError: it cannot be had; `found` is then still the caller's.
+        """
+        companion = cls.__new__(cls)
+        companion.name, companion.pid_file = name, pid_file
+        companion._process = AdoptedProcess(found, name=name, pid_file=pid_file)
+        return companion
+
+    @property
+    def process_id(self) -> ProcessId:
+        """Who it is, as long as it lives."""
+        return identify(self.pid) or ProcessId(self.pid, 0)
 
     @property
     def pid(self) -> int:
@@ -118,6 +157,17 @@ class Companion:
             self._process.close()
 
 
+def helper_files(state_dir: str) -> list[str]:
+    """Return the files in `state_dir` that say which helpers there are."""
+    with contextlib.suppress(OSError):
+        return [f"{state_dir}/{name}" for name in os.listdir(state_dir) if _HELPER.fullmatch(name)]
+    return []
+
+
+def _pid_path(state_dir: str) -> str:
+    return f"{state_dir}/helper-{time.monotonic_ns()}.pid"
+
+
 class ServedBacking(Backing, kw_only=True):
     """`fd` is our end of the connection to who serves the device, -1 where there is none.
 
@@ -130,6 +180,9 @@ class ServedBacking(Backing, kw_only=True):
     @property
     def fds(self) -> list[int]:
         return [] if self.fd < 0 else [self.fd]
+
+    def move(self, find: Callable[[int], int]) -> None:
+        self.fd = find(self.fd) if self.fd >= 0 else self.fd
 
     def close(self) -> None:
         """End the connection for QEMU too, which may be waiting for an answer that never comes."""

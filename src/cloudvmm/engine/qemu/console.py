@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Final, assert_never
+
+import msgspec
 
 from cloudvmm.config.console import DEFAULT_DEBUG_CONSOLE_IOBASE
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qemu.name import part_id, qdev_id
-from cloudvmm.engine.qemu.parts import Parts, Properties
+from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
 from cloudvmm.engine.qemu.slot import place
 
 SERIAL_ID: Final = "__serial"
@@ -16,23 +19,28 @@ CONSOLE_ID: Final = "__console"
 DEBUG_CONSOLE_ID: Final = "__debug_console"
 
 
-def serial_parts(spec: MachineSpec, *, fd: int | None) -> Parts:
-    """Describe the first serial port, ttyS0 to a Linux guest; `fd` is the stream of the sink, if it has
-    one.
-    """
+class Stream(msgspec.Struct, frozen=True):
+    """What was opened for a sink: `fd` is its stream, or its file, which QEMU has as set `set_id` then."""
+
+    fd: int
+    set_id: int
+
+
+def serial_parts(spec: MachineSpec, *, stream: Stream | None) -> Parts:
+    """Describe the first serial port, ttyS0 to a Linux guest."""
     if spec.serial.kind is SinkKind.OFF:
         return Parts()
-    chardev = _chardev(spec.serial, SERIAL_ID, fd=fd)
+    chardev = _chardev(spec.serial, SERIAL_ID, stream)
     device = {"driver": "isa-serial", "id": qdev_id(SERIAL_ID), "index": 0, "chardev": chardev["id"]}
-    return Parts(chardevs=[chardev], devices=[device])
+    return Parts(fdsets=_fdsets(spec.serial, stream), chardevs=[chardev], devices=[device])
 
 
-def console_parts(spec: MachineSpec, *, fd: int | None) -> Parts:
+def console_parts(spec: MachineSpec, *, stream: Stream | None) -> Parts:
     """Describe the virtio console, hvc0 to a Linux guest."""
     if spec.console.kind is SinkKind.OFF:
         return Parts()
     console_id = spec.vm_config.console.id or CONSOLE_ID
-    chardev = _chardev(spec.console, console_id, fd=fd)
+    chardev = _chardev(spec.console, console_id, stream)
     bus = qdev_id(console_id)
     port = {
         "driver": "virtconsole",
@@ -47,38 +55,73 @@ def console_parts(spec: MachineSpec, *, fd: int | None) -> Parts:
         "disable-legacy": "on",
         "max_ports": 1,
     }
-    return Parts(chardevs=[chardev], devices=[controller, port])
+    return Parts(fdsets=_fdsets(spec.console, stream), chardevs=[chardev], devices=[controller, port])
 
 
-def debug_console_parts(spec: MachineSpec, *, fd: int | None) -> Parts:
+def debug_console_parts(spec: MachineSpec, *, stream: Stream | None) -> Parts:
     """Describe the debug port, which takes bytes and gives none."""
     if spec.debug_console.kind is SinkKind.OFF:
         return Parts()
     iobase = spec.vm_config.debug_console.iobase
-    chardev = _chardev(spec.debug_console, DEBUG_CONSOLE_ID, fd=fd)
+    chardev = _chardev(spec.debug_console, DEBUG_CONSOLE_ID, stream)
     device = {
         "driver": "isa-debugcon",
         "id": qdev_id(DEBUG_CONSOLE_ID),
         "iobase": DEFAULT_DEBUG_CONSOLE_IOBASE if iobase is None else iobase,
         "chardev": chardev["id"],
     }
-    return Parts(chardevs=[chardev], devices=[device])
+    return Parts(fdsets=_fdsets(spec.debug_console, stream), chardevs=[chardev], devices=[device])
 
 
-def _chardev(sink: ConsoleSink, device_id: str, *, fd: int | None) -> Properties:
-    return {"id": part_id(device_id, "chr"), "backend": _backend(sink, fd=fd)}
+def open_stream(sink: ConsoleSink) -> int | None:
+    """Return a descriptor of what `sink` writes to, for QEMU; None where QEMU opens it, or has nothing.
+
+    :raises OSError: we have no descriptor left.
+    """
+    if sink.stream_fd is not None:
+        return os.dup(sink.stream_fd)
+    if sink.kind is not SinkKind.FILE:
+        return None
+    try:
+        return os.open(sink.path or "", os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError):  # a pipe that nobody reads yet, for one
+        return None
 
 
-def _backend(sink: ConsoleSink, *, fd: int | None) -> Properties:
+def written_files(streams: Iterable[tuple[ConsoleSink, int | None]]) -> list[str]:
+    """Return the files and pipes that QEMU opens for the output of the guest, and its input.
+
+    `streams` are sinks with what was opened for each, if anything was.
+    """
+    ends = {SinkKind.FILE: ("",), SinkKind.PIPES: (".in", ".out")}
+    sinks = [sink for sink, fd in streams if fd is None]
+    return [os.path.abspath(f"{sink.path}{end}") for sink in sinks for end in ends.get(sink.kind, ())]
+
+
+def _fdsets(sink: ConsoleSink, stream: Stream | None) -> list[FdSet]:
+    if sink.kind is not SinkKind.FILE or stream is None:
+        return []
+    return [FdSet(stream.fd, stream.set_id)]
+
+
+def _chardev(sink: ConsoleSink, device_id: str, stream: Stream | None) -> Properties:
+    return {"id": part_id(device_id, "chr"), "backend": _backend(sink, stream)}
+
+
+def _backend(sink: ConsoleSink, stream: Stream | None) -> Properties:
     match sink.kind:
         case SinkKind.NULL | SinkKind.OFF:
             return {"type": "null", "data": {}}
         case SinkKind.FILE:
-            return {"type": "file", "data": {"out": os.path.abspath(sink.path or ""), "append": True}}
+            sets = _fdsets(sink, stream)
+            path = sets[0].path if sets else os.path.abspath(sink.path or "")
+            return {"type": "file", "data": {"out": path, "append": True}}
+        case SinkKind.PIPES:
+            return {"type": "pipe", "data": {"device": os.path.abspath(sink.path or "")}}
         case SinkKind.STREAM:
             return {
                 "type": "socket",
-                "data": {"addr": {"type": "fd", "data": {"str": str(fd)}}, "server": False},
+                "data": {"addr": {"type": "fd", "data": {"str": str(stream and stream.fd)}}, "server": False},
             }
         case _:
             assert_never(sink.kind)

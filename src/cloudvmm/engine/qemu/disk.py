@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -50,6 +51,12 @@ class DiskBacking(Backing, kw_only=True):
     @property
     def fds(self) -> list[int]:
         return self.image.fds()
+
+    def move(self, find: Callable[[int], int]) -> None:
+        for image in self.image.chain():
+            image.fd = find(image.fd) if image.fd >= 0 else image.fd
+            if image.extents is not None:
+                image.extents.move(find)
 
     def lock(self) -> None:
         """Lock the chain: what is writable for writing, what is read-only and backing files for reading.

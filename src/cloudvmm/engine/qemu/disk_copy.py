@@ -2,6 +2,9 @@
 
 The receiver's QEMU serves its images, which the guest has not yet, over a link for each; the sender's mirrors
 to them and stops when the guest stands still. The sender's images stay as they are, whatever happens.
+
+A QEMU whose mirror ends while the guest writes through it writes to memory that it has freed. So no mirror
+ends by itself, and none is ended before the guest stands still.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, LinkLost
+from cloudvmm.engine.qemu.migration_watch import SILENCE_S
 from cloudvmm.engine.qemu.name import node_name, part_id, qdev_id
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.host.scratch import ScratchFolder
@@ -23,8 +27,9 @@ from cloudvmm.host.scratch import ScratchFolder
 _SERVER: Final = "copies"
 _PACE_S: Final = 0.1
 _END_S: Final = 0.01  # the guest stands still meanwhile
-_SILENCE_S: Final = 60.0
 _CHUNK_BYTES: Final = 256 * 1024
+# What QEMU says of a job that has met with an error and waits.
+_ERRORS: Final = {"failed": "Input/output error", "nospace": "No space left on device"}
 
 
 class CopyFailed(EngineError):
@@ -33,10 +38,14 @@ class CopyFailed(EngineError):
 
 
 class DiskSender:
-    """Mirrors disks, by their ids, over links, which are lent. `client` is lent and may be used beside."""
+    """Mirrors disks, by their ids, over links, which are lent. `client` is lent and may be used beside.
 
-    def __init__(self, client: QmpClient, links: Mapping[str, int]) -> None:
+    `stop` is called before what was begun is given up: the guest is to stand still from then on.
+    """
+
+    def __init__(self, client: QmpClient, links: Mapping[str, int], *, stop: Callable[[], None]) -> None:
         self._client = client
+        self._stop = stop
         self._links = dict(links)
         self._begun: list[str] = []
 
@@ -55,8 +64,8 @@ class DiskSender:
             offset = sum(job["current-progress"] for job in jobs)
             if offset != before:
                 moved_s, before = time.monotonic(), offset
-            if time.monotonic() - moved_s > _SILENCE_S:
-                raise EngineTimeout(f"The disks were not copied any further for {_SILENCE_S:g} s")
+            if time.monotonic() - moved_s > SILENCE_S:
+                raise EngineTimeout(f"The disks were not copied any further for {SILENCE_S:g} s")
             time.sleep(_PACE_S)
 
     def finish(self) -> None:
@@ -66,7 +75,7 @@ class DiskSender:
         """
         for device_id in self._begun:
             self._client.execute("block-job-cancel", {"device": _copy_id(device_id)})
-        deadline_s = time.monotonic() + _SILENCE_S
+        deadline_s = time.monotonic() + SILENCE_S
         while any(job["status"] != "concluded" for job in self._jobs().values()):
             if time.monotonic() > deadline_s:
                 raise EngineTimeout("The disks do not come to the end of their copying")
@@ -77,14 +86,16 @@ class DiskSender:
         self._links = {}
 
     def close(self) -> None:
-        """Blocking. Copy no more, and hang up, unless it was finished."""
+        """Blocking. Copy no more, hang up, and have the guest stand still, unless it was finished."""
         self._hang_up()
+        if self._begun:
+            self._stop()
         while self._begun:
             device_id = self._begun.pop()
             job = {"device": _copy_id(device_id), "force": True}
             with contextlib.suppress(EngineError):
                 self._client.execute("block-job-cancel", job)
-            deadline_s = time.monotonic() + _SILENCE_S
+            deadline_s = time.monotonic() + SILENCE_S
             with contextlib.suppress(EngineError, KeyError):
                 while self._jobs_of_all()[_copy_id(device_id)]["status"] != "concluded":
                     if time.monotonic() > deadline_s:
@@ -109,12 +120,14 @@ class DiskSender:
             "target": _target(device_id),
             "sync": "full",
             "copy-mode": "write-blocking",
+            "on-source-error": "stop",
+            "on-target-error": "stop",
             "auto-dismiss": False,
         }
         _await_greeting(link_fd)
         try:
             self._client.execute("getfd", {"fdname": name}, fds=[link_fd])
-            self._client.execute("blockdev-add", node, timeout_s=_SILENCE_S)
+            self._client.execute("blockdev-add", node, timeout_s=SILENCE_S)
             self._begun.append(device_id)
             self._client.execute("blockdev-mirror", mirror)
         except QmpError as error:
@@ -137,6 +150,10 @@ class DiskSender:
             job = found[device_id] = jobs[_copy_id(device_id)]
             if "error" in job:
                 raise CopyFailed(device_id, job["error"])
+        for halted in self._client.execute("query-block-jobs"):
+            for device_id in self._begun:
+                if halted["device"] == _copy_id(device_id) and halted["io-status"] in _ERRORS:
+                    raise CopyFailed(device_id, _ERRORS[halted["io-status"]])
         return found
 
     def _jobs_of_all(self) -> dict[str, dict[str, Any]]:
@@ -174,7 +191,7 @@ class DiskReceiver:
         if self._is_serving:
             self._is_serving = False
             with contextlib.suppress(EngineError):
-                self._control.execute("nbd-server-stop", timeout_s=_SILENCE_S)
+                self._control.execute("nbd-server-stop", timeout_s=SILENCE_S)
         for sock in self._relays:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -211,9 +228,9 @@ def _await_greeting(link_fd: int) -> None:
     """
     poll = select.poll()
     poll.register(link_fd, select.POLLIN | select.POLLRDHUP)
-    ready = poll.poll(_SILENCE_S * 1000)
+    ready = poll.poll(SILENCE_S * 1000)
     if not ready:
-        raise EngineTimeout(f"The other side did nothing for {_SILENCE_S:g} s")
+        raise EngineTimeout(f"The other side did nothing for {SILENCE_S:g} s")
     if ready[0][1] & ~select.POLLIN:
         raise LinkLost("The other side is gone")
 

@@ -105,6 +105,16 @@ class DriverWatch:
     def fileno(self) -> int:
         return self._news.fileno()
 
+    @property
+    def active(self) -> list[str]:
+        """The ids of the devices whose drivers are known to be ready."""
+        with self._changed:
+            return sorted(self._active)
+
+    def go_on(self, active: Iterable[str]) -> None:
+        """Know which devices' drivers were ready, before `run`: that is told already."""
+        self._active = set(active)
+
     def run(self) -> None:
         """Look from now on, often at first: the guest runs.
 

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 
+from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import (
+    Adopted,
     BeginsAt,
+    ConsoleSink,
     EngineError,
     EngineInfo,
     ImageLocked,
     MachineSpec,
     Origin,
     PayloadError,
+    Reach,
     ReceivedFrom,
     SavedIn,
 )
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.binary import find_binary, learn_facts
+from cloudvmm.engine.qemu.confinement import Policy, confine_qemu, landlock_gap, reach_of
+from cloudvmm.engine.qemu.console import written_files
 from cloudvmm.engine.qemu.cpu import MAX_VCPUS
 from cloudvmm.engine.qemu.disk import ImageLockError
 from cloudvmm.engine.qemu.fact import KVM_DEVICE, QemuFacts
 from cloudvmm.engine.qemu.handover import Handover, QueueGuard, take
+from cloudvmm.engine.qemu.identity import Wish, find_obstacle, find_user
+from cloudvmm.engine.qemu.keepsake import NotKept, check_kept
 from cloudvmm.engine.qemu.kernel import check_payload
 from cloudvmm.engine.qemu.kind import check_means
 from cloudvmm.engine.qemu.launch import LaunchSpec, launch
+from cloudvmm.engine.qemu.loan import lend_files
 from cloudvmm.engine.qemu.machine import QemuMachine
 from cloudvmm.engine.qemu.memory import module_id
 from cloudvmm.engine.qemu.numa import memory_of
+from cloudvmm.engine.qemu.parts import opened
 from cloudvmm.engine.qemu.plan import arguments
+from cloudvmm.engine.qemu.platform import has_vmgenid
 from cloudvmm.engine.qemu.probe import WantedAccelerator, choose_accelerator
 from cloudvmm.engine.qemu.qmp import Observer
 from cloudvmm.engine.qemu.resource import Resources, acquire, naming_system_errors
@@ -41,6 +55,8 @@ from cloudvmm.engine.qemu.snapshot import INCOMING, load_memory
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.zone import zones_of
+from cloudvmm.host.foreign import NotTraceable, check_traceable
+from cloudvmm.host.user import Want
 
 _START_TIMEOUT_S = 30.0
 _PREFAULT_BYTES_PER_S = 64 * 1024 * 1024
@@ -51,9 +67,12 @@ class QemuEngine:
 
     `kvm_device` is where KVM is looked for and what guests then run on; another than /dev/kvm needs a QEMU
     that can be told so (9.0), and is no usable KVM to an older one. Without `has_sandbox` QEMU runs without
-    its seccomp filter. `observe` sees every QMP command of every
-    machine before it is sent.
+    seccomp filters, its own and ours, without `has_landlock` it and its companions are not held to their
+    files. `user` says as whom QEMU runs where we are root. `observe` sees every QMP command of every machine
+    before it is sent; `warn` is told where the host does not let QEMU be confined as it is to be.
     """
+
+    outlives_manager = True
 
     def __init__(
         self,
@@ -62,13 +81,18 @@ class QemuEngine:
         *,
         kvm_device: str = KVM_DEVICE,
         has_sandbox: bool = True,
+        has_landlock: bool = True,
+        user: Wish = "auto",
         observe: Observer | None = None,
+        warn: Callable[[str], object] | None = None,
     ) -> None:
         self._binary = binary
         self._accel: WantedAccelerator = accel
         self._kvm_device = kvm_device
         self._has_sandbox = has_sandbox
+        self._policy = Policy(has_landlock=has_landlock, has_filter=has_sandbox, user=user)
         self._observe = observe
+        self._warn = warn
         self._known: QemuFacts | None = None
         self._lock = threading.Lock()
         self._attempts: set[Attempt] = set()
@@ -95,7 +119,7 @@ class QemuEngine:
 
         :raises MachineGone: `abort_build` was called meanwhile.
         """
-        with self._lock, self._attempt() as attempt, naming_system_errors():
+        with self._lock, self._attempt(self._policy) as attempt, naming_system_errors():
             if self._known is None:
                 facts = learn_facts(find_binary(self._binary), attempt)
                 accelerator, reason = choose_accelerator(
@@ -111,9 +135,12 @@ class QemuEngine:
 
     def build(self, spec: MachineSpec) -> QemuMachine:
         check_supported(spec.vm_config)
+        if spec.state_dir is not None:
+            _check_outlives(spec)
         check_texts(spec.vm_config)
         payload_error = _payload_error(spec)
-        with self._attempt() as attempt, naming_system_errors():
+        policy = msgspec.structs.replace(self._policy, is_enclosed=spec.vm_config.landlock_enable)
+        with self._attempt(policy, spec.state_dir) as attempt, naming_system_errors():
             if payload_error is None:
                 try:
                     return self._build(spec, attempt, payload_error=None)
@@ -126,10 +153,24 @@ class QemuEngine:
                 # There was none: the words were not about it.
                 raise EngineError(str(error)) from error.__cause__
 
+    def adopt(self, state_dir: str) -> Adopted | None:
+        from cloudvmm.engine.qemu.adoption import adopt  # once in a life, if ever
+
+        with naming_system_errors():
+            return adopt(state_dir, observe=self._observe)
+
+    def discard(self, state_dir: str) -> None:
+        from cloudvmm.engine.qemu.adoption import discard
+
+        discard(state_dir)
+
     def check_postcopy(self, *, is_receiver: bool) -> None:
         from cloudvmm.engine.qemu.postcopy import check_postcopy
 
         check_postcopy(self.facts(), is_receiver=is_receiver)
+
+    def reach(self, vm_config: VmConfig) -> Reach:
+        return reach_of(self.facts(), vm_config)
 
     def another(self) -> QemuEngine:
         engine = QemuEngine(
@@ -137,7 +178,10 @@ class QemuEngine:
             self._accel,
             kvm_device=self._kvm_device,
             has_sandbox=self._has_sandbox,
+            has_landlock=self._policy.has_landlock,
+            user=self._policy.user,
             observe=self._observe,
+            warn=self._warn,
         )
         engine._known = self._known
         return engine
@@ -146,9 +190,17 @@ class QemuEngine:
         for attempt in tuple(self._attempts):
             attempt.abort()
 
+    def _tell_gaps(self, *gaps: str | None) -> None:
+        """Warn, once, where QEMU is not held as it is to be."""
+        found = [gap for gap in gaps if gap is not None]
+        if found and self._warn is not None:
+            for gap in found:
+                self._warn(gap)
+            self._warn = None
+
     @contextlib.contextmanager
-    def _attempt(self) -> Iterator[Attempt]:
-        attempt = Attempt()
+    def _attempt(self, policy: Policy, state_dir: str | None = None) -> Iterator[Attempt]:
+        attempt = Attempt(policy=policy, state_dir=state_dir)
         self._attempts.add(attempt)
         try:
             yield attempt
@@ -161,14 +213,19 @@ class QemuEngine:
         facts = self.facts()
         memory = spec.vm_config.memory
         check_means(spec.vm_config, facts)
+        user, user_gap = find_user(self._policy.user, facts.binary)
+        attempt.user = user
+        self._tell_gaps(landlock_gap(self._policy, facts), user_gap)
         origin = spec.origin
         saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn | BeginsAt) else None
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as lent, contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
             handover = Handover()
             if isinstance(spec.origin, ReceivedFrom) and spec.origin.is_local:
-                handover = take(spec.origin.link_fd, undo, attempt.check)
+                handover = take(spec.origin.link_fd, lent, attempt.check)
             resources = acquire(spec, owned, attempt=attempt, handover=handover)
+            if spec.state_dir is not None:
+                check_kept(resources.backings.values())
             # A QEMU that opens an image for writing writes at once: it repairs, and marks bitmaps as in use.
             # The images of a guest that comes are its sender's until it is here; QEMU leaves them alone.
             is_coming = isinstance(origin, ReceivedFrom)
@@ -188,13 +245,44 @@ class QemuEngine:
             if lock_error is not None:
                 resources.release_images()
                 spec = _without_disks(spec)
+            loan = lend_files(
+                user,
+                spec.vm_config.payload,
+                reopened=resources.reopened_fds,
+                written=resources.private_fds,
+                undo=lent,
+            )
+            if (gap := find_obstacle(self._policy.user, loan.wanted)) is not None:
+                user = attempt.user = None
+                resources.stay_ours()
+                loan = lend_files(None, spec.vm_config.payload, reopened=(), written=(), undo=lent)
+                self._tell_gaps(gap)
+            has_urgent = isinstance(origin, ReceivedFrom) and origin.is_postcopy
             launch_spec = LaunchSpec(
                 arguments=[
-                    *arguments(spec, resources, facts),
+                    *arguments(_with_payload(spec, loan.payload), resources, facts),
                     *(INCOMING if origin is not None else ()),
                 ],
                 has_sandbox=self._has_sandbox,
-                fds=resources.inherited_fds,
+                has_urgent=has_urgent,
+                confine=partial(
+                    confine_qemu(
+                        attempt.policy,
+                        facts,
+                        spec.vm_config,
+                        files=written_files(zip(_sinks(spec), resources.streams, strict=True)),
+                        private_files=map(opened, resources.private_fds),
+                        doorway=resources.doorway,
+                        has_network=resources.needs_network,
+                        has_faults=has_urgent,
+                        user=user,
+                        wanted=[*loan.wanted, *(Want(path, os.W_OK) for path in resources.connected_paths)],
+                    ).enter,
+                    resources.reopened_fds,
+                ),
+                fds=[*resources.inherited_fds, *spec.kept_fds, *loan.fds],
+                shown=loan.shown,
+                names=loan.names,
                 state_dir=spec.state_dir,
                 thp=memory.thp,
                 timeout_s=_START_TIMEOUT_S + resources.memory.size / _PREFAULT_BYTES_PER_S,
@@ -209,17 +297,34 @@ class QemuEngine:
                 undo=owned,
                 refusal=lock_error or payload_error,
                 facts=facts,
+                policy=attempt.policy,
             )
             undo.callback(machine.close)
-            machine.start_counting()
             machine.bind_vcpus()
             machine.pin_queues(spec.vm_config.disks or [])
+            machine.keep()
             try:
                 _go_on(machine, origin)
             finally:
                 attempt.check()
             undo.pop_all()
         return machine
+
+
+def _sinks(spec: MachineSpec) -> tuple[ConsoleSink, ConsoleSink, ConsoleSink]:
+    return spec.serial, spec.console, spec.debug_console
+
+
+def _check_outlives(spec: MachineSpec) -> None:
+    """:raises NotKept: a machine that outlives us cannot be had, or not such a one."""
+    if spec.debugger_fd is not None or spec.vm_config.gdb:
+        raise NotKept("a debugger")
+    if isinstance(spec.origin, ReceivedFrom) and spec.origin.is_postcopy:
+        raise NotKept("memory that follows its guest")
+    try:
+        check_traceable()
+    except NotTraceable as error:
+        raise NotKept("a user who may not trace its own processes") from error
 
 
 def _go_on(machine: QemuMachine, origin: Origin | None) -> None:
@@ -242,7 +347,14 @@ def _check_saved(spec: MachineSpec, origin: SavedIn | BeginsAt, facts: QemuFacts
     first = next(iter(rams.values()))
     modules = {module_id(number): first.module(size) for number, size in enumerate(spec.modules)}
     zones = {zone_id: zone.ram for zone_id, zone in zones_of(vm_config.memory).items()}
-    check_machine(saved, origin, facts, vm_config.cpus, {**rams, **modules, **zones})
+    check_machine(
+        saved,
+        origin,
+        facts,
+        vm_config.cpus,
+        {**rams, **modules, **zones},
+        has_vmgenid=has_vmgenid(vm_config.platform),
+    )
     if isinstance(origin, SavedIn) and origin.is_on_demand:
         check_on_demand(saved, facts, rams.items())
     return saved
@@ -270,5 +382,9 @@ def _without_disks(spec: MachineSpec) -> MachineSpec:
 
 
 def _without_payload(spec: MachineSpec) -> MachineSpec:
-    vm_config = msgspec.structs.replace(spec.vm_config, payload=None)
+    return _with_payload(spec, None)
+
+
+def _with_payload(spec: MachineSpec, payload: PayloadConfig | None) -> MachineSpec:
+    vm_config = msgspec.structs.replace(spec.vm_config, payload=payload)
     return msgspec.structs.replace(spec, vm_config=vm_config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from cloudvmm.engine.base import (
@@ -125,6 +125,8 @@ class EventStream:
         self._asked_why: dict[int, int] = {}  # the number of a question why the guest stopped, to the turn
         self._counting: set[int] = set()  # the numbers of the commands that ask for the places of vCPUs
         self._helpers: dict[str, Companion] = {}
+        self._early: list[Event] = []
+        self._heard_at = 0
         self._leaving: dict[int, str] = {}  # the number of the last command for a device to its id
         self._expected = False
         self._ended = False
@@ -140,6 +142,15 @@ class EventStream:
     def add_source(self, source: DriverWatch) -> None:
         """Make `fileno` readable while `source` is; whoever takes from it does so beside `take`."""
         self._epoll.register(source, select.EPOLLIN)
+
+    def preload(self, events: Iterable[Event]) -> None:
+        """Hear `events`, which nobody has heard, at the next `take`, before what QEMU says then."""
+        self._early += events
+
+    @property
+    def heard_at(self) -> int:
+        """When the last event happened that was given, as QEMU has it."""
+        return self._heard_at
 
     def watch_helper(self, device_id: str, helper: Companion) -> None:
         """Tell of the end of `helper`, which is lent, until `leave_helper`. Any thread may call it."""
@@ -185,21 +196,37 @@ class EventStream:
         if not self._reading:
             return []
         try:
-            told = self._client.poll_events()
-            let_go = [event for each in told for event in self._hear_run_state(each)]
-            tells_of_vcpus = [self._vcpus.is_told_by(event) for event in told]  # it hears each of them
-            counted = self._count_vcpus() if any(tells_of_vcpus) else []
-            refused = [ResizeRefused("vcpus") for event in told if self._vcpus.is_refused_by(event)]
-            gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
-            gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
-            plain = [event for event in map(translate, told) if event is not None]
-            return [*plain, *counted, *refused, *let_go, *gone]
-        except EngineError as error:
-            self._reading = False
-            self._epoll.unregister(self._client)
-            if not isinstance(error, MachineGone):
-                self._process.kill()  # it speaks no QMP: a QEMU that cannot be watched must not go on
-            return []
+            return self._heard()
+        except MachineGone:
+            self._stop_reading()
+        except EngineError:
+            self._give_up()  # it speaks no QMP
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            self._fault = f"QEMU told of something without what belongs to it: {error!r}"
+            self._give_up()
+        return []
+
+    def _give_up(self) -> None:
+        """End it: a QEMU that cannot be watched must not go on."""
+        self._stop_reading()
+        self._process.kill()
+
+    def _stop_reading(self) -> None:
+        self._reading = False
+        self._epoll.unregister(self._client)
+
+    def _heard(self) -> list[EngineEvent]:
+        early, self._early = self._early, []
+        told = [*early, *self._client.poll_events()]
+        self._heard_at = max([self._heard_at, *(event.at for event in told)])
+        let_go = [event for each in told for event in self._hear_run_state(each)]
+        tells_of_vcpus = [self._vcpus.is_told_by(event) for event in told]  # it hears each of them
+        counted = self._count_vcpus() if any(tells_of_vcpus) else []
+        refused = [ResizeRefused("vcpus") for event in told if self._vcpus.is_refused_by(event)]
+        gone = [event for each in told if each.name == "DEVICE_DELETED" for event in self._clear(each)]
+        gone += [event for answer in self._client.take_answers() for event in self._hear(answer)]
+        plain = [event for event in map(translate, told) if event is not None]
+        return [*plain, *counted, *refused, *let_go, *gone]
 
     def _hear_run_state(self, event: Event) -> list[EngineEvent]:
         if event.name == "STOP":

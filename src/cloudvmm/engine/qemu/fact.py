@@ -19,7 +19,7 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     `devices` are the names that ``-device help`` lists, `machines` those of ``-machine help`` that are not
     deprecated. `kvm_device` is what probe and guests run on where the accelerator is KVM. A firmware path is
-    None where the file is not installed.
+    None where the file is not installed; `firmware_folders` are where QEMU looks for its own.
     """
 
     binary: str
@@ -29,6 +29,7 @@ class QemuFacts(msgspec.Struct, frozen=True, kw_only=True):
     kvm_device: str = KVM_DEVICE
     qboot_path: str | None = None
     seabios_path: str | None = None
+    firmware_folders: tuple[str, ...] = ()
     devices: frozenset[str] = frozenset()
     machines: frozenset[str] = frozenset()
 

@@ -1,7 +1,10 @@
 """What other machines begin with, taken from one that may run: its memory in files of ours, its disks frozen.
 
 The memory is copied while the guest runs, then once more while it stands still, which costs what memory costs
-and no more. All that could be refused is refused before anything is touched, and the disks are switched last.
+and no more. Where QEMU alone has what was written to it, as on memory that others stand on, too, it gives all
+with the rest of the state, and most of that while the guest runs.
+
+All that could be refused is refused before anything is touched, and the disks are switched last.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from cloudvmm.config.disk import DiskConfig
-from cloudvmm.engine.base import FrozenDisk, NotForkable
+from cloudvmm.engine.base import NotForkable
 from cloudvmm.engine.qemu.debugger import DebugWatch
 from cloudvmm.engine.qemu.extent import OnCopied
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -24,16 +27,26 @@ from cloudvmm.engine.qemu.overlay import Freeze
 from cloudvmm.engine.qemu.qmp import QmpClient
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.saved import MemoryBase
-from cloudvmm.engine.qemu.snapshot import RAM_FILE, Saver
+from cloudvmm.engine.qemu.snapshot import RAM_FILE, Saver, let_run
 from cloudvmm.engine.qemu.twin import Twin, seal
+from cloudvmm.host.room import free_memory
 
 # An older one does not have its images back before its guest runs, and may damage what is mapped privately.
 _GIVES_IMAGES_BACK: Final = (10, 0, 0)
 _STOP_TIMEOUT_S: Final = 60.0
+_PATIENCE_S: Final = 10.0
 
 
 class MemoryNotTaken(NotForkable):
     """The host does not give the memory for a copy of the guest's"""
+
+
+class TooLittleMemory(NotForkable):
+    def __init__(self, needed_bytes: int, free_bytes: int) -> None:
+        needed_mib, free_mib = needed_bytes >> 20, free_bytes >> 20
+        super().__init__(
+            f"A copy of the guest's memory takes {needed_mib} MiB, and the host has {free_mib} MiB to give"
+        )
 
 
 def fork_guest(
@@ -54,23 +67,22 @@ def fork_guest(
     """
     _check(overlays, resources, facts)
     saver.check_blockers()
+    memories = saver.memories_apart()
+    _check_room(memories or resources.memories)
     with contextlib.ExitStack() as undo:
         files = _Files()
         undo.callback(files.close)
         freeze = Freeze(overlays, disks, control=control, hotplug=hotplug, resources=resources)
         undo.callback(freeze.undo)
-        files.take(saver.memories_apart(), check)
-        with _standing_still(control, saver, debugger) as stood:
-            saver.write_into(files.made, files.copy, lambda _: check())
-            frozen = freeze.switch()
+        files.take(memories, check)
+        with _standing_still(control, saver, debugger, is_late=not memories) as stand:
+            saver.write_into(files.made, files.copy, lambda _: stand.look(check))
+            stand.note_written()
+            freeze.switch()
             undo.callback(freeze.rejoin)
         sealed = files.seal()
         undo.pop_all()
-    images = {
-        each.disk_id: FrozenDisk(path=each.base_path, image_type=each.base_type, size_bytes=each.size_bytes)
-        for each in frozen
-    }
-    return MemoryBase(sealed, images, stood(), rejoin=freeze.rejoin)
+    return MemoryBase(sealed, freeze.bases, stand.length_s, rejoin=freeze.rejoin)
 
 
 def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) -> None:
@@ -79,11 +91,6 @@ def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) 
     if resources.maps_memory:
         raise NotForkable("The VM has a vhost-user or vfio-user device, whose back end cannot be there twice")
     for memory in resources.memories.values():
-        if memory.ram.has_base:
-            raise NotForkable(
-                "The VM has memory of others below its own, as clones have and what was restored on demand:"
-                " snapshot it, and restore that with memory_restore_mode Copy"
-            )
         if memory.ram.hugepages:
             raise NotForkable("Memory of huge pages cannot be shared by clones")
         if memory.ram.file is not None:
@@ -94,21 +101,63 @@ def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) 
         raise NotForkable(f"The disks that can be written have changed meanwhile: {names}")
 
 
+def _check_room(memories: Mapping[str, RamBacking]) -> None:
+    """:raises TooLittleMemory: who takes so much would have the kernel end somebody."""
+    needed_bytes, free_bytes = sum(memory.held_bytes for memory in memories.values()), free_memory()
+    if free_bytes is not None and needed_bytes > free_bytes:
+        raise TooLittleMemory(needed_bytes, free_bytes)
+
+
+class _Stand:
+    """For how long the guest stands still. Where it `is_late` QEMU stops it, when little memory is left."""
+
+    def __init__(self, control: QmpClient, *, is_late: bool) -> None:
+        self._control = control
+        self._is_late = is_late
+        self._is_stopped = not is_late
+        self._began = self._ended = time.monotonic()
+
+    def look(self, check: Callable[[], None]) -> None:
+        """Called now and then while QEMU writes. A guest that writes faster than that is stopped."""
+        check()
+        if not self._is_stopped and time.monotonic() > self._began + _PATIENCE_S:
+            self._is_stopped = True
+            self._control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+
+    def note_written(self) -> None:
+        if self._is_late:
+            downtime_ms = self._control.execute("query-migrate").get("downtime", 0)
+            self._began = time.monotonic() - downtime_ms / 1000
+
+    def note_end(self) -> None:
+        self._ended = time.monotonic()
+
+    @property
+    def length_s(self) -> float:
+        return self._ended - self._began
+
+
 @contextlib.contextmanager
-def _standing_still(control: QmpClient, saver: Saver, debugger: DebugWatch) -> Iterator[Callable[[], float]]:
-    """Have the guest stand still inside, and then run if it did. What is given tells for how long it did."""
+def _standing_still(
+    control: QmpClient, saver: Saver, debugger: DebugWatch, *, is_late: bool = False
+) -> Iterator[_Stand]:
+    """Have the guest stand still inside, and then run if it did.
+
+    Where it `is_late` it runs on at first: QEMU stops it, and it stands still once its state is written.
+    """
     was_running = control.execute("query-status")["running"]
-    began = ended = time.monotonic()
+    stand = _Stand(control, is_late=is_late and was_running)
     try:
         if was_running:
             debugger.want(is_to_run=False)
-            control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
-        yield lambda: ended - began
+            if not is_late:
+                control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+        yield stand
     finally:  # also where it did not stand still in time: it may later
         if was_running:
             debugger.want(is_to_run=True)
-            control.execute("cont")
-            ended = time.monotonic()
+            let_run(control)
+            stand.note_end()
             saver.note_run()
 
 
@@ -128,7 +177,7 @@ class _Files:
             for number, memory in enumerate(memories.values()):
                 assert memory.fd is not None
                 twin = self._twins[f"{RAM_FILE}{number}"] = Twin(memory.fd, memory.ram.size)
-                twin.copy(check)
+                twin.fill(check)
         except OSError as error:
             raise MemoryNotTaken from error
 

@@ -24,8 +24,11 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.engine.base import EngineTimeout, LinkLost, StateError
 from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.migration_watch import SILENCE_S
+from cloudvmm.host.rights import receive_with_fds
 from cloudvmm.host.tap import HeaderSize
 
 MAPPED: Final = b"B"
@@ -33,10 +36,8 @@ _LENGTH: Final = struct.Struct(">I")
 _MAX_BYTES: Final = 64 * 1024
 _MAX_FDS: Final = 253
 _SLICE_MS: Final = 100
-_SILENCE_S: Final = 60.0
 _GUARD_S: Final = 0.001
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_TAKE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
 
 
 class MemoryPiece(msgspec.Struct, frozen=True):
@@ -104,8 +105,8 @@ def take(link_fd: int, undo: contextlib.ExitStack, check: Callable[[], None]) ->
             raise StateError("What is said about the memory is too long")
         raw = _read(link, length, fds, check)
     try:
-        announced = msgspec.json.decode(raw, type=_Announced)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        announced = form.decoder(_Announced).decode(raw)
+    except form.MALFORMED as error:
         raise StateError("What is said about the memory is malformed") from error
     return _sorted(announced, fds)
 
@@ -166,7 +167,9 @@ def _read(link: socket.socket, size: int, fds: list[int], check: Callable[[], No
     while len(data) < size:
         _wait(link, check)
         try:
-            piece, came = _receive(link, size - len(data))
+            piece, came, _ = receive_with_fds(
+                link, size - len(data), most_fds=_MAX_FDS, flags=socket.MSG_DONTWAIT
+            )
         except BlockingIOError:
             continue
         except OSError as error:
@@ -178,21 +181,11 @@ def _read(link: socket.socket, size: int, fds: list[int], check: Callable[[], No
     return data
 
 
-def _receive(link: socket.socket, size: int) -> tuple[bytes, array.array[int]]:
-    """As `socket.recv_fds`, which takes no flags: descriptors are close-on-exec from birth."""
-    fds = array.array("i")
-    data, ancillary, _, _ = link.recvmsg(size, socket.CMSG_SPACE(_MAX_FDS * fds.itemsize), _TAKE_FLAGS)
-    for level, kind, content in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    return data, fds
-
-
 def _wait(link: socket.socket, check: Callable[[], None]) -> None:
     poll = select.poll()
     poll.register(link, select.POLLIN)
-    deadline = time.monotonic() + _SILENCE_S
+    deadline = time.monotonic() + SILENCE_S
     while not poll.poll(_SLICE_MS):
         check()
         if time.monotonic() > deadline:
-            raise EngineTimeout(f"The other side did nothing for {_SILENCE_S:g} s")
+            raise EngineTimeout(f"The other side did nothing for {SILENCE_S:g} s")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
+
+import msgspec
 
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.pci import PciDevice
@@ -26,14 +28,16 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
+from cloudvmm.engine.qemu.confinement import Policy, admit
 from cloudvmm.engine.qemu.counter import counting_command
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.keepsake import KeptHotplug
 from cloudvmm.engine.qemu.kind import check_device_means, describe, open_backing
 from cloudvmm.engine.qemu.launch import is_about_slot
-from cloudvmm.engine.qemu.memory import NoRoomForMemory, is_about_room, module_parts
+from cloudvmm.engine.qemu.memory import NoRoomForMemory, RamBacking, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
-from cloudvmm.engine.qemu.parts import Command, Parts, has_nul, remains, steps
+from cloudvmm.engine.qemu.parts import Command, FdSet, Parts, has_nul, opened, remains, steps
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources, naming_system_errors
@@ -69,26 +73,66 @@ class MemoryOnDemand(DeviceError):
     """The device needs shared memory, which a VM that was restored on demand has after a reboot only"""
 
 
+class NoNetworkForQemu(DeviceError):
+    """QEMU was started without the network: such a device needs passt, of 2024 or newer, to serve it"""
+
+
+class NewDevice(msgspec.Struct, frozen=True):
+    """A device that is about to be made, of these `parts`."""
+
+    device: PciDevice
+    slot: int
+    backing: Backing
+    parts: Parts
+
+
+OnComing = Callable[[NewDevice | RamBacking | None], None]
+
+
+def ignore_coming(_: NewDevice | RamBacking | None) -> None:
+    """The `OnComing` of a machine that ends with us."""
+
+
 class Hotplug:
     """`control` is the worker's monitor, `resources` what the machine stands on; both are lent.
 
     What a plugged device stands on joins `resources`, so that their `close` releases all.
     """
 
-    def __init__(self, spec: MachineSpec, resources: Resources, control: QmpClient, facts: QemuFacts) -> None:
-        parts = machine_parts(spec, resources, facts)
+    def __init__(
+        self,
+        spec: MachineSpec,
+        resources: Resources,
+        control: QmpClient,
+        facts: QemuFacts,
+        policy: Policy | None = None,
+        *,
+        kept: KeptHotplug | None = None,
+        on_coming: OnComing = ignore_coming,
+    ) -> None:
+        """`kept` is what another process left of a machine that was its own. `on_coming` is told of a device,
+        or of a module, before QEMU is; of None when it is settled what came of it.
+        """
         self._lock = threading.Lock()
         self._control = control
         self._facts = facts
-        self._attempt = Attempt("The addition of the device")
+        self._attempt = Attempt(
+            "The addition of the device", policy=policy, state_dir=spec.state_dir, user=resources.user
+        )
         self._resources = resources
         self._vm_config = spec.vm_config
-        self._slots = dict(spec.slots)
-        self._remains = {name: remains(each) for each in parts for name in _device_ids(each)}
-        self._doubtful: set[str] = set()  # what QEMU may have, although its addition failed
-        self._asked: set[str] = set()  # what the guest was asked to let go of
-        self._dropped: list[Command] = []
-        self._last_fdset = max((fdset.set_id for each in parts for fdset in each.fdsets), default=0)
+        self._on_coming = on_coming
+        if kept is None:
+            has_network = resources.needs_network or self._attempt.policy.leaves_network
+            kept = _first_state(spec, machine_parts(spec, resources, facts), has_network=has_network)
+        self._has_network = kept.has_network
+        self._slots = kept.slots
+        self._remains = kept.remains
+        self._doubtful = set(kept.doubtful)  # what QEMU may have, although its addition failed
+        self._asked = set(kept.asked)  # what the guest was asked to let go of
+        self._dropped = kept.dropped
+        self._last_fdset = kept.last_fdset
+        self._fdsets = kept.fdsets  # device id to descriptor of ours, to the set that QEMU has it in
 
     @naming_system_errors()
     def plug(self, device: PciDevice, slot: int) -> Backing:
@@ -110,6 +154,8 @@ class Hotplug:
             backing.check_in(self._vm_config)
             if backing.maps_memory and self._resources.has_base:
                 raise MemoryOnDemand
+            if backing.needs_network and not self._has_network:
+                raise NoNetworkForQemu
             backing.lock()
             seat = Seat(
                 slots=slots,
@@ -119,6 +165,8 @@ class Hotplug:
             )
             parts = describe(device, backing, seat)
             self._last_fdset += len(parts.fdsets)
+            self._on_coming(NewDevice(device, slot, backing, parts))
+            undo.callback(self._on_coming, None)
             try:
                 self._make(parts, device)
             except (DeviceError, SlotError):
@@ -133,11 +181,12 @@ class Hotplug:
             self._note(backing.device_id, slot, parts)
             self._own(backing)
             undo.pop_all()
+        self._on_coming(None)
         if isinstance(backing, DiskBacking):
             # Without it, only minimum and maximum are coarser: no reason to give up what is plugged, nor to
             # wait while the guest, which is looking at its new device, keeps QEMU busy.
             with contextlib.suppress(EngineTimeout):
-                self._control.tell(*counting_command(backing.device_id))
+                self._control.tell([counting_command(backing.device_id)])
         return backing
 
     def abort(self) -> None:
@@ -159,6 +208,7 @@ class Hotplug:
         modules = self._resources.modules
         module = self._resources.module(len(modules), size)
         module.open()
+        self._on_coming(module)
         try:
             self._make(module_parts(module, len(modules), vcpus=self._vm_config.cpus.boot_vcpus))
         except DeviceError:
@@ -167,6 +217,8 @@ class Hotplug:
         except EngineTimeout:
             modules.append(module)  # QEMU may have it
             raise
+        finally:
+            self._on_coming(None)
         modules.append(module)
 
     def sweep(self) -> None:
@@ -215,7 +267,7 @@ class Hotplug:
         self._last_fdset += 1
         return self._last_fdset
 
-    def note_overlay(self, disk_id: str, node: str, fdset: int, *, base_node: str) -> None:
+    def note_overlay(self, disk_id: str, node: str, fdset: FdSet, *, base_node: str) -> None:
         """Know that the disk has an overlay `node` above `base_node`: it goes before that, its set last."""
         gone = Command("blockdev-del", {"node-name": node})
         with self._lock:
@@ -225,8 +277,9 @@ class Hotplug:
             names = [command.arguments.get("node-name") for command in before]
             # Where a filter is above, only that can go first, and takes with it what it was made with.
             at = names.index(base_node) if base_node in names else names.index(node_name(disk_id)) + 1
-            remove = Command("remove-fd", {"fdset-id": fdset})
+            remove = Command("remove-fd", {"fdset-id": fdset.set_id})
             self._remains[disk_id] = [*before[:at], gone, *before[at:], remove]
+            self._fdsets[disk_id] = {**self._fdsets.get(disk_id, {}), fdset.fd: fdset.set_id}
 
     def forget_overlay(self, disk_id: str, node: str, fdset: int) -> None:
         """Know that the disk's overlay `node` is gone from QEMU, as is its set of descriptors."""
@@ -263,6 +316,20 @@ class Hotplug:
             if backing is not None:  # the guest may have been quicker
                 backing.release()
 
+    def state(self) -> KeptHotplug:
+        """Return what another process needs to go on with the machine. Any thread."""
+        with self._lock:
+            return KeptHotplug(
+                slots=dict(self._slots),
+                remains=dict(self._remains),
+                doubtful=sorted(self._doubtful),
+                asked=sorted(self._asked),
+                dropped=list(self._dropped),
+                last_fdset=self._last_fdset,
+                fdsets={name: dict(sets) for name, sets in self._fdsets.items()},
+                has_network=self._has_network,
+            )
+
     def remains_of(self, device_id: str) -> list[Command] | None:
         """Return what clears up in QEMU behind a device that went; None where there was none. Any thread."""
         with self._lock:
@@ -276,6 +343,7 @@ class Hotplug:
         with self._lock:
             self._slots.pop(device_id, None)
             self._remains.pop(device_id, None)
+            self._fdsets.pop(device_id, None)
             self._doubtful.discard(device_id)
             self._asked.discard(device_id)
             backing = self._resources.backings.get(device_id)
@@ -318,6 +386,9 @@ class Hotplug:
                 # Before it is done: one that timed out may have been done. If it was not, QEMU just says so.
                 undo.callback(self._undo, step.undoes)
                 try:
+                    if step.does.name == "object-add" and step.fd is not None:
+                        self._reopen(step.does, step.fd)
+                        continue
                     self._control.execute(
                         step.does.name,
                         step.does.arguments,
@@ -329,6 +400,14 @@ class Hotplug:
                         raise NoRoomForMemory from error
                     raise _named(error) from None  # the same words
             undo.pop_all()
+
+    def _reopen(self, command: Command, fd: int) -> None:
+        """Carry out `command`, which opens by its path what is open as `fd`."""
+        with contextlib.ExitStack() as undo:
+            lent = self._control.execute("add-fd", fds=(admit(self._resources.doorway, fd, undo),))
+            undo.callback(self._undo, Command("remove-fd", {"fdset-id": lent["fdset-id"]}))
+            arguments = command.arguments | {"mem-path": opened(lent["fd"])}
+            self._control.execute(command.name, arguments, timeout_s=_STEP_TIMEOUT_S)
 
     def _undo(self, command: Command) -> None:
         with contextlib.suppress(EngineError):
@@ -354,6 +433,7 @@ class Hotplug:
         with self._lock:
             self._slots[device_id] = slot
             self._remains[device_id] = remains(parts)
+            self._fdsets[device_id] = fdsets_of(parts)
 
     def _own(self, backing: Backing) -> None:
         with self._lock:
@@ -366,6 +446,24 @@ class Hotplug:
             # It is gone, which is about to be told, or the guest was asked a moment ago.
             if error.error_class != _NOT_FOUND and _UNDER_WAY not in error.description:
                 raise DeviceError(error.description) from None  # the same words
+
+
+def fdsets_of(parts: Parts) -> dict[int, int]:
+    """Return which descriptor of ours is in which set of QEMU's."""
+    return {fdset.fd: fdset.set_id for fdset in parts.fdsets}
+
+
+def _first_state(spec: MachineSpec, parts: list[Parts], *, has_network: bool) -> KeptHotplug:
+    return KeptHotplug(
+        slots=dict(spec.slots),
+        remains={name: remains(each) for each in parts for name in _device_ids(each)},
+        doubtful=[],
+        asked=[],
+        dropped=[],
+        last_fdset=max((fdset.set_id for each in parts for fdset in each.fdsets), default=0),
+        fdsets={name: fdsets_of(each) for each in parts for name in _device_ids(each)},
+        has_network=has_network,
+    )
 
 
 def _device_ids(parts: Parts) -> list[str]:

@@ -16,7 +16,14 @@ import msgspec
 
 from cloudvmm.config.disk import ImageType
 from cloudvmm.engine.base import DeviceError
-from cloudvmm.engine.image import SECTOR_BYTES, DiskOpenError, check_type, detect, vmdk_extents
+from cloudvmm.engine.image import (
+    SECTOR_BYTES,
+    DiskOpenError,
+    check_type,
+    detect,
+    open_image_file,
+    vmdk_extents,
+)
 from cloudvmm.engine.qemu.vmdk import Extents, ExtentsInvalid, open_extents
 
 _HEADER_BYTES: Final = 64 * 1024
@@ -122,12 +129,7 @@ def preallocate(fd: int, size_bytes: int) -> None:
 
 
 def _open_file(path: str, *, readonly: bool, direct: bool) -> Image:
-    access = os.O_RDONLY if readonly else os.O_RDWR
-    try:
-        # Non-blocking only for the open itself: a FIFO must not hang us.
-        fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (OSError, ValueError) as error:
-        raise DiskOpenError from error
+    fd = open_image_file(path, readonly=readonly)
     try:
         kind = _kind(path, fd)
         fcntl.fcntl(fd, fcntl.F_SETFL, 0)

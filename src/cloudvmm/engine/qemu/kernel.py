@@ -73,9 +73,17 @@ def _check_kernel(path: str) -> None:
                 if not _has_pvh_note(file, head):
                     raise KernelLacksPvh
             elif head[_SETUP_MAGIC_OFFSET:] != b"HdrS":
-                raise KernelInvalid
+                raise KernelInvalid from _loader_error()
     except (OSError, ValueError) as error:
         raise KernelUnreadable from error
+
+
+def _loader_error() -> ValueError:
+    """Return what the loader of the reference says of a file that is no kernel, for who knows its words."""
+    reason = ValueError("Kernel Loader: Invalid bzImage")
+    error = ValueError(f"Kernel Loader: failed to load bzImage kernel image: {reason}")
+    error.__cause__ = reason
+    return error
 
 
 def _check_firmware(path: str) -> None:

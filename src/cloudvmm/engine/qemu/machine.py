@@ -25,6 +25,7 @@ from cloudvmm.engine.base import (
     EngineTimeout,
     Exited,
     FrozenDisk,
+    HelperEnded,
     MachineGone,
     MachineSpec,
     OnSaved,
@@ -37,10 +38,13 @@ from cloudvmm.engine.base import (
     VcpuStarted,
     drop_saved,
 )
+from cloudvmm.engine.qemu import keepsake
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.burst import BurstWatch
+from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.companion import ServedBacking
+from cloudvmm.engine.qemu.confinement import Policy
 from cloudvmm.engine.qemu.counter import (
     balloon_counters,
     counting_command,
@@ -54,16 +58,21 @@ from cloudvmm.engine.qemu.driver import DriverWatch
 from cloudvmm.engine.qemu.event import EventStream
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
+from cloudvmm.engine.qemu.keeper import Keeper, encode_config
+from cloudvmm.engine.qemu.keepsake import Keepsake, NotKept
 from cloudvmm.engine.qemu.launch import Monitors
 from cloudvmm.engine.qemu.migration import Carrier
 from cloudvmm.engine.qemu.name import device_id, qdev_id
 from cloudvmm.engine.qemu.pci import placed_bars
+from cloudvmm.engine.qemu.platform import has_vmgenid
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.room import check_disk
 from cloudvmm.engine.qemu.saved import MemoryBase, cpu_model
-from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, load_state
+from cloudvmm.engine.qemu.snapshot import NotRestorable, Saver, let_run, load_state
 from cloudvmm.engine.qemu.vcpu import Vcpus
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking
+from cloudvmm.host.foreign import open_file
 
 if TYPE_CHECKING:
     from cloudvmm.engine.qemu.postcopy import PostcopyCarrier
@@ -106,6 +115,8 @@ class QemuMachine:
         undo: contextlib.ExitStack,
         refusal: EngineError | None,
         facts: QemuFacts,
+        policy: Policy,
+        kept: Keepsake | None = None,
     ) -> None:
         self._process = process
         self._monitors = monitors
@@ -120,6 +131,7 @@ class QemuMachine:
         }
         # Device id to interface and what it had counted before.
         self._taps = {name: (tap, net_counters(tap)) for name, tap in resources.interfaces.items()}
+        self._unmeasured = list(self._disks)  # QEMU does not yet keep how long their requests take
         self._was_booted = False
         self._was_restored = False
         self._is_unlocked = False
@@ -127,20 +139,40 @@ class QemuMachine:
         self._is_elsewhere = False
         self._facts = facts
         self._killed = False
-        self._hotplug = Hotplug(spec, resources, monitors.control, facts)
+        self._policy = policy
+        self._spec = spec
+        self._config = encode_config(spec.vm_config) if spec.state_dir is not None else keepsake.NOTHING
+        self._keeper = Keeper(spec.state_dir, self._keepsake)
+        self._untold: list[EngineEvent] = []
+        self._hotplug = Hotplug(
+            spec,
+            resources,
+            monitors.control,
+            facts,
+            policy,
+            kept=None if kept is None else kept.hotplug,
+            on_coming=self._keeper.note_coming,
+        )
         self._saver = Saver(
             monitors.control,
             resources,
             facts,
             cpu=cpu_model(spec.vm_config.cpus, facts),
             has_ivshmem=spec.vm_config.ivshmem is not None,
+            has_vmgenid=has_vmgenid(spec.vm_config.platform),
         )
         self._debugger_fd = None if spec.debugger_fd is None else os.dup(spec.debugger_fd)
         if self._debugger_fd is not None:
             undo.callback(os.close, self._debugger_fd)
         self._debugger = DebugWatch()
         self._waits_for_debugger = spec.vm_config.gdb
-        self._vcpus = Vcpus(monitors.control, spec.vm_config.cpus, facts, pid=process.pid)
+        self._vcpus = Vcpus(
+            monitors.control,
+            spec.vm_config.cpus,
+            facts,
+            pid=process.pid,
+            on_coming=self._keeper.keep_surely,
+        )
         self._stream = EventStream(
             monitors.events,
             process,
@@ -160,6 +192,8 @@ class QemuMachine:
         self._stream.add_source(self._drivers)
         for backing in resources.backings.values():
             self._watch_helper(backing)
+        if kept is not None:
+            self._go_on(kept)
 
     @property
     def process_id(self) -> int | None:
@@ -174,7 +208,8 @@ class QemuMachine:
 
     def take_events(self) -> list[EngineEvent]:
         told = self._stream.take()  # before the drivers: what was found of a device that went comes first
-        events: list[EngineEvent] = [*self._drivers.take()]
+        events: list[EngineEvent] = [*self._untold, *self._drivers.take()]
+        self._untold = []
         if events:
             events.append(PciChanged())  # a driver has its device's BARs placed before it takes it
         for event in told:
@@ -195,23 +230,22 @@ class QemuMachine:
             # QEMU sends its events there too and would keep what is not fetched.
             with contextlib.suppress(EngineError):
                 client.poll_events()
+        if events:
+            self._keeper.keep()
         return events
-
-    def start_counting(self) -> None:
-        """Blocking. Make QEMU keep how long each request took; to be done before the first one."""
-        for disk_id in self._disks:
-            self._monitors.control.execute(*counting_command(disk_id))
 
     def bind_vcpus(self) -> None:
         """Blocking. Have each vCPU run where the configuration binds it to.
 
         :raises EngineError: the host does not have such CPUs, or does not let us.
         """
-        self._vcpus.bind()
+        with self._end_explained():
+            self._vcpus.bind()
 
     def pin_queues(self, disks: list[DiskConfig]) -> None:
         """Blocking. Pin what is to be pinned; to be done before the vCPUs run."""
-        pin_queues(self._monitors.control, disks)
+        with self._end_explained():
+            pin_queues(self._monitors.control, disks)
 
     def boot(self) -> None:
         if self._was_restored:
@@ -226,7 +260,9 @@ class QemuMachine:
             if not self._waits_for_debugger:
                 self._let_run()
             self._serve_debugger()
+        self._measure_requests()
         self._was_booted = True
+        self._keeper.keep()
         self._drivers.run()
 
     def pause(self) -> None:
@@ -234,6 +270,7 @@ class QemuMachine:
         self._saver.note_run()  # it has, if by a debugger's will
         with self._end_explained():
             self._monitors.control.execute("stop", timeout_s=_STOP_TIMEOUT_S)
+        self._keeper.keep()
         self._drivers.rest()
 
     def resume(self) -> None:
@@ -245,8 +282,10 @@ class QemuMachine:
             self._is_unlocked = False
         with self._end_explained():
             self._let_run()
+        self._measure_requests()
         self._saver.note_run()
         self._hotplug.sweep()
+        self._keeper.keep()
         self._drivers.run()
 
     def power_button(self) -> None:
@@ -260,6 +299,7 @@ class QemuMachine:
             self._monitors.control.execute("inject-nmi")
 
     def coredump(self, fd: int) -> None:
+        check_disk(fd, self._ram_bytes)
         control = self._monitors.control
         request = {"paging": False, "protocol": "fd:core", "detach": True, "format": "elf"}
         timeout_s = _DUMP_TIMEOUT_S + self._ram_bytes / _DUMP_BYTES_PER_S
@@ -286,6 +326,7 @@ class QemuMachine:
             self._bursts.join(device)
             self._disks[backing.device_id] = device
         self._watch_helper(backing)
+        self._keeper.keep()
         self._drivers.hurry()
 
     def remove_device(self, device_id: str) -> None:
@@ -293,17 +334,20 @@ class QemuMachine:
         self._drivers.look_at(device_id)
         with self._end_explained():
             self._hotplug.ask_removal(device_id)
+        self._keeper.keep()
 
     def resize_vcpus(self, vcpus: int) -> None:
         self._begin_change()
         with self._end_explained():
             self._vcpus.resize(vcpus)
+        self._keeper.keep()
 
     def add_memory(self, size_bytes: int) -> None:
         self._begin_change()
         with self._end_explained():
             self._hotplug.plug_module(size_bytes)
         self._ram_bytes += size_bytes
+        self._keeper.keep()
 
     def request_zone_size(self, zone_id: str, plugged_bytes: int) -> None:
         self._begin_change()
@@ -327,6 +371,7 @@ class QemuMachine:
         self._saver.check_images()
         with self._end_explained():
             self._hotplug.resize_disk(disk_id, size_bytes)
+        self._keeper.keep()
 
     def save(self, folder: str, on_saved: OnSaved = drop_saved) -> None:
         self._check_booted()
@@ -341,6 +386,7 @@ class QemuMachine:
                 on_saved(saved)
 
             self._saver.save(folder, tell)
+        self._keeper.keep()
 
     def frozen_disks(self, disk_ids: Iterable[str]) -> dict[str, FrozenDisk]:
         from cloudvmm.engine.qemu.overlay import frozen_disks  # few disks ever are
@@ -352,6 +398,7 @@ class QemuMachine:
     def freeze_disks(self, overlays: Mapping[str, str]) -> None:
         from cloudvmm.engine.qemu.overlay import Freeze
 
+        self._check_not_kept("disks that go on in overlays")
         with self._end_explained(), contextlib.ExitStack() as undo:
             freeze = Freeze(
                 overlays,
@@ -363,14 +410,16 @@ class QemuMachine:
             undo.callback(freeze.undo)
             self._check_still()
             freeze.switch()
+        self._keeper.keep()
 
     def fork(self, overlays: Mapping[str, str]) -> Base:
         from cloudvmm.engine.qemu.fork import fork_guest  # few machines ever are
 
+        self._check_not_kept("a fork")
         self._check_booted()
         self._check_savable()
         with self._end_explained():
-            return fork_guest(
+            base = fork_guest(
                 overlays,
                 self._disks,
                 control=self._monitors.control,
@@ -381,11 +430,14 @@ class QemuMachine:
                 debugger=self._debugger,
                 check=self._check_alive,
             )
+        self._keeper.keep()
+        return base
 
     def take_back(self, base: Base) -> None:
         assert isinstance(base, MemoryBase)
         with self._end_explained():
             base.rejoin()
+        self._keeper.keep()
 
     def restore(self, origin: SavedIn | BeginsAt) -> None:
         """Blocking. Take the state that `origin` gives: to be done once, instead of `boot`.
@@ -399,12 +451,14 @@ class QemuMachine:
             raise NotRestorable("QEMU could not go on from the state") from error
         self._serve_debugger()
         self._was_restored = self._was_booted = True
+        self._keeper.keep()
 
     def send(self, target: SentTo) -> float:
         self._check_booted()
         self._check_savable()
         self._saver.check_unspent()
         if target.is_postcopy:
+            self._check_not_kept("memory that follows its guest")
             return self._send_early(target)
         memories = self._saver.memories_apart()
         is_sent = False
@@ -449,6 +503,7 @@ class QemuMachine:
                 carrier.receive(source, is_ram_apart=is_ram_apart, lock=lock)
         self._serve_debugger()
         self._was_restored = self._was_booted = True
+        self._keeper.keep()
 
     def transfer_rest(self, link_fd: int | None = None) -> None:
         carrier = self._postcopy
@@ -489,11 +544,22 @@ class QemuMachine:
 
     def _let_run(self) -> None:
         self._debugger.want(is_to_run=True)
-        self._monitors.control.execute("cont")
+        let_run(self._monitors.control)
 
     def _serve_debugger(self) -> None:
         if self._debugger_fd is not None:
             serve_debugger(self._monitors.control, self._debugger_fd)
+            self._measure_requests()  # it may let the guest run at any time
+
+    def _measure_requests(self) -> None:
+        """Have QEMU keep how long each request of a disk takes: at once, but nobody waits for it.
+
+        It takes QEMU some 5 ms to read of each disk, in their order, and the guest is on its way to its first
+        request meanwhile. One that is quicker counts as well, but for minimum and maximum.
+        """
+        disks, self._unmeasured = self._unmeasured, []
+        with contextlib.suppress(EngineError):  # they are then coarser, and whatever ended QEMU is told
+            self._monitors.control.tell([counting_command(disk) for disk in disks])
 
     def _watch_helper(self, backing: Backing) -> None:
         if isinstance(backing, ServedBacking) and backing.companion is not None:
@@ -510,6 +576,11 @@ class QemuMachine:
         backing = self._resources.backings.get(device_id)
         return None if backing is None else backing.has_driver()
 
+    def _check_not_kept(self, what: str) -> None:
+        """:raises NotKept: the machine outlives its manager, and `what` it is to do would not."""
+        if self._spec.state_dir is not None:
+            raise NotKept(what)
+
     def _check_booted(self) -> None:
         if not self._was_booted:
             raise EngineError("The machine does not run yet: its devices cannot change")
@@ -525,7 +596,8 @@ class QemuMachine:
             return
         from cloudvmm.engine.qemu.disk_copy import DiskSender
 
-        with contextlib.closing(DiskSender(self._monitors.reader, target.disk_fds)) as sender:
+        sender = DiskSender(self._monitors.reader, target.disk_fds, stop=self._stand_still)
+        with contextlib.closing(sender):
             sender.copy()
             yield sender.finish
 
@@ -575,7 +647,8 @@ class QemuMachine:
         from cloudvmm.engine.qemu.postcopy import PostcopyCarrier, check_memories
 
         check_memories(self._resources.memories.values())
-        self._postcopy = PostcopyCarrier(self._monitors.control, self._process, is_sender=is_sender)
+        urgent = None if is_sender else self._monitors.urgent
+        self._postcopy = PostcopyCarrier(self._monitors.control, self._process, urgent, is_sender=is_sender)
         return self._postcopy
 
     def _unlock_images(self) -> None:
@@ -584,6 +657,7 @@ class QemuMachine:
         self._is_unlocked = True
         for disk in self._resources.disks:
             disk.unlock()
+        self._keeper.keep()
 
     def _stand_still(self) -> None:
         with contextlib.suppress(EngineError):
@@ -624,6 +698,75 @@ class QemuMachine:
                 raise
             raise MachineGone(str(gone)) from MachineGone(self._process.ending())
 
+    def keep(self) -> None:
+        """Write down what whoever takes the machine over has to know.
+
+        :raises EngineError: it cannot be written.
+        """
+        self._keeper.keep_surely()
+
+    def _keepsake(self) -> Keepsake:
+        resources, hotplug = self._resources, self._hotplug.state()
+        memories = resources.memories
+        backings = {**resources.backings}
+        sets = {fd: number for each in hotplug.fdsets.values() for fd, number in each.items()}
+        monitors = self._monitors
+        control, reader, events = (
+            client.fileno() for client in (monitors.control, monitors.reader, monitors.events)
+        )
+        return Keepsake(
+            facts=self._facts,
+            policy=self._policy,
+            has_doorway=resources.doorway is not None,
+            vm_config=self._config,
+            slots=self._spec.slots,
+            spec_modules=self._spec.modules,
+            ram_bytes=self._ram_bytes,
+            monitors=(open_file(control), open_file(reader), open_file(events)),
+            kept={fd: open_file(fd) for fd in self._spec.kept_fds},
+            places=keepsake.place_all([*memories.values(), *backings.values()], sets),
+            rams={name: keepsake.keep(ram) for name, ram in resources.rams.items()},
+            modules=[keepsake.keep(module) for module in resources.modules],
+            zones={name: keepsake.keep(zone) for name, zone in resources.zones.items()},
+            backings={name: keepsake.keep(backing) for name, backing in backings.items()},
+            hotplug=hotplug,
+            vcpus=self._vcpus.state(),
+            disks={name: keepsake.encode_disk(disk) for name, disk in list(self._disks.items())},
+            taps=dict(self._taps),
+            active=self._drivers.active,
+            unmeasured=self._unmeasured,
+            was_booted=self._was_booted,
+            is_spent=self._saver.is_spent,
+            is_unlocked=self._is_unlocked,
+            heard_at=self._stream.heard_at,
+        )
+
+    def _go_on(self, kept: Keepsake) -> None:
+        """Know what another process has left of the machine, which runs or stands where it did."""
+        self._ram_bytes = kept.ram_bytes
+        self._disks = {name: keepsake.decode_disk(disk) for name, disk in kept.disks.items()}
+        self._taps = kept.taps
+        self._was_booted = True
+        self._unmeasured = kept.unmeasured
+        self._is_unlocked = kept.is_unlocked
+        if kept.is_spent:
+            self._saver.note_sent()
+        self._vcpus.go_on(kept.vcpus)
+        self._drivers.go_on(kept.active)
+        for name in self._disks.keys() - {disk.id for disk in self._spec.vm_config.disks or ()}:
+            self._bursts.join(self._disks[name])
+
+    def watch(self, events: Iterable[Event], helpless: Iterable[str]) -> None:
+        """Tell first of `events`, which nobody has heard, and of devices whose helpers have ended."""
+        self._stream.preload(events)
+        self._untold = [HelperEnded(name, "It ended while nobody looked after it") for name in helpless]
+
+    def look(self, *, is_running: bool) -> None:
+        """Look after the drivers, as after a boot, of a machine that was taken over."""
+        self._debugger.want(is_to_run=is_running)
+        if is_running:
+            self._drivers.run()
+
     def close(self) -> None:
         self.kill()
         self._saver.note_change()
@@ -631,4 +774,5 @@ class QemuMachine:
         self._stream.close()
         if self._postcopy is not None:
             self._postcopy.close()
+        self._keeper.end()
         self._undo.close()

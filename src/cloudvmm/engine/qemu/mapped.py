@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.name import part_id
-from cloudvmm.engine.qemu.parts import Properties
+from cloudvmm.engine.qemu.parts import Properties, opened
 
 
 class FileShorterThanMemory(DeviceError):
@@ -25,15 +26,21 @@ class NotMappable(DeviceError):
 
 
 class MappedBacking(Backing, kw_only=True):
-    """`path` is where QEMU opens the file; `fd` is ours and keeps it there. `size` is bytes.
+    """`fd` is the file, which QEMU opens once more by it. `size` is bytes.
 
     `is_shared` tells whether the guest's writes reach the file.
     """
 
-    path: str
     size: int
     fd: int = -1
     is_shared: bool = True
+
+    @property
+    def fds(self) -> list[int]:
+        return [] if self.fd < 0 else [self.fd]
+
+    def move(self, find: Callable[[int], int]) -> None:
+        self.fd = find(self.fd) if self.fd >= 0 else self.fd
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -49,8 +56,7 @@ def open_mapped(device_id: str, fd: int, *, size: int | None, is_shared: bool = 
 
     :raises DeviceError: there is nothing to map, or less than `size`.
     """
-    path = f"/proc/{os.getpid()}/fd/{fd}"
-    backing = MappedBacking(device_id=device_id, path=path, fd=fd, size=size or 0, is_shared=is_shared)
+    backing = MappedBacking(device_id=device_id, fd=fd, size=size or 0, is_shared=is_shared)
     try:
         backing.size = _mapped_bytes(fd, size)
     except BaseException:
@@ -64,7 +70,7 @@ def mapped_object(backing: MappedBacking) -> Properties:
     return {
         "qom-type": "memory-backend-file",
         "id": part_id(backing.device_id, "mem"),
-        "mem-path": backing.path,
+        "mem-path": opened(backing.fd),
         "size": backing.size,
         "share": backing.is_shared,
     }

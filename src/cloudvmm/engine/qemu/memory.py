@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ import msgspec
 from cloudvmm.config.memory import DEFAULT_ZONE_ID, HotplugMethod, MemoryConfig, MemoryZoneConfig
 from cloudvmm.engine.base import DeviceError, RamError
 from cloudvmm.engine.qemu.backing import Backing
-from cloudvmm.engine.qemu.parts import Parts, Properties
+from cloudvmm.engine.qemu.parts import Parts, Properties, opened
 from cloudvmm.host.lock import LockConflict, LockError, lock_file
 
 RAM_ID: Final = "ram0"
@@ -25,6 +26,7 @@ ROOM_BYTES: Final = 64 << 30  # it costs addresses, no memory
 _MODULE: Final = "module"  # no id of a device of ours begins so
 _RAM_ABOVE_4_GIB: Final = 0xE000_0000  # from this size on the machine type puts a part of it there
 _PAGE_BYTES: Final = 8192  # QEMU counts RAM in steps of 8 KiB
+_BLOCK_BYTES: Final = 512
 _MAX_PREALLOC_THREADS: Final = 16
 _HUGEPAGES_FOLDER: Final = "/sys/kernel/mm/hugepages"
 _READ_ALONE: Final[Properties] = {"readonly": True, "rom": "off"}  # what the guest writes stays in memory
@@ -181,6 +183,16 @@ class RamBacking(Backing, kw_only=True):
     def fds(self) -> list[int]:
         return [] if self.fd is None else [self.fd]
 
+    @property
+    def held_bytes(self) -> int:
+        """How much of it the guest has: at most, where QEMU alone knows what was written to it."""
+        if self.ram.has_base or self.fd is None:
+            return self.ram.size
+        return os.fstat(self.fd).st_blocks * _BLOCK_BYTES
+
+    def move(self, find: Callable[[int], int]) -> None:
+        self.fd = None if self.fd is None else find(self.fd)
+
     def open(self) -> None:
         """:raises MemoryConfigError: the kernel has no such pages, or not enough; the file cannot be had."""
         self.fd = open_ram(self.ram)
@@ -306,8 +318,8 @@ def _made(ram: Ram, backend: Properties, name: str, vcpus: int) -> Properties:
     return backend
 
 
-def ram_backend(ram: Ram, *, fd: int | None, owner: str = "self") -> Properties:
-    """Describe the back end of `ram`; `fd` is what it stands on, as the process `owner` has it.
+def ram_backend(ram: Ram, *, fd: int | None) -> Properties:
+    """Describe the back end of `ram`; `fd` is what it stands on.
 
     A base is mapped from a descriptor for reading: see `QemuFacts.spares_files`.
     """
@@ -316,11 +328,10 @@ def ram_backend(ram: Ram, *, fd: int | None, owner: str = "self") -> Properties:
         backend |= {"host-nodes": [ram.host_node], "policy": "bind"}
     if fd is None:
         return {"qom-type": "memory-backend-ram", **backend, "share": False, "merge": True}
-    path = f"/proc/{owner}/fd/{fd}"
     return {
         "qom-type": "memory-backend-file",
         **backend,
-        "mem-path": path,
+        "mem-path": opened(fd),
         "share": ram.is_shared,
         "merge": False,
         **(_READ_ALONE if ram.has_base else {}),
@@ -332,6 +343,11 @@ def module_id(number: int) -> str:
     return f"{_MODULE}.{number}"
 
 
+def module_name(number: int) -> str:
+    """Return what QEMU calls the device of a memory module."""
+    return f"{_MODULE}{number}"
+
+
 def module_number(qemu_id: str) -> int | None:
     """Return the number of the memory module whose device QEMU calls `qemu_id`, None where it is none."""
     prefix, number = qemu_id[: len(_MODULE)], qemu_id[len(_MODULE) :]
@@ -339,13 +355,13 @@ def module_number(qemu_id: str) -> int | None:
 
 
 def module_parts(backing: RamBacking, number: int, *, vcpus: int) -> Parts:
-    """Describe the memory module `number`. QEMU opens its memory by way of our descriptor, also at its start.
+    """Describe the memory module `number`.
 
     Huge pages are reserved when it is made: where the host has too few, that fails.
     """
-    backend = ram_backend(backing.ram, fd=backing.fd, owner=str(os.getpid()))
+    backend = ram_backend(backing.ram, fd=backing.fd)
     memory = _made(backing.ram, backend, module_id(number), vcpus)
-    device = {"driver": "pc-dimm", "id": f"{_MODULE}{number}", "memdev": memory["id"]}
+    device = {"driver": "pc-dimm", "id": module_name(number), "memdev": memory["id"]}
     return Parts(objects=[memory], devices=[device])
 
 

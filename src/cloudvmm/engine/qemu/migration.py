@@ -1,9 +1,10 @@
 """The state of a guest on its way to another machine: QEMU's migration stream, carried in frames.
 
 QEMU writes to a socket of ours and reads from one; between the two it goes over a link that others use
-before and after. So that nobody reads what is not theirs, it is cut into frames: four bytes for the length,
-big-endian, and as many of the stream; a frame of nothing is its end. Where there are several links each
-takes a frame in turn. The receiver answers one byte, over the first, once its machine has it all.
+before and after, and through pipes: the system passes it on, and it is not copied into this process. So that
+nobody reads what is not theirs, it is cut into frames: four bytes for the length, big-endian, and as many of
+the stream; a frame of nothing is its end. Where there are several links each takes a frame in turn. The
+receiver answers one byte, over the first, once its machine has it all.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from cloudvmm.engine.base import (
 )
 from cloudvmm.engine.qemu.handover import MAPPED, offer
 from cloudvmm.engine.qemu.memory import RamBacking
-from cloudvmm.engine.qemu.migration_watch import MAX_BYTES_PER_S, MAX_DOWNTIME_MS, MigrationWatch, told
+from cloudvmm.engine.qemu.migration_watch import MAX_BYTES_PER_S, SILENCE_S, MigrationWatch, limit_for, told
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.host.conduit import Conduit
 
 _FD_NAME: Final = "link"
 _LENGTH: Final = struct.Struct(">I")
@@ -41,7 +43,6 @@ _SHARED_FRAME_BYTES: Final = 256 * 1024
 _RECEIVED: Final = b"R"
 _FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _SLICE_MS: Final = 100
-SILENCE_S: Final = 60.0
 _REPORT_BYTES: Final = 16 * 1024 * 1024
 ENDED: Final = ("completed", "failed", "cancelled")
 
@@ -52,6 +53,12 @@ class NotSent(EngineError):
 
 class NotReceived(StateError):
     """QEMU could not go on from what was received; the text is its own words."""
+
+
+def set_capabilities(control: QmpClient, capabilities: dict[str, bool]) -> None:
+    """:raises QmpError: QEMU has not all of them."""
+    states = [{"capability": name, "state": is_on} for name, is_on in capabilities.items()]
+    control.execute("migrate-set-capabilities", {"capabilities": states})
 
 
 def begin_migration(
@@ -67,10 +74,7 @@ def begin_migration(
     :raises NotSent: it refused.
     """
     try:
-        control.execute(
-            "migrate-set-capabilities",
-            {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
-        )
+        set_capabilities(control, capabilities)
         if downtime_ms is not None:
             limits = {"downtime-limit": downtime_ms, "max-bandwidth": MAX_BYTES_PER_S}
             control.execute("migrate-set-parameters", limits)
@@ -105,22 +109,28 @@ class Carrier:
     """Moves bytes between links and a QEMU that `process` is; all is lent. Ends soon when QEMU does."""
 
     def __init__(self, control: QmpClient, process: ChildProcess, link_fds: Sequence[int]) -> None:
-        """:raises LinkLost: a link is no socket."""
+        """:raises LinkLost: a link is no socket. :raises EngineError: the system has no descriptor left."""
         self._control = control
         self._process = process
         self._links: list[socket.socket] = []
         try:
             for link_fd in link_fds:
-                self._links.append(socket.socket(fileno=os.dup(link_fd)))
+                self._links.append(link := socket.socket(fileno=os.dup(link_fd)))
+                link.setblocking(False)
         except OSError as error:
-            self.close()
+            self._close_links()
             raise LinkLost("The link is no socket") from error
+        try:
+            self._conduit = Conduit()
+        except OSError as error:
+            self._close_links()
+            raise EngineError("The system has no descriptor left") from error
         self._turns = itertools.cycle(self._links)
         self._carried_bytes = 0
 
     def close(self) -> None:
-        for link in self._links:
-            link.close()
+        self._close_links()
+        self._conduit.close()
 
     def send(
         self,
@@ -151,7 +161,7 @@ class Carrier:
                     "migrate",
                     far,
                     is_ram_apart=target.is_local and bool(memories),
-                    downtime_ms=min(target.downtime_ms, MAX_DOWNTIME_MS),
+                    downtime_ms=limit_for(target.downtime_ms),
                     has_stop=finish_disks is not None,
                 )
             # The guest stands still from some moment in `_forward` on: who watches is waited for later.
@@ -185,10 +195,11 @@ class Carrier:
                 self._begin("migrate-incoming", far, is_ram_apart=is_ram_apart)
             if source.is_local:
                 self._write(self._links[0], MAPPED)
+            near.setblocking(False)
             reported_bytes = 0
-            while data := self._read_frame():
-                self._feed(near, data)
-                self._carried_bytes += len(data)
+            while length := self._read_length(link := next(self._turns)):
+                self._feed(near, link, length)
+                self._carried_bytes += length
                 if self._carried_bytes - reported_bytes >= _REPORT_BYTES:
                     reported_bytes = self._carried_bytes
                     source.on_transferred(Transferred(bytes=reported_bytes))
@@ -197,6 +208,12 @@ class Carrier:
         lock()
         with contextlib.suppress(LinkLost):  # who is gone is missed by whoever speaks with it next
             self._write(self._links[0], _RECEIVED)
+
+    def _close_links(self) -> None:
+        for link in self._links:
+            with contextlib.suppress(OSError):
+                link.setblocking(True)  # as it was lent
+            link.close()
 
     def _begin(
         self,
@@ -220,19 +237,44 @@ class Carrier:
         """Send what QEMU writes until it closes its end."""
         # What the system takes of a frame at once goes on its way while the next is written to the next link.
         frame_bytes = FRAME_BYTES if len(self._links) == 1 else _SHARED_FRAME_BYTES
-        while True:
-            self._wait(near, select.POLLIN)
-            data = near.recv(frame_bytes)
-            if not data:
-                return
-            self._write(next(self._turns), _LENGTH.pack(len(data)) + data)
-            self._carried_bytes += len(data)
+        near.setblocking(False)
+        while length := self._take_in(near, frame_bytes):
+            link = next(self._turns)
+            self._write(link, _LENGTH.pack(length))
+            self._give_out(link)
+            self._carried_bytes += length
 
-    def _feed(self, near: socket.socket, data: bytes) -> None:
-        try:
-            self._write(near, data)
-        except LinkLost as error:
-            raise refusal_of(self._process) from error
+    def _feed(self, near: socket.socket, link: socket.socket, length: int) -> None:
+        """Have QEMU take `length` bytes that come over `link`."""
+        while length:
+            taken = self._take_in(link, length)
+            if not taken:
+                raise LinkLost("The other side is gone")
+            length -= taken
+            try:
+                self._give_out(near)
+            except LinkLost as error:
+                raise refusal_of(self._process) from error
+
+    def _take_in(self, sock: socket.socket, size: int) -> int:
+        while True:
+            self._wait(sock, select.POLLIN)
+            try:
+                return self._conduit.take_in(sock.fileno(), size)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise LinkLost("The other side is gone") from error
+
+    def _give_out(self, sock: socket.socket) -> None:
+        while self._conduit.size:
+            self._wait(sock, select.POLLOUT)
+            try:
+                self._conduit.give_out(sock.fileno())
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise LinkLost("The state could not be sent") from error
 
     def _check_sent(self) -> dict[str, Any]:
         info = await_end(self._control)
@@ -255,12 +297,11 @@ class Carrier:
         events = self._control.poll_events()
         return any(event.name == "MIGRATION" and event.data["status"] == "completed" for event in events)
 
-    def _read_frame(self) -> bytes:
-        link = next(self._turns)
+    def _read_length(self, link: socket.socket) -> int:
         (length,) = _LENGTH.unpack(self._read(link, _LENGTH.size))
         if length > FRAME_BYTES:
             raise StateError(f"The state comes in frames of {length} bytes, which is too much")
-        return self._read(link, length)
+        return int(length)
 
     def _read(self, link: socket.socket, size: int) -> bytes:
         data = bytearray()

@@ -16,7 +16,10 @@ from typing import Any, Final
 from cloudvmm.engine.base import EngineError, SentTo, Transferred
 from cloudvmm.engine.qemu.qmp import QmpClient
 
+SILENCE_S: Final = 60.0  # a side that does nothing for so long ends the migration
 MAX_DOWNTIME_MS: Final = 2_000_000  # QEMU takes no more
+# What QEMU does not reckon with: the state of devices, the images' locks, and that the other side is told.
+_REST_MS: Final = 20
 MAX_BYTES_PER_S: Final = 10 << 30  # no limit: QEMU's own is 128 MiB a second
 _PACE_S: Final = 0.2
 _STOP_PACE_S: Final = 0.02  # the guest stands still until it is seen
@@ -91,6 +94,14 @@ class MigrationWatch:
             limit = {"downtime-limit": MAX_DOWNTIME_MS}
             self._client.execute("migrate-set-parameters", limit, timeout_s=_ANSWER_S)
             self._has_insisted = True
+
+
+def limit_for(downtime_ms: int) -> int:
+    """Return the milliseconds that QEMU's part may take where the guest is to stand still for `downtime_ms`.
+
+    QEMU reckons with how fast it was while the guest ran, and may be slower then.
+    """
+    return min(MAX_DOWNTIME_MS, max(1, downtime_ms // 4, downtime_ms * 3 // 4 - _REST_MS))
 
 
 def told(info: dict[str, Any], sent_bytes: int) -> Transferred:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 
@@ -61,6 +62,9 @@ class NetBacking(Backing, kw_only=True):
     @property
     def interface(self) -> str | None:
         return self.tap
+
+    def move(self, find: Callable[[int], int]) -> None:
+        self.queues = [queue for queue in map(find, self.queues) if queue >= 0]
 
     def release(self) -> None:
         while self.queues:

@@ -9,23 +9,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
-
-import msgspec
+from typing import Any, Final
 
 from cloudvmm.config.disk import DiskConfig, ImageType
-from cloudvmm.engine.base import EngineError, FrozenDisk, MachineGone
+from cloudvmm.engine.base import EngineError, EngineTimeout, FrozenDisk, MachineGone
 from cloudvmm.engine.qcow2 import BASE_FORMATS, MAX_NAME_BYTES, OverlayError, create_overlay
+from cloudvmm.engine.qemu.commit import Commit, CommitFailed
 from cloudvmm.engine.qemu.disk import DiskBacking, overlay_node
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.image import Image, open_image
-from cloudvmm.engine.qemu.name import overlay_name
+from cloudvmm.engine.qemu.name import node_name, overlay_name
 from cloudvmm.engine.qemu.parts import FdSet
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.rate_limit import limiter_id
 from cloudvmm.engine.qemu.resource import Resources
 
-_COMMIT_TIMEOUT_S: Final = 600.0  # for what was written since
 _TIMEOUT_S: Final = 60.0  # what the disks have under way is finished first
+_BLOCK_BYTES: Final = 512
 
 
 class NoOverlay(OverlayError):
@@ -37,14 +37,15 @@ class SwitchFailed(OverlayError):
     """The disks could not be switched to overlays; the text is QEMU's own words."""
 
 
-class Frozen(msgspec.Struct, frozen=True, kw_only=True):
-    """A disk whose image `base_path` is only read now, and goes on in `path`. `size_bytes` is the disk's."""
+class SwitchUnknown(OverlayError):
+    def __init__(self, paths: Iterable[str]) -> None:
+        names = ", ".join(paths)
+        super().__init__(f"QEMU does not say whether the disks go on in {names}: delete the VM")
 
-    disk_id: str
-    path: str
-    base_path: str
-    base_type: ImageType
-    size_bytes: int
+
+class NotRejoined(OverlayError):
+    def __init__(self, disk_id: str, path: str) -> None:
+        super().__init__(f"The disk {disk_id} goes on in {path}")
 
 
 def check_overlay(disk_id: str, image: Image) -> None:
@@ -79,7 +80,10 @@ def frozen_disks(disk_ids: Iterable[str], *, hotplug: Hotplug, resources: Resour
 
 
 class Freeze:
-    """Overlays that QEMU has open, and that are above nothing yet; `switch` or `undo` ends that."""
+    """Overlays that QEMU has open, and that are above nothing yet; `switch` or `undo` ends that.
+
+    `bases` are what the disks have until then, by their ids.
+    """
 
     def __init__(
         self,
@@ -96,50 +100,53 @@ class Freeze:
 
         :raises OverlayError: it cannot be; nothing has changed, and no file is left.
         """
-        backings = {disk_id: _backing(resources, disk_id) for disk_id in paths}
-        for disk_id, backing in backings.items():
-            check_overlay(disk_id, backing.image)
-        sizes = hotplug.disk_sizes(paths)
+        self.bases = frozen_disks(paths, hotplug=hotplug, resources=resources)
         self._control = control
         self._undo = contextlib.ExitStack()
         self._overlays: list[_Overlay] = []
         with contextlib.ExitStack() as undo:
             for disk_id, path in paths.items():
-                base = backings[disk_id].image
-                frozen = Frozen(
-                    disk_id=disk_id,
-                    path=path,
-                    base_path=os.path.abspath(base.path),
-                    base_type=base.image_type,
-                    size_bytes=sizes[disk_id],
+                overlay = _Overlay(
+                    disk_id,
+                    path,
+                    self.bases[disk_id],
+                    disks[disk_id],
+                    _backing(resources, disk_id),
+                    hotplug,
+                    control,
+                    undo,
                 )
-                overlay = _Overlay(frozen, disks[disk_id], backings[disk_id], hotplug, control, undo)
                 self._overlays.append(overlay)
             self._undo = undo.pop_all()
 
-    def switch(self) -> list[Frozen]:
+    def switch(self) -> None:
         """Blocking. Let the disks go on in their overlays, all at one point of time, or none of them.
 
         QEMU must be allowed to write their images now: it is not while a migration has them inactive.
 
         :raises OverlayError: they cannot; call `undo`.
+        :raises EngineTimeout: the same; it took too long.
+        :raises SwitchUnknown: QEMU has not said what came of it; call `undo`, which leaves what is in use.
         """
         actions = [
             {"type": "blockdev-snapshot", "data": {"node": overlay.base_node, "overlay": overlay.node}}
             for overlay in self._overlays
         ]
         if actions:
-            with _in_its_words():
-                self._control.execute("transaction", {"actions": actions}, timeout_s=_TIMEOUT_S)
+            try:
+                with _in_its_words():
+                    self._control.execute("transaction", {"actions": actions}, timeout_s=_TIMEOUT_S)
+            except EngineTimeout:
+                if not self._are_in_use():
+                    raise
         self._undo.pop_all()
         for overlay in self._overlays:
             overlay.settle()
-        return [overlay.frozen for overlay in self._overlays]
 
     def rejoin(self) -> None:
         """Blocking. Write what is in the overlays to the images below, which the disks go on in; remove them.
 
-        :raises OverlayError: QEMU refused; some of the disks may still be in their overlays.
+        :raises NotRejoined: it cannot be; this disk, and perhaps others, go on in their overlays.
         :raises ImageLocked: another process reads an image that would be written again; its disk stays.
         """
         while self._overlays:
@@ -153,38 +160,49 @@ class Freeze:
         """
         self._undo.close()
 
+    def _are_in_use(self) -> bool:
+        """Say whether disks go on in the overlays, where QEMU did not say so in time.
+
+        It answers in order: when it says what it has, it has carried out or refused what it was asked before.
+        """
+        try:
+            tops = self._control.execute("query-blockstats", timeout_s=_TIMEOUT_S)
+        except EngineTimeout:
+            raise SwitchUnknown(overlay.path for overlay in self._overlays) from None
+        in_use = {name for top in tops for name in _chain(top)}
+        return all(overlay.node in in_use for overlay in self._overlays)
+
 
 class _Overlay:
-    """One of them; `undo` takes it back."""
+    """One of them, at `path` on `base`; `undo` takes it back."""
 
     def __init__(
         self,
-        frozen: Frozen,
+        disk_id: str,
+        path: str,
+        base: FrozenDisk,
         disk: DiskConfig,
         backing: DiskBacking,
         hotplug: Hotplug,
         control: QmpClient,
         undo: contextlib.ExitStack,
     ) -> None:
-        self.frozen = frozen
+        self._disk_id = disk_id
+        self.path = path
         self._is_in_use = False
         self._backing = backing
         self._hotplug = hotplug
         self._control = control
-        create_overlay(
-            frozen.path,
-            base_path=frozen.base_path,
-            base_type=frozen.base_type,
-            size_bytes=frozen.size_bytes,
-        )
+        create_overlay(path, base)
         undo.callback(self._unlink)
-        self._image = image = _open_image(frozen.path, direct=disk.direct)
+        self._image = image = _open_image(path, direct=disk.direct)
         undo.callback(image.close)
-        _take_off_base(image, frozen.disk_id, base_fd=backing.image.fd)
+        _take_off_base(image, disk_id, base_fd=backing.image.fd)
         backing.lock_overlay(image)
         self._fdset = fdset = FdSet(image.fd, hotplug.new_fdset())
-        self.node = overlay_name(frozen.disk_id, fdset.set_id)
+        self.node = overlay_name(disk_id, fdset.set_id)
         self.base_node = backing.image_node
+        self._root = self.node if limiter_id(disk) is None else node_name(disk_id)
         with _in_its_words():
             control.execute("add-fd", {"fdset-id": fdset.set_id}, fds=[fdset.fd])
             undo.callback(_try, control, "remove-fd", {"fdset-id": fdset.set_id})
@@ -194,36 +212,24 @@ class _Overlay:
 
     def settle(self) -> None:
         """QEMU writes the overlay now: keep others from it, and let them read what is below."""
-        self._hotplug.note_overlay(
-            self.frozen.disk_id, self.node, self._fdset.set_id, base_node=self.base_node
-        )
+        self._hotplug.note_overlay(self._disk_id, self.node, self._fdset, base_node=self.base_node)
         self._backing.stand_on(self._image, node=self.node)
 
     def rejoin(self) -> None:
         """Blocking. As that of `Freeze`, for this one."""
-        control, job = self._control, self.node
-        # Without a base it would be the last of the chain, which others stand on.
-        commit = {"job-id": job, "device": self.node, "base-node": self.base_node}
+        control = self._control
         self._backing.claim_below()
         try:
             with _in_its_words():
-                for command, arguments, event in (
-                    ("block-commit", commit, "BLOCK_JOB_READY"),
-                    ("block-job-complete", {"device": job}, "BLOCK_JOB_COMPLETED"),
-                ):
-                    control.execute_until(
-                        command,
-                        arguments,
-                        event=event,
-                        timeout_s=_COMMIT_TIMEOUT_S,
-                        is_last=lambda told: told.data.get("device") == job,
-                    )
-                control.execute("blockdev-del", {"node-name": self.node})
-        except SwitchFailed:  # after any other error QEMU may go on with it
+                written_bytes = os.fstat(self._image.fd).st_blocks * _BLOCK_BYTES
+                commit = Commit(control, self.node, root=self._root, overlay=self.node, base=self.base_node)
+                commit.run(written_bytes)
+        except (SwitchFailed, CommitFailed) as error:  # after any other error QEMU may go on with it
             self._backing.leave_below()
-            raise
+            raise NotRejoined(self._disk_id, self.path) from error
+        _try(control, "blockdev-del", {"node-name": self.node})
         _try(control, "remove-fd", {"fdset-id": self._fdset.set_id})
-        self._hotplug.forget_overlay(self.frozen.disk_id, self.node, self._fdset.set_id)
+        self._hotplug.forget_overlay(self._disk_id, self.node, self._fdset.set_id)
         self._backing.stand_below(node=self.base_node)
         self._unlink()
 
@@ -239,7 +245,7 @@ class _Overlay:
     def _unlink(self) -> None:
         if not self._is_in_use:
             with contextlib.suppress(OSError):
-                os.unlink(self.frozen.path)
+                os.unlink(self.path)
 
 
 def _backing(resources: Resources, disk_id: str) -> DiskBacking:
@@ -267,6 +273,14 @@ def _take_off_base(image: Image, disk_id: str, *, base_fd: int) -> None:
         base.close()
     if not is_same:
         raise NoOverlay(disk_id, reason="another file is at the path of its image now")
+
+
+def _chain(top: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of the nodes that a disk goes through, from its own on."""
+    node: dict[str, Any] | None = top
+    while node is not None:
+        yield node.get("node-name", "")
+        node = node.get("backing")
 
 
 @contextlib.contextmanager

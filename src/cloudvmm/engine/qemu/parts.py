@@ -6,7 +6,8 @@ A device is described once, by the file of its resource, as the JSON objects tha
 same things as a command line, `steps` as the commands of a hot add. `tpmdevs` are for the command line only.
 
 The `fds` of a TAP, the ``fd`` of a device and the ``str`` of an address of type ``fd``, be it a character
-device's or a stream's, are numbers of descriptors: those that QEMU has at its start, ours when it is hot.
+device's or a stream's, are numbers of descriptors: those that QEMU has at its start, ours when it is hot. So
+is what `opened` makes the path of a piece of memory.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any, Final
 import msgspec
 
 Properties = dict[str, Any]
+
+_OPENED: Final = "/proc/self/fd/"
 
 
 class FdSet(msgspec.Struct, frozen=True):
@@ -36,7 +39,11 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct, frozen=True):
-    """`does`, with the descriptor `fd` (lent) beside it, makes one thing; `undoes` takes it away again."""
+    """`does`, with the descriptor `fd` (lent) beside it, makes one thing; `undoes` takes it away again.
+
+    An ``object-add`` opens `fd` once more: QEMU is lent it for the moment, and the path in `does` is to be
+    that of QEMU's own number.
+    """
 
     does: Command
     undoes: Command
@@ -92,7 +99,7 @@ def steps(parts: Parts) -> list[Step]:
             Step(Command("add-fd", {"fdset-id": fdset.set_id}), _remove_fd(fdset), fd=fdset.fd)
             for fdset in parts.fdsets
         ),
-        *(Step(Command("object-add", each), _object_del(each)) for each in parts.objects),
+        *(_object_step(each) for each in parts.objects),
         *(step for chardev in parts.chardevs for step in _chardev_steps(chardev)),
         *(Step(Command("blockdev-add", node), _blockdev_del(node)) for node in parts.blockdevs),
         *(step for netdev in parts.netdevs for step in _netdev_steps(netdev)),
@@ -109,6 +116,17 @@ def remains(parts: Parts) -> list[Command]:
         *(_object_del(each) for each in parts.objects),
         *(_remove_fd(fdset) for fdset in parts.fdsets),
     ]
+
+
+def opened(fd: int) -> str:
+    """Return the path at which a process opens once more what it has open as `fd`."""
+    return f"{_OPENED}{fd}"
+
+
+def _object_step(each: Properties) -> Step:
+    path = each.get("mem-path", "")
+    fd = int(path.removeprefix(_OPENED)) if path.startswith(_OPENED) else None
+    return Step(Command("object-add", each), _object_del(each), fd=fd)
 
 
 def _chardev_steps(chardev: Properties) -> list[Step]:
@@ -211,6 +229,8 @@ def _chardev(chardev: Properties) -> str:
             settings = ""
         case "file":
             settings = f",path={escape(data['out'])},append={'on' if data['append'] else 'off'}"
+        case "pipe":
+            settings = f",path={escape(data['device'])}"
         case "socket":
             settings = _socket(data)
         case _:

@@ -6,25 +6,41 @@ import os
 from typing import Final
 
 from cloudvmm.config.payload import PayloadConfig
+from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import PayloadError
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.platform import has_vmgenid
 
 _ELF_MAGIC: Final = b"\x7fELF"
 
 
-def payload_arguments(payload: PayloadConfig | None, facts: QemuFacts, *, firmware_is_elf: bool) -> list[str]:
+def starts_by_seabios(vm_config: VmConfig, facts: QemuFacts, *, firmware_is_elf: bool) -> bool:
+    """Say whether SeaBIOS starts the guest, which brings no firmware: qboot is missing, or would hang.
+
+    It does with the device of a VM generation id.
+    """
+    payload = vm_config.payload
+    if payload is not None and payload.firmware is not None and not firmware_is_elf:
+        return False
+    return facts.qboot_path is None or has_vmgenid(vm_config.platform)
+
+
+def payload_arguments(
+    payload: PayloadConfig | None, facts: QemuFacts, *, firmware_is_elf: bool, by_seabios: bool
+) -> list[str]:
     """Return the options for what the machine starts; without a payload only the small firmware.
 
     An ELF firmware is a PVH program, such as the Rust hypervisor firmware, and starts as a kernel does.
     Paths are made absolute, since QEMU runs in a folder of its own.
     """
-    if payload is None:
-        return _small_firmware(facts)
-    if payload.firmware is not None:
-        if firmware_is_elf:
-            return [*_small_firmware(facts), "-kernel", _absolute(payload.firmware)]
+    if payload is not None and payload.firmware is not None and not firmware_is_elf:
         return ["-bios", _absolute(payload.firmware)]
-    arguments = _small_firmware(facts)
+    small_path = facts.seabios_path if by_seabios else facts.qboot_path
+    arguments = [] if small_path is None else ["-bios", small_path]
+    if payload is None:
+        return arguments
+    if payload.firmware is not None:
+        return [*arguments, "-kernel", _absolute(payload.firmware)]
     if payload.kernel is not None:
         arguments += ["-kernel", _absolute(payload.kernel)]
         if payload.initramfs is not None:
@@ -44,11 +60,6 @@ def is_elf(path: str) -> bool:
             return file.read(len(_ELF_MAGIC)) == _ELF_MAGIC
     except (OSError, ValueError) as error:
         raise PayloadError("The firmware could not be read") from error
-
-
-def _small_firmware(facts: QemuFacts) -> list[str]:
-    path = facts.qboot_path or facts.seabios_path
-    return [] if path is None else ["-bios", path]
 
 
 def _absolute(path: str) -> str:

@@ -17,7 +17,7 @@ from cloudvmm.config.disk import DiskConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.engine.base import EngineError, MachineSpec
 from cloudvmm.engine.qemu.backing import id_of
-from cloudvmm.engine.qemu.console import console_parts, debug_console_parts, serial_parts
+from cloudvmm.engine.qemu.console import Stream, console_parts, debug_console_parts, serial_parts
 from cloudvmm.engine.qemu.cpu import cpu_arguments
 from cloudvmm.engine.qemu.device import balloon_parts, pvpanic_parts, rng_parts, watchdog_parts
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -28,16 +28,16 @@ from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RAM_ID, memory_arguments, memory_parts, module_parts
 from cloudvmm.engine.qemu.numa import numa_arguments
 from cloudvmm.engine.qemu.parts import Parts, has_nul, render
-from cloudvmm.engine.qemu.payload import payload_arguments
-from cloudvmm.engine.qemu.platform import smbios_arguments
+from cloudvmm.engine.qemu.payload import payload_arguments, starts_by_seabios
+from cloudvmm.engine.qemu.platform import smbios_arguments, vmgenid_parts
 from cloudvmm.engine.qemu.rate_limit import group_parts
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.engine.qemu.seat import Seat
-from cloudvmm.engine.qemu.tpm import TPM_ID, check_firmware, tpm_parts
+from cloudvmm.engine.qemu.tpm import TPM_ID, TpmError, TpmNeedsQboot, tpm_parts
 from cloudvmm.engine.qemu.vfio import has_iommufd, iommufd_parts
 from cloudvmm.engine.qemu.zone import zone_parts
 
-MACHINE: Final = "pc-i440fx-7.2,vmport=off,smm=off,graphics=off"
+MACHINE: Final = "pc-i440fx-7.2,vmport=off,smm=off"
 _ACTIONS: Final = "panic=none,reboot=shutdown,watchdog=pause"
 
 
@@ -52,14 +52,12 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     :raises NoSlot: a device has no slot in `spec`.
     """
     vm_config, memory = spec.vm_config, resources.memory
-    if vm_config.tpm is not None:
-        check_firmware(
-            vm_config.payload,
-            has_qboot=facts.qboot_path is not None,
-            firmware_is_elf=resources.firmware_is_elf,
-        )
+    is_elf = resources.firmware_is_elf
+    by_seabios = starts_by_seabios(vm_config, facts, firmware_is_elf=is_elf)
+    if vm_config.tpm is not None and by_seabios:
+        raise TpmError from TpmNeedsQboot()
     result = [
-        *("-machine", MACHINE if memory.nodes else f"{MACHINE},memory-backend={RAM_ID}"),
+        *("-machine", _machine(by_seabios=by_seabios, has_nodes=bool(memory.nodes))),
         *cpu_arguments(
             vm_config.cpus, facts.accelerator, kvm_device=facts.kvm_device, loses_writes=facts.loses_writes
         ),
@@ -70,7 +68,7 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
             phys_bits=vm_config.cpus.max_phys_bits,
         ),
         *("-action", _ACTIONS),
-        *payload_arguments(vm_config.payload, facts, firmware_is_elf=resources.firmware_is_elf),
+        *payload_arguments(vm_config.payload, facts, firmware_is_elf=is_elf, by_seabios=by_seabios),
         *smbios_arguments(vm_config.platform),
     ]
     made = [iommu_parts(spec, facts), *machine_parts(spec, resources, facts)]
@@ -82,12 +80,24 @@ def arguments(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list
     return result
 
 
+def _machine(*, by_seabios: bool, has_nodes: bool) -> str:
+    """Without graphics SeaBIOS writes to the serial port, where only a firmware of the user's should."""
+    graphics = "on" if by_seabios else "off"
+    memory = "" if has_nodes else f",memory-backend={RAM_ID}"
+    return f"{MACHINE},graphics={graphics}{memory}"
+
+
 def machine_parts(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> list[Parts]:
     """Describe everything on the machine, in the order in which it is made.
 
     :raises NoSlot: a device has no slot in `spec`.
     """
     vcpus = spec.vm_config.cpus.boot_vcpus
+    devices = _devices(spec, resources, facts)
+    next_set = 1 + sum(len(each.fdsets) for each in devices)
+    serial, console, debug_console = (
+        None if fd is None else Stream(fd, set_id) for set_id, fd in enumerate(resources.streams, next_set)
+    )
     return [
         *(
             memory_parts(ram, name=name, vcpus=vcpus, spares_files=facts.spares_files)
@@ -95,18 +105,19 @@ def machine_parts(spec: MachineSpec, resources: Resources, facts: QemuFacts) -> 
         ),
         *(module_parts(module, number, vcpus=vcpus) for number, module in enumerate(resources.modules)),
         *_zones(spec, resources, facts),
-        serial_parts(spec, fd=resources.serial_fd),
-        _seated(spec.vm_config.console, console_parts(spec, fd=resources.console_fd)),
-        debug_console_parts(spec, fd=resources.debug_console_fd),
+        serial_parts(spec, stream=serial),
+        _seated(spec.vm_config.console, console_parts(spec, stream=console)),
+        debug_console_parts(spec, stream=debug_console),
         group_parts(spec.vm_config.rate_limit_groups),
         iommufd_parts(spec.vm_config.platform, fd=resources.iommufd_fd),
-        *_devices(spec, resources, facts),
+        *devices,
         _seated(spec.vm_config.rng, rng_parts(spec, path=resources.rng_path)),
         _seated(spec.vm_config.balloon, balloon_parts(spec)),
         watchdog_parts(spec),
         pvpanic_parts(spec),
         ivshmem_parts(spec, resources.backings),
         tpm_parts(resources.backings.get(TPM_ID)),
+        vmgenid_parts(spec.vm_config.platform),
     ]
 
 

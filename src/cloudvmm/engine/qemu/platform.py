@@ -1,4 +1,4 @@
-"""What the machine says it is: SMBIOS tables.
+"""What the machine says it is: SMBIOS tables, and the generation of its guest.
 
 Every string is given, empty ones too, because QEMU fills those left out with its own name and the machine's.
 """
@@ -9,7 +9,10 @@ from typing import Final
 
 from cloudvmm.config.platform import PlatformConfig
 from cloudvmm.engine.base import EngineError
-from cloudvmm.engine.qemu.parts import escape
+from cloudvmm.engine.qemu.name import qdev_id
+from cloudvmm.engine.qemu.parts import Parts, escape
+
+VMGENID_ID: Final = "__vmgenid"
 
 _MANUFACTURER: Final = "Cloud Hypervisor"
 _PRODUCT: Final = "cloud-hypervisor"
@@ -59,6 +62,20 @@ def smbios_arguments(platform: PlatformConfig | None) -> list[str]:
         values = ",".join(f"value={escape(text)}" for text in platform.oem_strings)
         arguments += ["-smbios", f"type=11,{values}"]
     return arguments
+
+
+def has_vmgenid(platform: PlatformConfig | None) -> bool:
+    return platform is not None and platform.vmgenid is not None
+
+
+def vmgenid_parts(platform: PlatformConfig | None) -> Parts:
+    """Describe the device that has the VM generation id.
+
+    A QEMU that goes on from a state has the guest notice that it may have another id than it had.
+    """
+    if platform is None or platform.vmgenid is None:
+        return Parts()
+    return Parts(devices=[{"driver": "vmgenid", "id": qdev_id(VMGENID_ID), "guid": platform.vmgenid}])
 
 
 def _table(kind: int, **fields: str | None) -> str:

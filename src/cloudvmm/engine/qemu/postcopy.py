@@ -30,16 +30,16 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
 from cloudvmm.engine.qemu.migration import (
     ENDED,
-    SILENCE_S,
     NotSent,
     await_end,
     begin_migration,
     refusal_of,
 )
-from cloudvmm.engine.qemu.migration_watch import MAX_DOWNTIME_MS, told
+from cloudvmm.engine.qemu.migration_watch import SILENCE_S, limit_for, told
 from cloudvmm.engine.qemu.process import ChildProcess
 from cloudvmm.engine.qemu.pump import Pump
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
+from cloudvmm.engine.qemu.spare import Spares
 from cloudvmm.host import userfault
 
 _FD_NAME: Final = "link"
@@ -83,11 +83,17 @@ def check_memories(memories: Iterable[RamBacking]) -> None:
 
 
 class PostcopyCarrier:
-    """One side of a postcopy, of the QEMU that `process` is. `control` is lent. For one thread."""
+    """One side of a postcopy, of the QEMU that `process` is. `control` is lent, and `urgent` owned.
 
-    def __init__(self, control: QmpClient, process: ChildProcess, *, is_sender: bool) -> None:
+    A receiver needs `urgent`. For one thread.
+    """
+
+    def __init__(
+        self, control: QmpClient, process: ChildProcess, urgent: QmpClient | None, *, is_sender: bool
+    ) -> None:
         self._control = control
         self._process = process
+        self._spares = None if urgent is None else Spares(urgent)
         self.is_sender = is_sender
         self._pump: Pump | None = None
         self._carried_bytes = 0  # over links that are lost
@@ -102,7 +108,7 @@ class PostcopyCarrier:
         :raises NotSent: QEMU refused, or failed. :raises LinkLost: the other side is gone.
         """
         self._on_transferred = target.on_transferred
-        downtime_ms = min(target.downtime_ms, MAX_DOWNTIME_MS)
+        downtime_ms = limit_for(target.downtime_ms)
         pump = self._begin("migrate", target.link_fd, downtime_ms=downtime_ms)
         info = self._go_over_once(pump, target.insist_s)
         if info.get("status") == "completed":  # there was nothing left
@@ -123,6 +129,8 @@ class PostcopyCarrier:
         :raises StateError: it is no state of such a machine. :raises LinkLost: the other side is gone.
         """
         self._on_transferred = source.on_transferred
+        if self._spares is not None:
+            self._spares.lay()
         pump = self._begin("migrate-incoming", source.link_fd)
         try:
             while self._look(pump).get("status") not in ("postcopy-active", *ENDED):
@@ -148,12 +156,14 @@ class PostcopyCarrier:
         try:
             while not self._pump.wait_end(timeout_s=_REPORT_S):
                 self._check_going(self._look(self._pump))
+                if self._spares is not None:
+                    self._spares.forget_events()
             self._check_going(await_end(self._control))
         except (LinkLost, EngineTimeout) as error:
             self._carried_bytes += self._pump.carried_bytes
             self._pump.close()
             raise LinkLost("The connection is lost while memory is on the way") from error
-        self._pump.close()
+        self.close()
 
     def take_back(self) -> None:
         """Blocking. Have QEMU come to an end with a guest that the other side does not go on with; closes.
@@ -174,6 +184,8 @@ class PostcopyCarrier:
     def close(self) -> None:
         if self._pump is not None:
             self._pump.close()
+        if self._spares is not None:
+            self._spares.close()
 
     def _begin(self, command: str, link_fd: int, *, downtime_ms: int | None = None) -> Pump:
         near, far = socket.socketpair()
@@ -237,23 +249,24 @@ class PostcopyCarrier:
 
     def _go_on_over(self, link_fd: int) -> None:
         """:raises LinkLost: QEMU does not take it."""
+        near = self._resume() if self._spares is None else self._spares.take(self._check_alive)
+        self._pump = Pump(near, link_fd, has_marks=False, expects=not self.is_sender)
+
+    def _resume(self) -> socket.socket:
+        """Have a QEMU that sends go on; return our end of its way, which is the caller's."""
         near, far = socket.socketpair()
         try:
             with far:
                 self._await_pause()
                 self._control.execute("getfd", {"fdname": _FD_NAME}, fds=[far.fileno()])
-                uri = {"uri": f"fd:{_FD_NAME}"}
-                if self.is_sender:
-                    self._control.execute("migrate", {**uri, "resume": True})
-                else:
-                    self._control.execute("migrate-recover", uri)
+                self._control.execute("migrate", {"uri": f"fd:{_FD_NAME}", "resume": True})
         except (EngineTimeout, QmpError) as error:
             near.close()
             raise LinkLost("QEMU does not go on") from error
         except BaseException:
             near.close()
             raise
-        self._pump = Pump(near, link_fd, has_marks=False, expects=not self.is_sender)
+        return near
 
     def _await_pause(self) -> None:
         """Wait until QEMU has seen that its link is gone."""

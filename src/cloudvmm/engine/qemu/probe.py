@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import zlib
 from typing import Literal
 
 import msgspec
@@ -72,15 +71,14 @@ def judge_kvm(facts: QemuFacts, *, kvm_device: str = KVM_DEVICE, attempt: Attemp
     if obstacle := _obstacle(kvm_device):
         return Verdict(False, obstacle)
     try:
-        key = _cache_key(facts, kvm_device)
+        subject = _subject(facts, kvm_device)
     except OSError:
         return _probe_kvm(facts, kvm_device, attempt)
-    subject = f"kvm-{zlib.crc32(os.fsencode(facts.binary)):08x}"
-    verdict = cache.load(subject, key, Verdict)
+    verdict = cache.load(subject, Verdict)
     if verdict is None:
         verdict = _probe_kvm(facts, kvm_device, attempt)
         if verdict.is_final:
-            cache.store(subject, key, verdict)
+            cache.store(subject, verdict)
     return verdict
 
 
@@ -139,12 +137,12 @@ def _obstacle(device: str) -> str | None:
     return None
 
 
-def _cache_key(facts: QemuFacts, device: str) -> list[str]:
+def _subject(facts: QemuFacts, device: str) -> cache.Subject:
     status = os.stat(device)
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot_id = file.read().strip()
     identity = [device, str(status.st_dev), str(status.st_ino), str(status.st_rdev)]
-    return [_FORMAT, os.uname().release, boot_id, *identity, *cache.file_identity(facts.binary)]
+    return cache.about_program("kvm", facts.binary, _FORMAT, os.uname().release, boot_id, *identity)
 
 
 def _probe_kvm(facts: QemuFacts, device: str, attempt: Attempt | None) -> Verdict:

@@ -1,11 +1,14 @@
 """One child process, QEMU or a program that serves it: how it is started, how it is ended, what it said last.
 
 Knows nothing of QMP or of what the process does. The child gets a session of its own, nothing on
-standard input, and exactly the descriptors that were named. It dies with the manager, since nobody else
+standard input, and exactly the descriptors that were named. It dies with the manager, where nobody else
 could reach it: the kernel kills it when the *thread* that spawned it ends, so each has a thread of its own
 that sleeps until the machine is closed. `setpriv` sets that death signal and a shell then checks that the
 manager is still the parent, because a manager that was gone before the signal was set would never be
-noticed.
+noticed. A child with a `pid_file` outlives us, and is found again by that: `adopted_process.py`.
+
+None of them gains rights by starting another program, leaves a core of the guest's memory, or learns of our
+environment.
 """
 
 from __future__ import annotations
@@ -14,15 +17,21 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import select
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
+from cloudvmm.host.error import HostError
+from cloudvmm.host.pid_file import GATE, PidFile
+from cloudvmm.host.program import locate
 
 WORDS_BYTES = 4096
+SHELL: Final = "/bin/sh"
 _THREAD_LOOK_S = 0.001
 _LOG_LIMIT_BYTES = 1024 * 1024
 _LOG_CHECK_S = 1.0
@@ -31,6 +40,8 @@ _PR_GET_THP_DISABLE = 42
 _LAST_STANDARD_FD = 2
 _SPAWNING = threading.Lock()  # what a child inherits of this process is changed for some of them
 _PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
+_NO_CORE = "ulimit -c 0"
+_SETPRIV = "setpriv"
 _DEFAULTED_SIGNALS = (
     signal.SIGPIPE,
     signal.SIGXFSZ,
@@ -44,26 +55,40 @@ _DEFAULTED_SIGNALS = (
 class ProcessSpec:
     """What to start: `argv[0]` is an absolute path, `fds` (lent) keep their numbers in the child.
 
-    So none of them may be 0, 1 or 2, which are the child's own. `name` is what errors call it.
+    So none of them may be 0, 1 or 2, which are the child's own. Those that are keys of `shown` are its values
+    in the child. `name` is what errors call it.
 
-    With `state_dir` the files `pid`, `argv` and `qemu.log`, for their owner's eyes only, are there while the
-    child lives. The log is begun anew where it is found to be longer than 1 MiB.
+    With `state_dir` the files `argv` and `qemu.log`, for their owner's eyes only, are there while the
+    child lives. The log is begun anew where it is found to be longer than 1 MiB. With `pid_file`, see
+    `host.pid_file`, the child outlives us; that is removed with it.
+
+    `confine` is called by the thread that starts the child, holds that thread to what the child may do, and
+    returns what `setpriv` is to be told of it beside.
+    `most_files` is how many files the child may have open, at the most; it is as many as we may without.
     """
 
-    __slots__ = ("argv", "fds", "name", "state_dir", "thp")
+    __slots__ = ("argv", "confine", "fds", "most_files", "name", "pid_file", "shown", "state_dir", "thp")
 
     def __init__(
         self,
         argv: Sequence[str],
         *,
         fds: Sequence[int] = (),
+        shown: Mapping[int, int] | None = None,
         state_dir: str | None = None,
+        pid_file: str | None = None,
         thp: bool = True,
         name: str = "QEMU",
+        confine: Callable[[], Sequence[str]] | None = None,
+        most_files: int | None = None,
     ) -> None:
+        self.pid_file = pid_file
         self.name = name
+        self.confine = confine
+        self.most_files = most_files
         self.argv = list(argv)
         self.fds = list(fds)
+        self.shown = shown or {}
         self.state_dir = state_dir
         self.thp = thp
 
@@ -78,6 +103,7 @@ class ChildProcess:
         """
         self._name = spec.name
         self._state_dir = spec.state_dir
+        self._pid_file = spec.pid_file
         self._lock = threading.Lock()
         self._released = threading.Event()
         self._status: os.waitid_result | None = None
@@ -94,12 +120,17 @@ class ChildProcess:
         except OSError as error:
             raise EngineError(f"The log of {spec.name} could not be opened") from error
         try:
-            self.pid = self._start(spec)
-            self._pidfd = self._open_pidfd()
-        except (OSError, ValueError, RuntimeError) as error:  # out of threads; a text that is no argument
-            os.close(self._log_fd)
-            self._log_fd = -1
-            self._remove_state()
+            with contextlib.ExitStack() as undo:
+                pid_file = None if spec.pid_file is None else PidFile(spec.pid_file)
+                if pid_file is not None:
+                    undo.callback(pid_file.close)
+                self.pid = self._start(spec, pid_file)
+                self._pidfd = self._open_pidfd()
+                if pid_file is not None:
+                    pid_file.tell(self.pid)
+        except (OSError, ValueError, RuntimeError, EngineError, HostError) as error:
+            # Out of threads; a text that is no argument; what confines it failed.
+            self._give_up()
             raise EngineError(f"{spec.name} could not be started") from error
         try:
             self._write_state(spec)
@@ -211,18 +242,20 @@ class ChildProcess:
             self._log_fd = -1
             self._remove_state()
 
-    def _start(self, spec: ProcessSpec) -> int:
+    def _start(self, spec: ProcessSpec, pid_file: PidFile | None) -> int:
         if not os.access(spec.argv[0], os.X_OK):
             # The shell between us and it could only say so by a status.
             raise FileNotFoundError(errno.ENOENT, "There is no such program", spec.argv[0])
-        check = ["sh", "-c", _PARENT_CHECK, str(os.getpid())]
-        argv = ["setpriv", "--pdeathsig", "KILL", "--", *check, *spec.argv]
+        ties = ("--pdeathsig", "KILL") if pid_file is None else ()
+        check = f"{_limits(spec.most_files)}; {_PARENT_CHECK if pid_file is None else GATE}"
+        setpriv = [find_setpriv(), "--no-new-privs", *ties]
+        argv = ["--", SHELL, "-c", check, str(os.getpid()), *spec.argv]
         outcome: list[int | BaseException] = []
         started = threading.Event()
 
         def keep() -> None:
             try:
-                outcome.append(_spawn(argv, spec, self._log_fd))
+                outcome.append(_spawn(setpriv, argv, spec, self._log_fd, pid_file))
             except BaseException as error:
                 outcome.append(error)  # whatever it is, somebody waits for it
             finally:
@@ -244,6 +277,14 @@ class ChildProcess:
         while not self._released.wait(_LOG_CHECK_S):
             if os.fstat(self._log_fd).st_size > _LOG_LIMIT_BYTES:
                 os.ftruncate(self._log_fd, 0)  # it is written to at its end, wherever that is
+
+    def _give_up(self) -> None:
+        if self._pidfd >= 0:
+            self.close()
+            return
+        os.close(self._log_fd)
+        self._log_fd = -1
+        self._remove_state()
 
     def _open_pidfd(self) -> int:
         try:
@@ -276,13 +317,31 @@ class ChildProcess:
     def _write_state(self, spec: ProcessSpec) -> None:
         if self._state_dir is not None:
             _write_file(f"{self._state_dir}/argv", "".join(f"{argument}\n" for argument in spec.argv))
-            _write_file(f"{self._state_dir}/pid", f"{self.pid}\n")
 
     def _remove_state(self) -> None:
+        paths = [] if self._pid_file is None else [self._pid_file]
         if self._state_dir is not None:
-            for name in ("argv", "pid", "qemu.log"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{self._state_dir}/{name}")
+            paths += [f"{self._state_dir}/{name}" for name in ("argv", "qemu.log")]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def find_setpriv() -> str:
+    """Return the path of the program that sets what a child has of rights.
+
+    :raises FileNotFoundError: it is not there.
+    """
+    return locate(_SETPRIV)
+
+
+def _limits(most_files: int | None) -> str:
+    """Return how the shell limits itself before it becomes the child."""
+    if most_files is None:
+        return _NO_CORE
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = most_files if hard == resource.RLIM_INFINITY else min(most_files, hard)
+    return f"{_NO_CORE}; ulimit -n {files}"
 
 
 def _inheritable_fds() -> list[int]:
@@ -313,21 +372,30 @@ def _write_file(path: str, text: str) -> None:
         file.write(text)
 
 
-def _spawn(argv: Sequence[str], spec: ProcessSpec, log_fd: int) -> int:
-    """Start `argv`; return its pid. `posix_spawn` keeps the child from running any Python."""
+def _spawn(
+    setpriv: Sequence[str],
+    argv: Sequence[str],
+    spec: ProcessSpec,
+    log_fd: int,
+    pid_file: PidFile | None,
+) -> int:
+    """Have `setpriv` start `argv`; return its pid. `posix_spawn` keeps the child from running any Python."""
     actions: list[tuple[int, int] | tuple[int, int, int] | tuple[int, int, str, int, int]] = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
+        if pid_file is None
+        else (os.POSIX_SPAWN_DUP2, pid_file.gate_fd, 0),
         (os.POSIX_SPAWN_DUP2, log_fd, 1),
         (os.POSIX_SPAWN_DUP2, log_fd, 2),
     ]
     # Onto itself: takes close-on-exec away in the child alone.
-    actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in spec.fds]
+    actions += [(os.POSIX_SPAWN_DUP2, spec.shown.get(fd, fd), fd) for fd in spec.fds]
     actions += [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable_fds() if fd not in spec.fds]
+    told = () if spec.confine is None else spec.confine()
     with _SPAWNING, contextlib.nullcontext() if spec.thp else _without_huge_pages():
-        return os.posix_spawnp(
-            argv[0],
-            list(argv),
-            os.environ,
+        return os.posix_spawn(
+            setpriv[0],
+            [*setpriv, *told, *argv],
+            {},
             file_actions=actions,
             setsid=True,
             setsigmask=(),

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Final
 
 from cloudvmm.engine.base import EngineError, EngineTimeout, LinkLost, StateError
-from cloudvmm.engine.qemu.migration import FRAME_BYTES, SILENCE_S
+from cloudvmm.engine.qemu.migration import FRAME_BYTES
+from cloudvmm.engine.qemu.migration_watch import SILENCE_S
 from cloudvmm.host.eventfd import EventFd
 
 _LENGTH: Final = struct.Struct(">I")

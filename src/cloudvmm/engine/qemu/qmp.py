@@ -4,6 +4,9 @@ One thread at a time executes commands; others wait for their turn, within their
 called by any thread and makes a call that waits fail at once. Events that arrive between replies are kept
 aside in order, the newest `MAX_KEPT_EVENTS` of them. After `EngineTimeout` the connection stays usable: the
 answer that comes late is recognised by its id and dropped.
+
+QEMU reads a monitor byte by byte, each in a round of its loop, which makes 4 ms of a thousand: what is long
+is not waited for where that can be helped.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ _RECEIVE_BYTES = 64 * 1024
 _RECEIVES_PER_POLL = 16
 _HANDSHAKE_ID = 0
 _SLICE_S = 0.2
+_RESET = b"\xff"  # no JSON: QEMU forgets what it has of a line, and says so
 
 Observer = Callable[[str, dict[str, Any]], None]
 
@@ -48,9 +52,13 @@ class QmpError(EngineError):
         self.description = description
 
 
-def offer_handshake(sock: socket.socket) -> None:
-    """Send the capabilities negotiation; may be done before QEMU has started, it is read when it has."""
-    sock.sendall(encode_command("qmp_capabilities", command_id=_HANDSHAKE_ID))
+def offer_handshake(sock: socket.socket, *, has_urgent: bool = False) -> None:
+    """Send the capabilities negotiation; may be done before QEMU has started, it is read when it has.
+
+    With `has_urgent` commands may be urgent.
+    """
+    arguments = {"enable": ["oob"]} if has_urgent else None
+    sock.sendall(encode_command("qmp_capabilities", arguments, command_id=_HANDSHAKE_ID))
 
 
 class QmpClient:
@@ -88,6 +96,34 @@ class QmpClient:
             self._await_reply("qmp_capabilities", _HANDSHAKE_ID, deadline)
         return greeting.version
 
+    def rejoin(self, *, timeout_s: float) -> list[Event]:
+        """Blocking. Go on with a conversation that another process left, and return the events since.
+
+        It may have ended in the middle of a line of its own, or of one of QEMU's: what is half is dropped, as
+        are the answers to what that process asked.
+
+        :raises MachineGone: the connection ended. :raises EngineTimeout: QEMU does not answer.
+        """
+        self._last_id = time.monotonic_ns()  # above all that were given before
+        events: list[Event] = []
+        deadline = time.monotonic() + timeout_s
+        with self._turn:
+            self._socket.settimeout(timeout_s)
+            try:
+                self._socket.sendall(_RESET)
+            except OSError as error:
+                raise self._gone("rejoin") from error
+            command_id = self._begin("query-status", None, deadline)
+            while True:
+                try:
+                    message = self._receive("query-status", deadline)
+                except QmpGarbage:
+                    continue
+                if isinstance(message, Event):
+                    events.append(message)
+                elif isinstance(message, Reply) and message.command_id == command_id:
+                    return events
+
     def execute(
         self,
         command: str,
@@ -95,8 +131,11 @@ class QmpClient:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         fds: Sequence[int] = (),
+        is_urgent: bool = False,
     ) -> Any:
         """Blocking. Send one command, with `fds` (lent) beside it, and return what QEMU returns.
+
+        One that `is_urgent` QEMU executes at once, whatever its main loop waits for; there are few such ones.
 
         :raises QmpError: QEMU refused.
         :raises EngineTimeout: no answer within `timeout_s`: it may or may not have been carried out.
@@ -104,24 +143,25 @@ class QmpClient:
         """
         deadline = time.monotonic() + timeout_s
         with self._taking_turn(command, timeout_s):
-            return self._await_reply(command, self._begin(command, arguments, fds, deadline), deadline)
+            number = self._begin(command, arguments, deadline, fds=fds, is_urgent=is_urgent)
+            return self._await_reply(command, number, deadline)
 
     def tell(
-        self,
-        command: str,
-        arguments: dict[str, Any] | None = None,
-        *,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        self, commands: Sequence[tuple[str, dict[str, Any]]], *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> None:
-        """Send one command and let its answer, be it a refusal, be dropped when it comes.
+        """Send commands, by name and arguments, and let the answers, be they refusals, be dropped.
 
-        QEMU carries it out after what was sent before, and before what is sent next. Blocking only where QEMU
-        takes nothing.
+        QEMU carries them out after what was sent before, and before what is sent next. Blocking only where
+        QEMU takes nothing.
 
         :raises EngineTimeout: nothing was sent in time. :raises MachineGone: the connection ended.
         """
-        with self._taking_turn(command, timeout_s):
-            self._begin(command, arguments, (), time.monotonic() + timeout_s)
+        if not commands:
+            return
+        name = commands[0][0]
+        with self._taking_turn(name, timeout_s):
+            lines = [self._line(*command)[1] for command in commands]
+            self._send(name, b"".join(lines), (), time.monotonic() + timeout_s)
 
     def wait_event(self, name: str, *, timeout_s: float) -> Event:
         """Blocking. Take the next event `name`, kept aside or to come; earlier other events are dropped.
@@ -198,16 +238,14 @@ class QmpClient:
         Never blocks: where the socket has no room, or the connection has ended, nothing is sent, and there is
         no number. One thread alone may use a client in this way, and execute nothing on it.
         """
-        if self._observe is not None:
-            self._observe(command, arguments or {})
-        self._last_id += 1
+        number, line = self._line(command, arguments)
         try:
             self._socket.settimeout(0)
-            self._socket.send(encode_command(command, arguments, command_id=self._last_id))
+            self._socket.send(line)
         except OSError:
             return None
-        self._posted.add(self._last_id)
-        return self._last_id
+        self._posted.add(number)
+        return number
 
     def take_answers(self) -> list[Reply | Refusal]:
         """Return and forget what `poll_events` received as answers to what was posted, in order."""
@@ -247,14 +285,29 @@ class QmpClient:
             self._turn.release()
 
     def _begin(
-        self, command: str, arguments: dict[str, Any] | None, fds: Sequence[int], deadline: float
+        self,
+        command: str,
+        arguments: dict[str, Any] | None,
+        deadline: float,
+        *,
+        fds: Sequence[int] = (),
+        is_urgent: bool = False,
     ) -> int:
         """Send a command, in one's turn, and return its number."""
+        number, line = self._line(command, arguments, is_urgent=is_urgent)
+        self._send(command, line, fds, deadline)
+        return number
+
+    def _line(
+        self, command: str, arguments: dict[str, Any] | None, *, is_urgent: bool = False
+    ) -> tuple[int, bytes]:
+        """Return the next number, and the line that is to be sent with it."""
         if self._observe is not None:
             self._observe(command, arguments or {})
         self._last_id += 1
-        self._send(command, encode_command(command, arguments, command_id=self._last_id), fds, deadline)
-        return self._last_id
+        return self._last_id, encode_command(
+            command, arguments, command_id=self._last_id, is_urgent=is_urgent
+        )
 
     def _keep_answer(self, message: Message) -> None:
         if isinstance(message, Reply | Refusal) and message.command_id in self._posted:

@@ -18,13 +18,16 @@ from cloudvmm.config.disk import ImageType
 from cloudvmm.config.net import NetConfig
 from cloudvmm.config.pci import PciDevice
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, MachineSpec, StateError
+from cloudvmm.engine.base import DeviceError, EngineError, MachineSpec, StateError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
+from cloudvmm.engine.qemu.confinement import open_doorway
+from cloudvmm.engine.qemu.console import open_stream
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.handover import Handover
 from cloudvmm.engine.qemu.ivshmem import open_ivshmem
 from cloudvmm.engine.qemu.kind import devices_of, open_backing
+from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RamBacking, module_id
 from cloudvmm.engine.qemu.net import NetBacking
 from cloudvmm.engine.qemu.numa import Memory, memory_of
@@ -35,6 +38,8 @@ from cloudvmm.engine.qemu.text import is_utf8
 from cloudvmm.engine.qemu.tpm import open_tpm
 from cloudvmm.engine.qemu.vfio import open_iommufd
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
+from cloudvmm.host.doorway import Doorway
+from cloudvmm.host.user import User
 
 _SINGLE_FDS: Final = ("serial_fd", "console_fd", "debug_console_fd", "rng_fd", "iommufd_fd")
 
@@ -44,7 +49,7 @@ class RngSourceError(DeviceError):
 
 
 class Resources(msgspec.Struct, kw_only=True):
-    """Everything opened for one machine. Owns every descriptor in it."""
+    """Everything opened for one machine, whose QEMU runs as `user`, as us if None. Owns every descriptor."""
 
     memory: Memory
     rams: dict[str, RamBacking] = msgspec.field(default_factory=dict)
@@ -58,6 +63,8 @@ class Resources(msgspec.Struct, kw_only=True):
     rng_fd: int | None = None
     iommufd_fd: int | None = None
     firmware_is_elf: bool = False
+    user: User | None = None
+    doorway: Doorway | None = None
 
     @property
     def inherited_fds(self) -> list[int]:
@@ -67,6 +74,36 @@ class Resources(msgspec.Struct, kw_only=True):
             *(fd for fd in singles if fd is not None),
             *(fd for backing in self._all() for fd in backing.fds),
         ]
+
+    def stay_ours(self) -> None:
+        """Have the machine's QEMU run as us."""
+        self.user = None
+        if self.doorway is not None:
+            self.doorway.reader = None
+
+    @property
+    def streams(self) -> tuple[int | None, int | None, int | None]:
+        """What was opened for the serial port, the console and the debug port, if anything was."""
+        return self.serial_fd, self.console_fd, self.debug_console_fd
+
+    @property
+    def reopened_fds(self) -> list[int]:
+        """Those of the descriptors whose files QEMU opens once more, to map them or by a name of its own."""
+        backings = [each for each in self._all() if isinstance(each, RamBacking | MappedBacking)]
+        found = [fd for backing in backings for fd in backing.fds]
+        return found if self.rng_fd is None else [*found, self.rng_fd]
+
+    @property
+    def private_fds(self) -> list[int]:
+        """Whose files QEMU opens for writing although it writes to none of them: it maps them for itself."""
+        mapped = (each for each in self.backings.values() if isinstance(each, MappedBacking))
+        return [each.fd for each in mapped if not each.is_shared]
+
+    @property
+    def connected_paths(self) -> list[str]:
+        """Where there are sockets that QEMU itself connects to."""
+        paths = (getattr(backing, "path", None) for backing in self.backings.values())
+        return [path for path in paths if path is not None]
 
     def module(self, number: int, size: int) -> RamBacking:
         """Return the memory of module `number`, of the same kind as the first piece of RAM; to be opened."""
@@ -88,6 +125,11 @@ class Resources(msgspec.Struct, kw_only=True):
     def maps_memory(self) -> bool:
         """Whether a program beside QEMU maps the guest's memory."""
         return any(backing.maps_memory for backing in self.backings.values())
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether QEMU itself is to have the network."""
+        return any(backing.needs_network for backing in self.backings.values())
 
     @property
     def interfaces(self) -> dict[str, str]:
@@ -136,6 +178,8 @@ class Resources(msgspec.Struct, kw_only=True):
         """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
         for backing in self._all():
             backing.close()
+        if self.doorway is not None:
+            self.doorway.close()
         for name in _SINGLE_FDS:
             fd = getattr(self, name)
             if fd is not None:
@@ -168,7 +212,7 @@ def acquire(
     vm_config = spec.vm_config
     check_supported(vm_config)
     check_slots(spec.slots)
-    resources = Resources(memory=memory_of(vm_config))
+    resources = Resources(memory=memory_of(vm_config), user=attempt.user)
     undo.callback(resources.close)
     resources.rams = {
         name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in resources.memory.rams.items()
@@ -176,6 +220,7 @@ def acquire(
     resources.zones = zones_of(vm_config.memory)
     resources.modules = [resources.module(number, size) for number, size in enumerate(spec.modules)]
     _open_memories(resources.memories, handover.memory)
+    resources.doorway = open_doorway(attempt.policy, spec.state_dir, attempt.user)
     resources.rng_path, resources.rng_fd = _check_rng(vm_config.rng.src)
     resources.iommufd_fd = open_iommufd(vm_config.platform)
     resources.firmware_is_elf = _firmware_is_elf(vm_config)
@@ -187,9 +232,9 @@ def acquire(
         resources.hold(open_ivshmem(vm_config.ivshmem))
     if vm_config.tpm is not None:
         resources.hold(open_tpm(vm_config.tpm, attempt))
-    resources.serial_fd = _duplicate_stream(spec.serial)
-    resources.console_fd = _duplicate_stream(spec.console)
-    resources.debug_console_fd = _duplicate_stream(spec.debug_console)
+    resources.serial_fd = open_stream(spec.serial)
+    resources.console_fd = open_stream(spec.console)
+    resources.debug_console_fd = open_stream(spec.debug_console)
     return resources
 
 
@@ -218,10 +263,6 @@ def _on_queues(device: PciDevice, handover: Handover) -> PciDevice:
     if queues is None or not isinstance(device, NetConfig):
         return device
     return msgspec.structs.replace(device, fds=queues)
-
-
-def _duplicate_stream(sink: ConsoleSink) -> int | None:
-    return None if sink.stream_fd is None else os.dup(sink.stream_fd)
 
 
 def _firmware_is_elf(vm_config: VmConfig) -> bool:

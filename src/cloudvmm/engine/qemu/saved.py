@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from cloudvmm.config import form
 from cloudvmm.config.cpu import CpusConfig
 from cloudvmm.engine.base import Base, BeginsAt, FrozenDisk, SavedIn, StateError
 from cloudvmm.engine.qcow2 import create_overlay
@@ -43,6 +44,7 @@ class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What `engine-machine` holds. `pieces` are not in the stream where it `is_ram_apart`.
 
     `cpu` is what the guest knows of its vCPUs, see `cpu_model`; None where an early release wrote it.
+    `has_vmgenid` says that it is told its generation.
     `checksums` are those of `checksum.py`, by the names of files.
     """
 
@@ -51,6 +53,7 @@ class SavedMachine(msgspec.Struct, frozen=True, kw_only=True):
     qemu: tuple[int, int, int]
     accelerator: str
     cpu: str | None = None
+    has_vmgenid: bool = False
     is_ram_apart: bool
     pieces: list[SavedPiece]
     checksums: dict[str, int] = {}
@@ -100,8 +103,7 @@ class MemoryBase(Base):
         return os.open(f"/proc/self/fd/{self._files[name]}", os.O_RDONLY | os.O_CLOEXEC)
 
     def make_overlay(self, disk_id: str, path: str) -> None:
-        disk = self._disks[disk_id]
-        create_overlay(path, base_path=disk.path, base_type=disk.image_type, size_bytes=disk.size_bytes)
+        create_overlay(path, self._disks[disk_id])
 
     def close(self) -> None:
         while self._files:
@@ -128,14 +130,15 @@ def read_machine(origin: SavedIn | BeginsAt) -> SavedMachine:
     try:
         with open(open_saved(origin, MACHINE_FILE), "rb") as file:
             raw = file.read(_MAX_BYTES)
-        found = msgspec.json.decode(raw, type=_Label).format
+        found = form.decoder(_Label).decode(raw).format
         if found != _FORMAT:
             raise StateError(f"The state has the format {found}, and this release reads {_FORMAT}")
-        return msgspec.json.decode(raw, type=SavedMachine)
-    except (OSError, ValueError) as error:
-        if isinstance(error, msgspec.DecodeError | UnicodeDecodeError):
-            raise StateError("The state is damaged") from error
+        machine: SavedMachine = form.decoder(SavedMachine).decode(raw)
+    except form.MALFORMED as error:
+        raise StateError("The state is damaged") from error
+    except OSError as error:
         raise StateError("The state cannot be read") from error
+    return machine
 
 
 def check_machine(
@@ -144,6 +147,8 @@ def check_machine(
     facts: QemuFacts,
     cpus: CpusConfig,
     rams: dict[str, Ram],
+    *,
+    has_vmgenid: bool,
 ) -> None:
     """Look whether a machine of `cpus` and `rams`, by their ids, can go on from what is in `origin`.
 
@@ -153,6 +158,9 @@ def check_machine(
     """
     _check_origin(machine, facts)
     _check_cpu(machine.cpu, cpu_model(cpus, facts))
+    if machine.has_vmgenid != has_vmgenid:
+        preposition = "with" if machine.has_vmgenid else "without"
+        raise StateError(f"The state is that of a machine {preposition} a VM generation id")
     apart = {name: ram.size for name, ram in rams.items() if ram.is_shared} if machine.is_ram_apart else {}
     if {piece.name: piece.size for piece in machine.pieces} != apart:
         raise StateError("The state is that of a machine with other RAM")

@@ -21,9 +21,11 @@ from cloudvmm.engine.qemu.checksum import Checksum
 from cloudvmm.engine.qemu.extent import OnCopied, copy_file, copy_from_huge_pages, copy_to_huge_pages
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.memory import RamBacking
+from cloudvmm.engine.qemu.migration import ENDED, set_capabilities
 from cloudvmm.engine.qemu.migration_watch import MAX_BYTES_PER_S
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources
+from cloudvmm.engine.qemu.room import check_disk
 from cloudvmm.engine.qemu.saved import (
     MACHINE_FILE,
     SavedMachine,
@@ -46,7 +48,9 @@ _KEEPS_ZONES: Final = (10, 0, 0)
 _OPENS_SETS: Final = (9, 1, 0)
 # An older QEMU has its images inactive from when it has given its state until its guest runs again.
 _ACTIVATES: Final = (10, 0, 0)
-_END: Final = {"completed", "failed", "cancelled"}
+_DOWNTIME_MS: Final = 50  # of a guest that runs on at first
+_GIVING: Final = "finish-migrate"
+_LOOK_S: Final = 0.001
 _ANSWER_S: Final = 1.0
 _CALLED_OFF_S: Final = 30.0
 
@@ -81,8 +85,9 @@ class NotRestorable(StateError):
 class Saver:
     """Saves one machine, as often as is asked. `control` and `resources` are lent. For one thread.
 
-    `cpu` is the model that the guest knows. `has_ivshmem` says that all RAM must be in the stream: QEMU would
-    look for the memory of ivshmem where it lay in the guest before it has put it there.
+    `cpu` is the model that the guest knows, `has_vmgenid` says that it knows a generation. `has_ivshmem` says
+    that all RAM must be in the stream: QEMU would look for the memory of ivshmem where it lay in the guest
+    before it has put it there.
 
     QEMU gives the state of a guest that stands still once. So what was written stays open, to be copied where
     the guest has neither run nor changed when it is saved again.
@@ -96,12 +101,14 @@ class Saver:
         *,
         cpu: str,
         has_ivshmem: bool,
+        has_vmgenid: bool,
     ) -> None:
         self._control = control
         self._resources = resources
         self._facts = facts
         self._cpu = cpu
         self._has_ivshmem = has_ivshmem
+        self._has_vmgenid = has_vmgenid
         self._written: dict[str, int] = {}
         self._is_spent = False
 
@@ -112,10 +119,12 @@ class Saver:
         calls it off.
 
         :raises NotSaved: QEMU refused, or the state is larger than the disk.
+        :raises TooLittleDisk: the memory alone is larger than what is left of the disk.
         :raises StateSpent: QEMU gives its state only when the guest has run again.
         """
         if not self._written:
             self.check_unspent()
+        check_disk(folder, sum(memory.held_bytes for memory in self.memories_apart().values()))
         with contextlib.ExitStack() as undo:
             self.write_into(partial(_created, folder, undo=undo), copy_memory, tell)
             undo.pop_all()
@@ -123,7 +132,8 @@ class Saver:
     def write_into(self, made: MakeFile, copy: CopyMemory, tell: OnSaved) -> None:
         """Blocking. Write the state of a guest that stands still into the files that `made` gives.
 
-        `copy` is what copies a memory to its file. Otherwise as `save`.
+        One whose memory is not apart may run at first, and stands still afterwards. `copy` is what copies a
+        memory to its file. Otherwise as `save`.
         """
         if self._written:
             self._copy_all(made, tell)
@@ -139,6 +149,11 @@ class Saver:
         """:raises StateSpent: QEMU gives its state only when the guest has run again."""
         if self._is_spent:
             raise StateSpent
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether QEMU gives its state only when the guest has run again."""
+        return self._is_spent
 
     def check_images(self) -> None:
         """:raises ImagesInactive: QEMU would end itself if an image were changed now."""
@@ -212,6 +227,7 @@ class Saver:
             qemu=version,
             accelerator=self._facts.accelerator,
             cpu=self._cpu,
+            has_vmgenid=self._has_vmgenid,
             is_ram_apart=is_ram_apart,
             pieces=pieces,
             checksums=checksums,
@@ -277,7 +293,7 @@ class Saver:
             self._control.execute("migrate_cancel")
             while True:
                 status = self._control.execute("query-migrate").get("status")
-                if status is None or status in _END or time.monotonic() > deadline_s:
+                if status is None or status in ENDED or time.monotonic() > deadline_s:
                     return bool(status == "completed")
                 with contextlib.suppress(EngineTimeout):
                     self._control.wait_event("MIGRATION", timeout_s=_ANSWER_S)
@@ -299,6 +315,23 @@ def copy_memory(memory: RamBacking, fd: int, check: OnCopied) -> int:
         (copy_from_huge_pages if memory.ram.hugepages else copy_file)(memory.fd, fd, check=check)
         os.fsync(fd)
         return checksum.value()
+
+
+def let_run(control: QmpClient) -> None:
+    """Blocking. Have the guest run. QEMU says that it has given its state a moment before it lets it.
+
+    :raises QmpError: it refuses.
+    """
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            control.execute("cont")
+        except QmpError:
+            if time.monotonic() > deadline_s or control.execute("query-status")["status"] != _GIVING:
+                raise
+        else:
+            return
+        time.sleep(_LOOK_S)
 
 
 def load_memory(
@@ -378,19 +411,17 @@ def _migrate(
     timeout_s = _TIMEOUT_S + ram_bytes / _BYTES_PER_S
     capabilities = {"events": True, "x-ignore-shared": is_ram_apart, "postcopy-ram": False}
     try:
-        control.execute(
-            "migrate-set-capabilities",
-            {"capabilities": [{"capability": name, "state": on} for name, on in capabilities.items()]},
-        )
+        set_capabilities(control, capabilities)
         if not is_ram_apart:
-            control.execute("migrate-set-parameters", {"max-bandwidth": MAX_BYTES_PER_S})
+            limits = {"max-bandwidth": MAX_BYTES_PER_S, "downtime-limit": _DOWNTIME_MS}
+            control.execute("migrate-set-parameters", limits)
         with _given(control, fd, version) as uri:
             control.execute_until(
                 command,
                 {"uri": uri},
                 event="MIGRATION",
                 timeout_s=timeout_s,
-                is_last=lambda event: event.data["status"] in _END,
+                is_last=lambda event: event.data["status"] in ENDED,
                 check=check,
             )
         info = control.execute("query-migrate")

@@ -15,11 +15,11 @@ import time
 from typing import Final
 
 from cloudvmm.config.device import TpmConfig
-from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.companion import Companion, ServedBacking, find_program
+from cloudvmm.engine.qemu.confinement import confine_program
 from cloudvmm.engine.qemu.name import part_id, qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 
@@ -58,7 +58,7 @@ class TpmStateInUse(DeviceError):
 
 
 class TpmNeedsQboot(DeviceError):
-    """A guest whose kernel SeaBIOS starts finds no TPM, and this QEMU has no qboot.rom"""
+    """A guest that SeaBIOS starts finds no TPM: it needs qboot.rom, and no VM generation id"""
 
 
 class TpmBacking(ServedBacking, kw_only=True):
@@ -90,13 +90,6 @@ def tpm_parts(backing: Backing | None) -> Parts:
         tpmdevs=[{"id": emulator, "type": "emulator", "chardev": channel}],
         devices=[{"driver": "tpm-crb", "id": qdev_id(TPM_ID), "tpmdev": emulator}],
     )
-
-
-def check_firmware(payload: PayloadConfig | None, *, has_qboot: bool, firmware_is_elf: bool) -> None:
-    """:raises TpmError: the guest would be started by a firmware that hides its TPM."""
-    is_own_firmware = payload is not None and payload.firmware is not None and not firmware_is_elf
-    if not (has_qboot or is_own_firmware):
-        raise TpmError from TpmNeedsQboot()
 
 
 def _connected(path: str, attempt: Attempt) -> TpmBacking:
@@ -144,7 +137,9 @@ def _started(folder: str, attempt: Attempt) -> TpmBacking:
                     *("--ctrl", f"type=unixio,clientfd={far.fileno()}"),
                 ],
                 name="swtpm",
+                attempt=attempt,
                 fds=[state_fd, far.fileno()],
+                confinement=confine_program(attempt.policy, program),
             )
             failed.callback(companion.close)
             far.close()

@@ -30,6 +30,7 @@ _START_S: Final = 5.0
 # That of Debian 12 repeats and loses bytes of connections that are closed in one direction first.
 _OLDEST_PASST: Final = "20240101"
 _DATE: Final = re.compile(r"(20\d\d)_?(\d\d)_?(\d\d)", re.ASCII)
+_FRAME_LIMIT_BYTES: Final = 1 << 17
 _LENGTH: Final = struct.Struct("!I")  # goes before each frame
 _ETHERNET_BYTES: Final = 14
 _ETHERTYPE: Final = slice(12, 14)
@@ -51,6 +52,10 @@ class UserNetBacking(ServedBacking, kw_only=True):
 
     forwards: list[Forward]
 
+    @property
+    def needs_network(self) -> bool:
+        return self.fd < 0
+
 
 def open_user_net(net: NetConfig, user: UserNetConfig, attempt: Attempt) -> UserNetBacking:
     """Blocking, some 20 ms where there is passt. The caller owns the result.
@@ -63,9 +68,10 @@ def open_user_net(net: NetConfig, user: UserNetConfig, attempt: Attempt) -> User
     backing = UserNetBacking(
         device_id=id_of(net.id), forwards=[parse_forward(text) for text in user.forwards]
     )
-    # Where it cannot serve, as on a host without a route, QEMU still can.
-    with contextlib.suppress(DeviceError):
-        _start_passt(backing, net, attempt)
+    # It confines itself by mounts. Where it cannot serve, as on a host without a route, QEMU still can.
+    if not attempt.policy.is_enclosed:
+        with contextlib.suppress(DeviceError):
+            _start_passt(backing, net, attempt)
     return backing
 
 
@@ -92,6 +98,7 @@ def _start_passt(backing: UserNetBacking, net: NetConfig, attempt: Attempt) -> N
             companion = Companion(
                 [program, *_arguments(backing.forwards, net, fd=theirs.fileno())],
                 name="passt",
+                attempt=attempt,
                 fds=[theirs.fileno()],
             )
         undo.callback(companion.close)
@@ -143,6 +150,8 @@ def _question() -> bytes:
 
 def _frame(connection: socket.socket, deadline: float) -> bytes:
     (length,) = _LENGTH.unpack(_receive(connection, _LENGTH.size, deadline))
+    if length > _FRAME_LIMIT_BYTES:
+        raise OSError(f"passt announces a frame of {length} bytes")
     return _receive(connection, length, deadline)
 
 

@@ -15,12 +15,22 @@ import contextlib
 import os
 import re
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 from cloudvmm.config.cpu import CoreScheduling, CpusConfig
-from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusChanged, VcpusRemoved
+from cloudvmm.engine.base import (
+    EngineError,
+    EngineTimeout,
+    MachineGone,
+    NotSupportedYet,
+    RemovalPending,
+    VcpusChanged,
+    VcpusRemoved,
+)
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
+from cloudvmm.engine.qemu.keepsake import KeptVcpus
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.host.core_scheduling import CoreSchedulingError, has_smt, isolate, share
 
@@ -63,6 +73,10 @@ class CoreSchedulingFailed(EngineError):
     """Core scheduling could not be set up for the vCPUs"""
 
 
+def ignore_coming() -> None:
+    """The `on_coming` of vCPUs that end with us."""
+
+
 class Vcpus:
     """`control` is the worker's monitor, lent. `resize` and `bind` are the worker's, the rest is the loop's.
 
@@ -70,8 +84,18 @@ class Vcpus:
     `_known`, too: QEMU's places with what was added since it told them, None where the guest may have let go.
     """
 
-    def __init__(self, control: QmpClient, cpus: CpusConfig, facts: QemuFacts, *, pid: int | None) -> None:
+    def __init__(
+        self,
+        control: QmpClient,
+        cpus: CpusConfig,
+        facts: QemuFacts,
+        *,
+        pid: int | None,
+        on_coming: Callable[[], None] = ignore_coming,
+    ) -> None:
+        """`on_coming` is called when a vCPU is about to be added, to write down what `state` gives then."""
         self._control = control
+        self._on_coming = on_coming
         self._pid = pid
         self._known: list[dict[str, Any]] | None = None
         self._facts = facts
@@ -83,9 +107,36 @@ class Vcpus:
         self._limit = cpus.max_vcpus
         self._had = cpus.boot_vcpus
         self._untaken: set[str] = set()  # those added that the guest has not taken up
+        self._coming: str | None = None  # of those, the one that QEMU may not have yet
         self._told = cpus.boot_vcpus
         self._threads: dict[int, int] = {}
         self._started: deque[tuple[int, int]] = deque()
+
+    def state(self) -> KeptVcpus:
+        """Return what another process needs to go on with the machine. Any thread."""
+        return KeptVcpus(
+            target=self._target,
+            had=self._had,
+            untaken=sorted(self._untaken.copy()),
+            told=self._told,
+            threads=self._threads,
+            has_cookie=self._has_cookie,
+            coming=self._coming,
+        )
+
+    def go_on(self, kept: KeptVcpus) -> None:
+        """Blocking. Know what another process has left of the machine."""
+        self._target = kept.target
+        self._had = kept.had
+        self._untaken = set(kept.untaken)
+        self._told = kept.told
+        self._threads = kept.threads
+        self._has_cookie = kept.has_cookie
+        if kept.coming is not None:
+            taken = [vcpu_id(place["props"]) for place in self._places() if is_taken(place)]
+            if kept.coming not in taken:
+                self._had -= 1
+                self._untaken.discard(kept.coming)
 
     def resize(self, vcpus: int) -> None:
         """Blocking. As `Machine.resize_vcpus`; if one of several cannot be added, the others are taken back.
@@ -240,16 +291,29 @@ class Vcpus:
             name = vcpu_id(place["props"])
             self._untaken.add(name)
             place["qom-path"] = name  # before the guest can say that it has it
+            self._had += 1  # whoever comes after us must not count one too few
+            self._coming = name
             try:
+                self._on_coming()
                 self._control.execute("device_add", {"driver": place["type"], "id": name, **place["props"]})
-            except QmpError as error:
-                self._untaken.discard(name)
-                self._known = None
-                for each in reversed(added):
-                    self._remove(each)
-                raise VcpuRefused(error.description) from None
+            except (EngineTimeout, MachineGone):
+                raise  # QEMU may have it
+            except EngineError as error:
+                self._take_back(name, added)
+                if isinstance(error, QmpError):
+                    raise VcpuRefused(error.description) from None
+                raise
+            finally:
+                self._coming = None
             added.append(name)
-            self._had += 1
+
+    def _take_back(self, name: str, added: list[str]) -> None:
+        """Know that QEMU does not have `name`, and let the guest have none of `added` beside it."""
+        self._had -= 1
+        self._untaken.discard(name)
+        self._known = None
+        for each in reversed(added):
+            self._remove(each)
 
     def _remove(self, name: str) -> None:
         """Ask the guest to let go of a vCPU; `name` is its id, or its path where QEMU started with it."""

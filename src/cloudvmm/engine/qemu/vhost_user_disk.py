@@ -27,6 +27,7 @@ from cloudvmm.engine.qemu.vhost_user import (
     vhost_user_chardev,
 )
 from cloudvmm.engine.qemu.vhost_user_relay import Relay
+from cloudvmm.host.user import User
 
 _RECONNECT_S: Final = 1
 
@@ -46,7 +47,7 @@ def open_vhost_user_disk(disk: DiskConfig, attempt: Attempt) -> RelayedBacking:
         if disk.vhost_socket is None:
             raise VhostUserMissingSocket
         connect = partial(_connect, disk.vhost_socket, disk.num_queues)
-        relay = _relay(connect(attempt), connect)
+        relay = _relay(connect(attempt), connect, attempt.user)
     except (VhostUserMissingSocket, DeviceError) as error:
         raise VhostUserDiskError from error
     return RelayedBacking(device_id=device_id, path=relay.path, relay=relay)
@@ -58,9 +59,9 @@ def _connect(path: str, queues: int, attempt: Attempt) -> socket.socket:
     return connection
 
 
-def _relay(connection: socket.socket, renew: Callable[[Attempt], socket.socket]) -> Relay:
+def _relay(connection: socket.socket, renew: Callable[[Attempt], socket.socket], user: User | None) -> Relay:
     try:
-        return Relay(connection, renew=renew)
+        return Relay(connection, renew=renew, user=user)
     except BaseException:
         connection.close()
         raise

@@ -53,7 +53,7 @@ def open_vhost_user_net(net: NetConfig, attempt: Attempt) -> RelayedBacking:
             connection, _ = open_connection(path, queues=queue_pairs, attempt=attempt, timeout_s=_BACK_END_S)
             undo.enter_context(connection)
         connection.settimeout(None)
-        relay = Relay(connection)
+        relay = Relay(connection, user=attempt.user)
         undo.pop_all()
     return RelayedBacking(device_id=device_id, path=relay.path, relay=relay)
 

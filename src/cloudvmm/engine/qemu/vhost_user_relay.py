@@ -18,7 +18,9 @@ from typing import Final
 
 from cloudvmm.engine.base import DeviceError, MachineGone
 from cloudvmm.engine.qemu.attempt import Attempt
+from cloudvmm.host.rights import receive_with_fds
 from cloudvmm.host.scratch import ScratchFolder
+from cloudvmm.host.user import User
 from cloudvmm.vhost.message import HEADER, receive
 
 _END_S: Final = 1.0
@@ -28,19 +30,23 @@ _MOST_BYTES: Final = 1 << 16
 
 
 class Relay:
-    """Owns `backend`, and a thread until `close`. QEMU connects to `path`.
+    """Owns `backend`, and a thread until `close`. QEMU, which is `user`, or us if None, connects to `path`.
 
     It does so once; or, with `renew`, again and again: that makes a new connection to a back end that hung
     up, and raises `DeviceError` where it cannot. Until it can, nobody listens at `path`.
     """
 
     def __init__(
-        self, backend: socket.socket, *, renew: Callable[[Attempt], socket.socket] | None = None
+        self,
+        backend: socket.socket,
+        *,
+        renew: Callable[[Attempt], socket.socket] | None = None,
+        user: User | None = None,
     ) -> None:
         """:raises OSError: there is no place for a socket; `backend` stays the caller's."""
         self._renew = renew
         self._attempt = Attempt("The relay")
-        self._folder = ScratchFolder()
+        self._folder = ScratchFolder(user)
         self.path = self._folder.socket_path
         try:
             listener = self._listen()
@@ -100,6 +106,7 @@ class Relay:
         listener = socket.socket(socket.AF_UNIX)
         try:
             listener.bind(self.path)
+            self._folder.show_socket()
             listener.listen(1)
         except BaseException:
             listener.close()
@@ -122,7 +129,7 @@ def _carry(qemu: socket.socket, backend: socket.socket) -> None:
 
 def _carry_one(source: socket.socket, target: socket.socket) -> bool:
     """Carry a message as a whole: descriptors belong to its first byte. False at the end."""
-    head, fds, _, _ = socket.recv_fds(source, HEADER.size, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+    head, fds, _ = receive_with_fds(source, HEADER.size, most_fds=_MOST_FDS)
     try:
         if not head:
             return False

@@ -54,7 +54,7 @@ def share(device_id: str | None, folder: str, *, queues: int, attempt: Attempt) 
         connection = undo.enter_context(socket.socket(fileno=near))
         try:
             argv = _arguments(program, os.path.abspath(folder), listener, attempt)
-            companion = Companion(argv, name=NAME, fds=[listener])
+            companion = Companion(argv, name=NAME, attempt=attempt, fds=[listener])
         finally:
             os.close(listener)  # only the child listens from now on: where it ends, so does the connection
         undo.callback(companion.close)
@@ -79,22 +79,24 @@ def _arguments(program: str, folder: str, listener: int, attempt: Attempt) -> li
     """Return what starts `program` for `folder`; it takes its one connection from `listener`."""
     # The daemon's own wish may be above what it is allowed, and then it ends.
     most_files = min(_MOST_FILES, _hard_limit_of_files())
-    sandbox = _sandbox()
+    sandbox = _sandbox(may_mount=not attempt.policy.is_enclosed)
+    # Who is enclosed makes no namespace; the folder is one of the few that it reaches anyway.
+    fallback = "none" if attempt.policy.is_enclosed else "namespace"
     shared = [program, f"--fd={listener}", f"--rlimit-nofile={most_files}"]
     if not version_of(program, name=NAME, attempt=attempt).startswith(_C_WORDS):
-        return [*shared, "--shared-dir", folder, "--sandbox", sandbox or "namespace"]
+        return [*shared, "--shared-dir", folder, "--sandbox", sandbox or fallback]
     if sandbox is None:
         raise VirtiofsdForRoot(program)
     return [*shared, "-f", "-o", f"source={_escape(folder)},sandbox={sandbox}"]
 
 
-def _sandbox() -> str | None:
+def _sandbox(*, may_mount: bool) -> str | None:
     """Return how a daemon is kept in its folder with the rights that we have, None where we have none.
 
-    Without any it makes itself a user namespace, if it is the one in Rust.
+    Without any it makes itself a user namespace, if it is the one in Rust and may.
     """
     rights = _rights()
-    if rights & _CAP_SYS_ADMIN and _is_root_mounted():
+    if may_mount and rights & _CAP_SYS_ADMIN and _is_root_mounted():
         return "namespace"
     return "chroot" if rights & _CAP_SYS_CHROOT else None
 

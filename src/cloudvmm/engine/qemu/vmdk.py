@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -54,6 +55,12 @@ class Extents(msgspec.Struct):
     @property
     def fds(self) -> list[int]:
         return self.data_fds + ([] if self.text_fd < 0 else [self.text_fd])
+
+    def move(self, find: Callable[[int], int]) -> None:
+        """Stand on other descriptors, as a backing does."""
+        moved = [OpenExtent(find(each.fd), each.set_id) for each in self.opened]
+        self.opened = [each for each in moved if each.fd >= 0]
+        self.text_fd = find(self.text_fd) if self.text_fd >= 0 else self.text_fd
 
     def close(self) -> None:
         """Idempotent."""

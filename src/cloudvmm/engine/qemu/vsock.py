@@ -20,11 +20,15 @@ from cloudvmm.config.device import VsockConfig
 from cloudvmm.engine.base import DeviceError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import id_of
+from cloudvmm.engine.qemu.claim import claim_path, end_claim
 from cloudvmm.engine.qemu.companion import Companion, NoProgram, find_program
+from cloudvmm.engine.qemu.confinement import confine_program
 from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.parts import Parts
 from cloudvmm.engine.qemu.seat import Seat
 from cloudvmm.engine.qemu.vhost_user import VhostUserBacking, vhost_user_chardev
+from cloudvmm.host.inode import inode_of
+from cloudvmm.host.program import own_files
 from cloudvmm.host.scratch import ScratchFolder
 
 _READY_S: Final = 10.0
@@ -48,18 +52,21 @@ class VsockBackendSilent(DeviceError):
 class VsockBacking(VhostUserBacking, kw_only=True):
     """`socket_path` is that of the host's programs; `socket_inode` tells whether it is still ours.
 
-    Without an inode it is, whatever is there: the back end may bind it anew.
+    Without an inode it is, whatever is there: the back end may bind it anew. `claim` is `claim_path`'s.
     """
 
     socket_path: str | None = None
     socket_inode: tuple[int, int] | None = None
+    claim: str | None = None
 
     def close(self) -> None:
         super().close()
         path, self.socket_path = self.socket_path, None
-        if path is not None and self.socket_inode in (None, _inode_of(path)):
+        if path is not None and self.socket_inode in (None, inode_of(path)):
             with contextlib.suppress(OSError):
                 os.unlink(path)
+        claim, self.claim = self.claim, None
+        end_claim(claim)
 
 
 def open_vsock(vsock: VsockConfig, attempt: Attempt) -> VsockBacking:
@@ -74,8 +81,9 @@ def open_vsock(vsock: VsockConfig, attempt: Attempt) -> VsockBacking:
         backing = VsockBacking(device_id=vsock_id)
         with ExitStack() as undo:
             undo.callback(backing.close)
+            backing.claim = claim_path(attempt.state_dir, path)
             with _listen(path) as listener:
-                backing.socket_path, backing.socket_inode = path, _inode_of(path)
+                backing.socket_path, backing.socket_inode = path, inode_of(path)
                 if (program := _installed_program()) is None:
                     _serve(vsock.cid, listener, backing, attempt)
             if program is not None:
@@ -109,15 +117,6 @@ def _listen(path: str) -> socket.socket:
     return listener
 
 
-def _inode_of(path: str) -> tuple[int, int] | None:
-    """Return what tells the file at `path` from others; None where there is none."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _installed_program() -> str | None:
     try:
         return find_program(_PROGRAM, package=_PROGRAM)
@@ -133,8 +132,9 @@ def _serve_by(program: str, cid: int, backing: VsockBacking, attempt: Attempt) -
     """
     with ScratchFolder() as folder:
         backing.socket_inode = None
-        argv = [program, "--guest-cid", str(cid), "--socket", folder.socket_path]
-        backing.companion = Companion([*argv, "--uds-path", str(backing.socket_path)], name=_PROGRAM)
+        sockets = ["--socket", folder.socket_path, "--uds-path", str(backing.socket_path)]
+        argv = [program, "--guest-cid", str(cid), *sockets]
+        backing.companion = Companion(argv, name=_PROGRAM, attempt=attempt)
         backing.fd = _connect(folder.socket_path, backing.companion, attempt)
 
 
@@ -166,7 +166,13 @@ def _serve(cid: int, listener: socket.socket, backing: VsockBacking, attempt: At
         try:
             program = [sys.executable, "-P", "-m", "cloudvmm.vsock"]
             argv = [*program, str(cid), str(backing.socket_path), *map(str, fds)]
-            backing.companion = Companion(argv, name="The vsock back end", fds=fds)
+            backing.companion = Companion(
+                argv,
+                name="The vsock back end",
+                attempt=attempt,
+                fds=fds,
+                confinement=confine_program(attempt.policy, sys.executable, readable=own_files()),
+            )
         finally:
             os.close(write_ready)
         with attempt.waiting(backing.companion):

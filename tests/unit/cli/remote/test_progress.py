@@ -90,6 +90,30 @@ def test_long_command_is_shown_on_a_terminal_and_wiped(socket_path, terminal):
     assert screen.text.rindex("\x1b[2K") > screen.text.rindex("Writing the snapshot")
 
 
+def test_what_the_server_knows_of_it_is_shown_in_percent(socket_path, terminal):
+    is_seen = threading.Event()
+    job = b'{"id":3,"command":"vm.snapshot","state":"Running","since":1.5,"elapsed_ms":9,'
+    body = b'{"jobs":[' + job + b'"can_cancel":true,"done_bytes":1,"total_bytes":4,"percent":25.0}]}'
+    told = b"HTTP/1.1 200 \r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+    def slow(talk):
+        talk.read_request()
+        assert is_seen.wait(20)
+        talk.send(DONE)
+
+    screen = Screen(terminal[0])
+    with (
+        Peer(socket_path, slow, lambda talk: talk.keep_answering(told, idle_s=20)),
+        start(socket_path, "snapshot", "file:///s", stderr=terminal[1]) as process,
+    ):
+        try:
+            wait_until(lambda: screen.shows(" 25%"), "it is told how far it is", timeout_s=20)
+        finally:
+            is_seen.set()
+        status, _ = end(process)
+    assert status == 0
+
+
 @pytest.mark.parametrize(("words", "term"), [(["boot"], "xterm"), (["pause"], "xterm"), (["boot"], "dumb")])
 def test_quick_command_draws_nothing(socket_path, terminal, words, term):
     screen = Screen(terminal[0])

@@ -15,6 +15,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.engine.base import ConsoleSink, DeviceError, EngineError, PciBar, PciChanged, SinkKind
 from cloudvmm.engine.fake.core import write_core
 from cloudvmm.engine.fake.counter import device_counters
+from cloudvmm.errors import error_chain
 from support.leak import Holdings
 
 UNUSED = (1 << 64) - 1
@@ -100,8 +101,10 @@ def test_image_that_cannot_be_written_is_accepted_readonly_only(engine, spec):
     spec.vm_config.disks[0].readonly = False
     with pytest.raises(DeviceError, match="Cannot open disk path") as refusal:
         engine.build(spec)
-    assert refusal.value.__cause__.errno == errno.ETXTBSY
-    assert refusal.value.__cause__.filename == running_program
+    assert error_chain(refusal.value)[1:] == [
+        f"I/O error (path={running_program} op=open)",
+        f"Text file busy (os error {errno.ETXTBSY})",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ REFUSAL = b'{"id": 4, "error": {"class": "GenericError", "desc": "No such thing"
 STREAM = b"\r\n".join((GREETING, EVENT, REPLY, REFUSAL)) + b"\r\n"
 MESSAGES = [
     Greeting((10, 0, 2)),
-    Event("STOP", {}),
+    Event("STOP", {}, 1_000_002),
     Reply(3, {"running": False}),
     Refusal(4, "GenericError", "No such thing"),
 ]

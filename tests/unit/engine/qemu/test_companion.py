@@ -11,6 +11,7 @@ from cloudvmm.config.memory import MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.companion import (
     Companion,
     CompanionFailed,
@@ -40,7 +41,7 @@ def test_missing_program_names_its_package():
 
 
 def test_companion_is_gone_when_it_is_closed():
-    companion = Companion(["/bin/sleep", "1000"], name="sleep")
+    companion = Companion(["/bin/sleep", "1000"], name="sleep", attempt=Attempt())
     companion.check()
     companion.close()
     assert not os.path.exists(f"/proc/{companion.pid}")
@@ -48,7 +49,9 @@ def test_companion_is_gone_when_it_is_closed():
 
 
 def test_companion_that_ended_is_told_in_its_own_words():
-    companion = Companion(["/bin/sh", "-c", "echo no such share >&2; exit 3"], name="virtiofsd")
+    companion = Companion(
+        ["/bin/sh", "-c", "echo no such share >&2; exit 3"], name="virtiofsd", attempt=Attempt()
+    )
 
     def words():
         try:
@@ -64,7 +67,7 @@ def test_companion_that_ended_is_told_in_its_own_words():
 
 def test_program_that_is_none_is_a_device_error(tmp_path):
     with pytest.raises(DeviceError, match="helper could not be started"):
-        Companion([str(tmp_path / "none")], name="helper")
+        Companion([str(tmp_path / "none")], name="helper", attempt=Attempt())
 
 
 def test_connected_pair_is_a_connection_with_no_path_left():

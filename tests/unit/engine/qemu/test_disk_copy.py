@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloudvmm.engine.base import LinkLost
-from cloudvmm.engine.qemu.disk_copy import DiskSender
+from cloudvmm.engine.qemu.disk_copy import CopyFailed, DiskSender
 from cloudvmm.engine.qemu.name import part_id
 
 
@@ -19,11 +19,14 @@ class Qemu:
     def __init__(self) -> None:
         self.told: list[str] = []
         self.status = "ready"
+        self.io_status = "ok"
 
     def execute(self, command: str, arguments: object = None, **_: object) -> Any:
         self.told.append(command)
         if command == "query-jobs":
             return [{"id": part_id("d", "copy"), "status": self.status, "current-progress": 0}]
+        if command == "query-block-jobs":
+            return [{"device": part_id("d", "copy"), "io-status": self.io_status}]
         if command == "block-job-cancel":
             self.status = "concluded"
         return {}
@@ -37,7 +40,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def sender_of(qemu: Qemu, near: socket.socket) -> DiskSender:
-    return DiskSender(qemu, {"d": near.fileno()})
+    return DiskSender(qemu, {"d": near.fileno()}, stop=lambda: qemu.told.append("the guest stops"))
 
 
 def test_other_side_that_is_gone_keeps_qemu_from_its_link(pair):
@@ -63,6 +66,24 @@ def test_copy_that_is_given_up_hangs_up(pair):
     assert far.recv(1) == b""
 
 
+@pytest.mark.parametrize(
+    ("io_status", "words"), [("failed", "Input/output error"), ("nospace", "No space left on device")]
+)
+def test_copy_that_fails_goes_on_until_the_guest_stands_still(pair, io_status, words):
+    near, far = pair
+    far.send(b"NBDMAGIC")
+    qemu = Qemu()
+    sender = sender_of(qemu, near)
+    qemu.io_status = io_status
+
+    with pytest.raises(CopyFailed, match=words):
+        sender.copy()
+    assert "block-job-cancel" not in qemu.told
+    sender.close()
+
+    assert qemu.told.index("the guest stops") < qemu.told.index("block-job-cancel")
+
+
 def test_copy_that_is_finished_leaves_the_link_alone(pair):
     near, far = pair
     far.send(b"NBDMAGIC")
@@ -77,3 +98,4 @@ def test_copy_that_is_finished_leaves_the_link_alone(pair):
     with pytest.raises(BlockingIOError):
         far.recv(1)
     assert qemu.told[-2:] == ["job-dismiss", "blockdev-del"]
+    assert "the guest stops" not in qemu.told

@@ -27,6 +27,7 @@ from cloudvmm.engine.base import (
     VcpusChanged,
     ZoneChanged,
 )
+from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.companion import Companion
 from cloudvmm.engine.qemu.event import EventStream, translate
@@ -166,6 +167,18 @@ def test_garbage_ends_the_process(far_and_stream):
     assert take_until_exited(stream) == [Exited("QEMU was killed by signal 9 (SIGKILL)")]
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("MIGRATION_PASS", {}), ("ACPI_DEVICE_OST", {})],
+)
+def test_event_without_what_belongs_to_it_ends_the_process(far_and_stream, name, data):
+    far, stream = far_and_stream
+    say(far, name, **data)
+
+    (exited,) = take_until_exited(stream)
+    assert exited.reason.startswith("QEMU told of something without what belongs to it: KeyError")
+
+
 def test_expected_end_is_no_event(far_and_stream, process):
     _, stream = far_and_stream
     stream.expect_end()
@@ -283,7 +296,7 @@ def test_removal_is_told_where_qemu_hears_nothing_more(far_and_stream):
 def helper(far_and_stream):
     """A program that serves the network device, and is watched."""
     _, stream = far_and_stream
-    helper = Companion(["/bin/sleep", "300"], name="passt")
+    helper = Companion(["/bin/sleep", "300"], name="passt", attempt=Attempt())
     stream.watch_helper("net", helper)
     yield helper
     helper.close()
@@ -349,7 +362,7 @@ def test_helper_that_ends_with_a_machine_that_is_to_end_is_not_told(far_and_stre
 
 def test_helper_that_is_closed_already_is_no_sin_to_watch(far_and_stream):
     _, stream = far_and_stream
-    helper = Companion(["/bin/sleep", "300"], name="passt")
+    helper = Companion(["/bin/sleep", "300"], name="passt", attempt=Attempt())
     helper.close()
     stream.watch_helper("net", helper)
     stream.leave_helper("net")

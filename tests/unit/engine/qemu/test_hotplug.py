@@ -49,6 +49,9 @@ SLOTS = {"__rng": 2}
 SLOT = 5
 
 
+LENT_SET, LENT_FD = 77, 88  # what QEMU says of a descriptor that it is lent
+
+
 class PlayedQemu:
     """Takes every command but those in `refuses`, and keeps their names with the inodes sent beside them."""
 
@@ -68,11 +71,12 @@ class PlayedQemu:
         if command in self.refuses:
             raise self.refuses[command]
         self.observers.get(command, lambda: None)()
-        return {}
+        return {"fdset-id": LENT_SET, "fd": LENT_FD} if command == "add-fd" else {}
 
-    def tell(self, command, arguments=None):
-        self.execute(command, arguments)
-        self.told.append(command)
+    def tell(self, commands):
+        for command, arguments in commands:
+            self.execute(command, arguments)
+            self.told.append(command)
 
     def names(self):
         return [name for name, _ in self.commands]
@@ -457,8 +461,10 @@ def test_persistent_memory_is_added_by_our_descriptor_and_cannot_go(hotplug, qem
     path = tmp_path / "memory"
     path.write_bytes(bytes(2 * MIB))
     backing = hotplug.plug(PmemConfig(id="new", file=str(path)), SLOT)
-    assert qemu.names() == ["object-add", "device_add"]
-    assert os.path.samefile(qemu.commands[0][1]["mem-path"], path)
+    assert qemu.names() == ["add-fd", "object-add", "remove-fd", "device_add"]
+    assert qemu.files == [path.stat().st_ino]
+    assert qemu.commands[1][1]["mem-path"] == f"/proc/self/fd/{LENT_FD}"
+    assert qemu.commands[2][1] == {"fdset-id": LENT_SET}
     with pytest.raises(DeviceCannotGo, match="new cannot be removed while the VM runs: QEMU cannot unplug"):
         hotplug.ask_removal("new")
     assert "device_del" not in qemu.names()

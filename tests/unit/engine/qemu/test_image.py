@@ -17,6 +17,7 @@ from cloudvmm.engine.qemu.image import (
     open_image,
 )
 from cloudvmm.engine.vmdk import flat_extents
+from cloudvmm.errors import error_chain, error_code
 from support.leak import Holdings
 
 MIB = 1 << 20
@@ -98,8 +99,18 @@ def test_declared_type_that_differs_is_refused_in_the_words_of_the_reference(wri
 def test_missing_file_is_named_by_the_cause(opened):
     with pytest.raises(DiskOpenError) as caught:
         opened("/no/such/image")
-    assert isinstance(caught.value.__cause__, FileNotFoundError)
-    assert caught.value.__cause__.filename == "/no/such/image"
+    assert error_chain(caught.value) == [
+        "Cannot open disk path",
+        "I/O error (path=/no/such/image op=open)",
+        "No such file or directory (os error 2)",
+    ]
+    assert error_code(caught.value) == "DiskOpenError"
+
+
+def test_path_that_no_file_can_have_is_named_by_the_cause(opened):
+    with pytest.raises(DiskOpenError) as caught:
+        opened("/no/\0/image")
+    assert error_chain(caught.value)[1:] == ["I/O error (path=/no/\0/image op=open)", "embedded null byte"]
 
 
 def test_folder_is_refused(tmp_path, opened):

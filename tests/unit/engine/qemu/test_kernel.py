@@ -19,6 +19,7 @@ from cloudvmm.engine.qemu.kernel import (
     NoPayload,
     check_payload,
 )
+from cloudvmm.errors import error_chain, error_code
 
 OTHER_NOTE = struct.pack("<III", 4, 3, 3) + b"GNU\0" + b"abc\0"
 PVH_NOTE = struct.pack("<III", 4, 4, 18) + b"Xen\0" + struct.pack("<I", 0x1000000)
@@ -77,8 +78,14 @@ def test_nothing_to_start(payload):
 
 @pytest.mark.parametrize("content", [b"", b"kernel", bytes(4096), bz_image()[:0x204]])
 def test_file_that_is_no_kernel(file_with, content):
-    with pytest.raises(KernelInvalid, match="^Cannot load the kernel into memory$"):
+    with pytest.raises(KernelInvalid) as caught:
         check_payload(PayloadConfig(kernel=file_with(content)))
+    assert error_chain(caught.value) == [
+        "Cannot load the kernel into memory",
+        "Kernel Loader: failed to load bzImage kernel image: Kernel Loader: Invalid bzImage",
+        "Kernel Loader: Invalid bzImage",
+    ]
+    assert error_code(caught.value) == "KernelInvalid"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
+import time
 
 import pytest
 
@@ -140,6 +142,13 @@ def test_silent_end_is_told_by_its_status(start):
 def test_qemu_that_never_speaks_is_a_timeout(start):
     with pytest.raises(EngineTimeout):
         start("exec sleep 300", timeout_s=0.2)
+
+
+def test_qemu_that_lets_its_monitors_go_and_lives_is_not_waited_for(start):
+    started = time.monotonic()
+    with pytest.raises(MachineGone, match="closed the connection"):
+        start(f"exec {sys.executable} -c 'import os, time; os.closerange(3, 1024); time.sleep(300)'")
+    assert time.monotonic() - started < 4
 
 
 def test_abort_ends_a_launch_under_way(start):

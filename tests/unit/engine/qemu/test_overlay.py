@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 
+import msgspec
 import pytest
 
 from cloudvmm.config.disk import DiskConfig, ImageType
@@ -12,32 +13,41 @@ from cloudvmm.config.memory import MemoryConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.config.rate_limit import RateLimiterConfig, TokenBucketConfig
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.engine.base import ConsoleSink, ImageLocked, MachineSpec, SinkKind
+from cloudvmm.engine.base import ConsoleSink, EngineTimeout, FrozenDisk, ImageLocked, MachineSpec, SinkKind
 from cloudvmm.engine.qcow2 import OverlayError, OverlayNotMade, create_overlay
-from cloudvmm.engine.qemu.codec import Event
+from cloudvmm.engine.qemu import commit
 from cloudvmm.engine.qemu.disk import open_disk
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import Hotplug
 from cloudvmm.engine.qemu.image import open_image
 from cloudvmm.engine.qemu.name import below_name, node_name
 from cloudvmm.engine.qemu.numa import memory_of
-from cloudvmm.engine.qemu.overlay import Freeze, NoOverlay
+from cloudvmm.engine.qemu.overlay import Freeze, NoOverlay, NotRejoined, SwitchUnknown
 from cloudvmm.engine.qemu.parts import Command
 from cloudvmm.engine.qemu.qmp import QmpError
 from cloudvmm.engine.qemu.resource import Resources
 from cloudvmm.host.lock import LockConflict, lock_file
 from support.leak import Holdings
 
+FROZEN = FrozenDisk(path="/base", image_type=ImageType.RAW, size_bytes=MIB)
 OFF = ConsoleSink(kind=SinkKind.OFF)
 LIMIT = RateLimiterConfig(bandwidth=TokenBucketConfig(size=MIB, refill_time=100))
 
 
 class PlayedQemu:
-    """Has a disk of a MiB wherever it is asked, and refuses the command `refuses`."""
+    """Has a disk of a MiB wherever it is asked, and refuses the command `refuses`.
+
+    Those in `silent_at` are not answered in time. `chains` are the nodes of disks. A job goes by `statuses`,
+    and stays in the last one.
+    """
 
     def __init__(self, disk_ids):
         self.commands = []
         self.refuses = None
+        self.silent_at = ()
+        self.chains = []
+        self.statuses = [{"status": "running"}, {"status": "ready"}, {"status": "concluded"}]
+        self._job = []
         self._nodes = [
             {"node-name": node_name(disk_id), "image": {"virtual-size": MIB}} for disk_id in disk_ids
         ]
@@ -46,16 +56,29 @@ class PlayedQemu:
         self.commands.append((command, arguments))
         if command == self.refuses:
             raise QmpError(command, "GenericError", "QEMU's words")
+        if command in self.silent_at:
+            raise EngineTimeout(command)
+        match command:
+            case "block-commit":
+                self._job = [{"id": arguments["job-id"], **status} for status in self.statuses]
+            case "job-cancel":
+                self._job = [{**self._job[0], "status": "concluded", "error": "Operation canceled"}]
+            case "query-jobs":
+                return [self._job.pop(0) if len(self._job) > 1 else self._job[0]]
+            case "query-blockstats":
+                return [_stats(chain) for chain in self.chains]
         return self._nodes
 
-    def execute_until(self, command, arguments, *, event, timeout_s, is_last):
-        self.execute(command, arguments)
-        told = Event(event, {"device": arguments["job-id" if "job-id" in arguments else "device"]})
-        assert is_last(told)
-        return told
+    def wait_event(self, name, *, timeout_s):
+        raise EngineTimeout(name)
 
     def names(self):
         return [name for name, _ in self.commands]
+
+
+def _stats(chain):
+    node, *below = chain
+    return {"node-name": node, **({"backing": _stats(below)} if below else {})}
 
 
 class Bed:
@@ -92,6 +115,10 @@ class Bed:
             self.paths, self.disks, control=self.qemu, hotplug=self.hotplug, resources=self.resources
         )
 
+    def overlays(self):
+        """Return the nodes that QEMU was told to make, in their order."""
+        return [arguments["node-name"] for name, arguments in self.qemu.commands if name == "blockdev-add"]
+
     def can_be_read(self, path):
         with open(path, "rb") as file:
             try:
@@ -113,7 +140,7 @@ def test_empty_overlay_is_one_to_us_and_to_qemu(tmp_path, size_bytes):
     base, path = tmp_path / "base", tmp_path / "overlay"
     with base.open("wb") as file:
         file.truncate(size_bytes)
-    create_overlay(str(path), base_path=str(base), base_type=ImageType.RAW, size_bytes=size_bytes)
+    create_overlay(str(path), FrozenDisk(path=str(base), image_type=ImageType.RAW, size_bytes=size_bytes))
     image = open_image(
         str(path), readonly=False, direct=False, image_type=ImageType.QCOW2, backing_files=True
     )
@@ -129,18 +156,17 @@ def test_file_that_is_there_is_not_replaced(tmp_path):
     path = tmp_path / "overlay"
     path.write_text("mine")
     with pytest.raises(OverlayNotMade):
-        create_overlay(str(path), base_path="/base", base_type=ImageType.RAW, size_bytes=MIB)
+        create_overlay(str(path), FROZEN)
     assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize(
-    "members", [{"base_type": ImageType.FIXED_VHD}, {"size_bytes": -1 << 70}, {"base_path": "/\udc80"}]
+    "members", [{"image_type": ImageType.FIXED_VHD}, {"size_bytes": -1 << 70}, {"path": "/\udc80"}]
 )
 def test_base_that_cannot_be_named_leaves_no_file(tmp_path, members):
     path = tmp_path / "overlay"
-    known = {"base_path": "/base", "base_type": ImageType.RAW, "size_bytes": MIB}
     with pytest.raises(OverlayNotMade):
-        create_overlay(str(path), **{**known, **members})
+        create_overlay(str(path), msgspec.structs.replace(FROZEN, **members))
     assert not path.exists()
 
 
@@ -148,11 +174,11 @@ def test_disks_are_switched_by_one_transaction_and_their_images_can_be_read(bed)
     assert not bed.can_be_read(bed.disks["two"].path)
     freeze = bed.freeze()
     assert "transaction" not in bed.qemu.names()
-    frozen = freeze.switch()
+    freeze.switch()
     (transaction,) = (arguments for name, arguments in bed.qemu.commands if name == "transaction")
     nodes = [action["data"]["node"] for action in transaction["actions"]]
     assert nodes == [below_name("one"), node_name("two")]
-    assert [each.base_path for each in frozen] == [disk.path for disk in bed.disks.values()]
+    assert [each.path for each in freeze.bases.values()] == [disk.path for disk in bed.disks.values()]
     for disk in bed.disks.values():
         assert bed.can_be_read(disk.path)
     for path in bed.paths.values():
@@ -162,9 +188,11 @@ def test_disks_are_switched_by_one_transaction_and_their_images_can_be_read(bed)
 def test_disks_can_be_switched_once_more(bed):
     bed.freeze().switch()
     bed.paths = {disk_id: f"{path}-2" for disk_id, path in bed.paths.items()}
-    frozen = bed.freeze().switch()
-    assert [each.base_path for each in frozen] == [path.removesuffix("-2") for path in bed.paths.values()]
-    assert {each.base_type for each in frozen} == {ImageType.QCOW2}
+    freeze = bed.freeze()
+    freeze.switch()
+    bases = freeze.bases.values()
+    assert [each.path for each in bases] == [path.removesuffix("-2") for path in bed.paths.values()]
+    assert {each.image_type for each in bases} == {ImageType.QCOW2}
 
 
 @pytest.mark.parametrize("refused", ["add-fd", "blockdev-add", "transaction"])
@@ -235,10 +263,89 @@ def test_image_that_qemu_does_not_write_again_can_be_read_on(bed):
     freeze = bed.freeze()
     freeze.switch()
     bed.qemu.refuses = "block-commit"
-    with pytest.raises(OverlayError, match="QEMU's words"):
+    with pytest.raises(NotRejoined) as caught:
         freeze.rejoin()
+    assert str(caught.value.__cause__) == "QEMU's words"
     for disk in bed.disks.values():
         assert bed.can_be_read(disk.path)
+
+
+def test_overlay_below_a_limit_is_written_for_the_whole_disk(bed):
+    """QEMU takes nothing but a disk's own node there."""
+    freeze = bed.freeze()
+    freeze.switch()
+    freeze.rejoin()
+    commits = [arguments for name, arguments in bed.qemu.commands if name == "block-commit"]
+    tops = {each["base-node"]: (each["device"], each["top-node"]) for each in commits}
+    overlay, (device, top) = commits[1]["top-node"], tops[below_name("one")]
+    assert (device, top) == (node_name("one"), overlay)
+    device, top = tops[node_name("two")]
+    assert device == top
+    assert list(bed.folder.glob("*.qcow2")) == []
+
+
+def test_job_that_fails_is_not_waited_for_and_says_where_the_disk_is(bed):
+    freeze = bed.freeze()
+    freeze.switch()
+    bed.qemu.statuses = [{"status": "running"}, {"status": "concluded", "error": "No space left on device"}]
+    with pytest.raises(NotRejoined, match="The disk two goes on in .*two.qcow2") as caught:
+        freeze.rejoin()
+    assert "No space left on device" in str(caught.value.__cause__)
+    assert bed.qemu.names()[-1] == "job-dismiss"
+    assert bed.can_be_read(bed.disks["two"].path)
+    assert not bed.can_be_read(bed.paths["two"])
+
+
+def test_job_that_takes_too_long_is_called_off(bed, monkeypatch):
+    monkeypatch.setattr(commit, "_LEAST_S", 0.05)
+    freeze = bed.freeze()
+    freeze.switch()
+    bed.qemu.statuses = [{"status": "running"}]
+    with pytest.raises(NotRejoined) as caught:
+        freeze.rejoin()
+    assert "not written within" in str(caught.value.__cause__)
+    assert bed.qemu.names()[-3:] == ["job-cancel", "query-jobs", "job-dismiss"]
+    assert bed.can_be_read(bed.disks["two"].path)
+
+
+def test_job_that_qemu_may_go_on_with_keeps_others_from_the_image(bed):
+    freeze = bed.freeze()
+    freeze.switch()
+    bed.qemu.silent_at = ("query-jobs",)
+    with pytest.raises(EngineTimeout):
+        freeze.rejoin()
+    assert not bed.can_be_read(bed.disks["two"].path)
+
+
+def test_switch_that_was_made_late_is_one(bed):
+    freeze = bed.freeze()
+    bed.qemu.silent_at = ("transaction",)
+    bed.qemu.chains = [[node_name("one"), *bed.overlays()[:1], below_name("one")], bed.overlays()[1:]]
+    freeze.switch()
+    for disk_id, path in bed.paths.items():
+        assert bed.resources.backings[disk_id].image.path == path
+        assert bed.can_be_read(bed.disks[disk_id].path)
+        assert not bed.can_be_read(path)
+
+
+def test_switch_that_was_not_made_in_time_leaves_nothing(bed):
+    freeze = bed.freeze()
+    bed.qemu.silent_at = ("transaction",)
+    bed.qemu.chains = [[node_name("one"), below_name("one")], [node_name("two")]]
+    with pytest.raises(EngineTimeout):
+        freeze.switch()
+    freeze.undo()
+    assert list(bed.folder.glob("*.qcow2")) == []
+    assert not bed.can_be_read(bed.disks["two"].path)
+
+
+def test_switch_that_nobody_hears_of_leaves_what_may_be_in_use_and_says_so(bed):
+    freeze = bed.freeze()
+    bed.qemu.silent_at = ("transaction", "query-blockstats", "blockdev-del")
+    with pytest.raises(SwitchUnknown, match="one.qcow2, .*two.qcow2: delete the VM"):
+        freeze.switch()
+    freeze.undo()
+    assert len(list(bed.folder.glob("*.qcow2"))) == 2
 
 
 def test_image_that_qemu_may_write_is_not_removed(bed):

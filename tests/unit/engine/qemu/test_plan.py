@@ -155,7 +155,7 @@ def net_backing(case: Case, net: NetConfig, fd: int) -> Backing:
 def pmem_backing(case: Case, pmem: PmemConfig, fd: int) -> Backing:
     return MappedBacking(
         device_id=pmem.id or "",
-        path=f"/proc/1/fd/{fd}",
+        fd=fd,
         size=pmem.size or 4 << 20,
         is_shared=not pmem.discard_writes,
     )
@@ -202,7 +202,7 @@ def fixed_backings(config: VmConfig) -> list[Backing]:
     found: list[Backing] = []
     if config.ivshmem:
         name = config.ivshmem.id or "__ivshmem"
-        found.append(MappedBacking(device_id=name, path="/proc/1/fd/14", size=config.ivshmem.size))
+        found.append(MappedBacking(device_id=name, fd=14, size=config.ivshmem.size))
     if config.tpm:
         found.append(TpmBacking(device_id="__tpm", fd=15))
     return found

@@ -32,7 +32,7 @@ REFUSED_BY_A_RULE: Final = "a rule of the configuration refuses it, so that no e
 # What no argument and no command is made of, and why.
 EXCEPTIONS: Final[dict[type[msgspec.Struct], dict[str, str]]] = {
     VmConfig: {
-        **dict.fromkeys(("landlock_enable", "landlock_rules"), "control refuses it"),
+        **dict.fromkeys(("landlock_enable", "landlock_rules"), "control holds the threads to it"),
         "gdb": "the guest is not let go at its boot",
     },
     LandlockConfig: dict.fromkeys(("path", "access"), REFUSED_AS_A_WHOLE),

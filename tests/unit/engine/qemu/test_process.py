@@ -14,6 +14,7 @@ import pytest
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.host.pid_file import find_process
 from support.leak import Holdings
 from support.wait import wait_until
 
@@ -161,7 +162,7 @@ def test_manager_without_huge_pages_stays_so(start):
 
 def test_huge_pages_stay_on_in_what_is_spawned_beside(monkeypatch, start):
     """The flag is the whole process's: whoever spawns meanwhile would hand it on."""
-    spawn = os.posix_spawnp
+    spawn = os.posix_spawn
     begun, beside = threading.Event(), []
 
     def spawn_slowly(*arguments, **options):
@@ -173,7 +174,7 @@ def test_huge_pages_stay_on_in_what_is_spawned_beside(monkeypatch, start):
             assert not beside
         return spawn(*arguments, **options)
 
-    monkeypatch.setattr(os, "posix_spawnp", spawn_slowly)
+    monkeypatch.setattr(os, "posix_spawn", spawn_slowly)
     start(FOREVER, thp=False)
     wait_until(lambda: beside, "the other process", timeout_s=LONG_S)
     beside[0].close()
@@ -237,9 +238,12 @@ def test_no_thread_to_be_had_is_an_error_and_leaves_nothing(monkeypatch):
 
 
 def test_state_folder_tells_pid_and_argv_and_is_empty_after_close(start, tmp_path):
-    process = start(FOREVER, state_dir=str(tmp_path))
+    process = start(FOREVER, state_dir=str(tmp_path), pid_file=str(tmp_path / "pid"))
+    found = find_process(str(tmp_path / "pid"))
 
-    assert (tmp_path / "pid").read_text() == f"{process.pid}\n"
+    assert found is not None
+    assert found.pid == process.pid
+    found.close()
     assert (tmp_path / "argv").read_text() == f"/bin/sh\n-c\n{FOREVER}\n"
     assert (tmp_path / "qemu.log").exists()
     process.close()
@@ -250,7 +254,7 @@ def test_state_is_the_owners_alone_whatever_was_there_before(start, tmp_path):
     (tmp_path / "argv").touch(mode=0o666)
     before = os.umask(0)
     try:
-        start(FOREVER, state_dir=str(tmp_path))
+        start(FOREVER, state_dir=str(tmp_path), pid_file=str(tmp_path / "pid"))
     finally:
         os.umask(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -140,6 +141,23 @@ def test_descriptors_go_beside_the_command(talking, peer, beside):
     assert same
 
 
+def test_urgent_command_is_out_of_band_where_that_was_agreed(beside):
+    near, far = socket.socketpair()
+    offer_handshake(near, has_urgent=True)
+    client = QmpClient(near)
+    heard = []
+    with far, contextlib.closing(client):
+        other = Peer(far)
+        far.sendall(GREETING)
+        answering = beside(lambda: heard.extend([other.answer(), other.answer()]))
+        client.handshake(timeout_s=LONG_S)
+        client.execute("migrate-pause", is_urgent=True, timeout_s=LONG_S)
+        answering.join(LONG_S)
+
+    assert heard[0]["arguments"] == {"enable": ["oob"]}
+    assert heard[1] == {"exec-oob": "migrate-pause", "id": heard[1]["id"]}
+
+
 def test_refusal_carries_command_class_and_words(talking, peer, beside):
     def refuse():
         command = peer.read()
@@ -248,11 +266,12 @@ def test_silence_is_a_timeout_and_the_late_answer_is_dropped(talking, peer, besi
 
 @pytest.mark.parametrize("answer", [{"return_": {}}, {"error": {"class": "GenericError", "desc": "No"}}])
 def test_what_is_told_goes_out_at_once_and_its_answer_is_dropped(talking, peer, beside, answer):
-    talking.tell("block-latency-histogram-set", {"id": "disk"})
-    told = peer.read()
-    assert told["arguments"] == {"id": "disk"}
+    talking.tell([("block-latency-histogram-set", {"id": disk}) for disk in ("one", "two")])
+    told = [peer.read(), peer.read()]
+    assert [each["arguments"]["id"] for each in told] == ["one", "two"]
 
-    peer.say(**answer, id=told["id"])
+    for each in told:
+        peer.say(**answer, id=each["id"])
     beside(peer.answer, {"own": True})
     assert talking.execute("query-status", timeout_s=LONG_S) == {"own": True}
 

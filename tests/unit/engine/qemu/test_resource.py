@@ -11,12 +11,15 @@ import pytest
 
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, EngineError, ImageLocked, MachineSpec, SinkKind
+from cloudvmm.engine.qemu.attempt import Attempt
+from cloudvmm.engine.qemu.confinement import Policy
 from cloudvmm.engine.qemu.device import balloon_target_bytes
 from cloudvmm.engine.qemu.image import DiskPathMissing
 from cloudvmm.engine.qemu.memory import RamMisaligned
 from cloudvmm.engine.qemu.net import FdNotUsable
 from cloudvmm.engine.qemu.resource import RngSourceError, acquire
 from cloudvmm.host.lock import LockConflict, lock_file
+from cloudvmm.host.user import User
 
 MIB = 1 << 20
 OFF = ConsoleSink(kind=SinkKind.OFF)
@@ -41,6 +44,15 @@ def image(tmp_path):
     path = tmp_path / "image"
     path.write_bytes(bytes(MIB))
     return str(path)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="Needs root, to be somebody else")
+def test_machine_that_is_not_held_to_its_files_needs_no_place_for_a_folder(undo, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
+    attempt = Attempt(policy=Policy(has_landlock=False), user=User(2_013_300_000, 2_013_300_000))
+
+    assert acquire(spec_of({}), undo, attempt=attempt).doorway is None
 
 
 def ram_fd_of(resources):

@@ -65,10 +65,10 @@ def load(folder, machine, memory, *, check=lambda: None, **how):
     )
 
 
-def read(folder, machine, memory, *, cpus=CPUS):
+def read(folder, machine, memory, *, cpus=CPUS, has_vmgenid=False):
     (folder / MACHINE_FILE).write_bytes(msgspec.json.encode(machine))
     saved = read_machine(SavedIn(str(folder)))
-    check_machine(saved, SavedIn(str(folder)), FACTS, cpus, {"ram0": memory.ram})
+    check_machine(saved, SavedIn(str(folder)), FACTS, cpus, {"ram0": memory.ram}, has_vmgenid=has_vmgenid)
     return saved
 
 
@@ -100,6 +100,7 @@ def test_state_of_this_qemu_or_an_older_one_is_taken(tmp_path, saved, memory, qe
         ({"accelerator": "tcg"}, "guest under TCG, and this one would run under KVM"),
         ({"format": 2}, "format 2, and this release reads 1"),
         ({"architecture": "aarch64"}, "guest on aarch64, and guests run on x86_64 here"),
+        ({"has_vmgenid": True}, "a machine with a VM generation id"),
         ({"pieces": []}, "other RAM"),
         ({"is_ram_apart": False}, "other RAM"),
         ({"pieces": [SavedPiece("engine-ram-0", "ram1", RAM_BYTES)]}, "other RAM"),
@@ -109,6 +110,11 @@ def test_state_of_this_qemu_or_an_older_one_is_taken(tmp_path, saved, memory, qe
 def test_state_that_cannot_fit_is_refused_with_the_reason(tmp_path, saved, memory, change, words):
     with pytest.raises(StateError, match=words):
         load(tmp_path, msgspec.structs.replace(saved, **change), memory)
+
+
+def test_state_without_a_vm_generation_id_gains_none(tmp_path, saved, memory):
+    with pytest.raises(StateError, match="a machine without a VM generation id"):
+        read(tmp_path, saved, memory, has_vmgenid=True)
 
 
 def test_piece_that_was_cut_is_told(tmp_path, saved, memory):
@@ -233,7 +239,7 @@ def private():
 
 
 def saver_of(qemu, memory):
-    return Saver(qemu, Played(memory), FACTS, cpu="", has_ivshmem=False)
+    return Saver(qemu, Played(memory), FACTS, cpu="", has_ivshmem=False, has_vmgenid=False)
 
 
 def test_saving_tells_how_far_qemu_is_with_its_stream(tmp_path, private):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
 
 from cloudvmm.config.cpu import CoreScheduling, CpusConfig
-from cloudvmm.engine.base import NotSupportedYet, RemovalPending, VcpusChanged, VcpusRemoved
+from cloudvmm.engine.base import EngineError, NotSupportedYet, RemovalPending, VcpusChanged, VcpusRemoved
 from cloudvmm.engine.qemu import vcpu
 from cloudvmm.engine.qemu.codec import Event
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -311,3 +312,58 @@ def test_kernel_that_refuses_is_told(monkeypatch):
     monkeypatch.setattr(vcpu, "isolate", refuse)
     with pytest.raises(CoreSchedulingFailed):
         scheduled(PlayedQemu(taken=2), CoreScheduling.VCPU).bind()
+
+
+class KeptAt(Exception):
+    """The manager ends here."""
+
+
+def killed_while_adding(qemu, *, is_added):
+    """Return what a manager has written down that is killed before the addition of a vCPU, or behind it."""
+    facts = QemuFacts(binary="/qemu", version=(10, 0, 2), accelerator="tcg")
+    kept = []
+
+    def keep():
+        kept.append(vcpus.state())
+        if not is_added:
+            raise KeptAt
+
+    vcpus = Vcpus(qemu, CpusConfig(boot_vcpus=1, max_vcpus=2), facts, pid=None, on_coming=keep)
+    with contextlib.suppress(KeptAt):
+        vcpus.resize(2)
+    return kept[0]
+
+
+def next_manager(qemu, kept):
+    facts = QemuFacts(binary="/qemu", version=(10, 0, 2), accelerator="tcg")
+    vcpus = Vcpus(qemu, CpusConfig(boot_vcpus=1, max_vcpus=2), facts, pid=None)
+    vcpus.go_on(kept)
+    return vcpus
+
+
+def test_vcpu_that_is_added_when_the_manager_is_killed_is_counted_by_the_next():
+    """Emulation ends QEMU when it is to run more vCPUs in its life than there are places."""
+    qemu = PlayedQemu(taken=1)
+    vcpus = next_manager(qemu, killed_while_adding(qemu, is_added=True))
+    assert vcpus.is_told_by(ost("cpu-0-1-0", source=1, status=0))
+    qemu.eject(1)
+    with pytest.raises(NoVcpuThread):
+        vcpus.resize(2)
+
+
+def test_vcpu_that_was_not_added_when_the_manager_was_killed_is_not_counted():
+    qemu = PlayedQemu(taken=1)
+    vcpus = next_manager(qemu, killed_while_adding(qemu, is_added=False))
+    vcpus.resize(2)
+    assert qemu.asked == [("device_add", "cpu-0-1-0")]
+
+
+def test_vcpu_that_could_not_be_written_down_is_not_added():
+    qemu = PlayedQemu(taken=1)
+    vcpus = vcpus_of(qemu, boot=1)
+    vcpus._on_coming = lambda: (_ for _ in ()).throw(EngineError("The disk is full"))
+    with pytest.raises(EngineError, match="full"):
+        vcpus.resize(2)
+    vcpus._on_coming = lambda: None
+    vcpus.resize(2)
+    assert qemu.asked == [("device_add", "cpu-0-1-0")]

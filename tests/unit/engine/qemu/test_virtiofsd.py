@@ -125,6 +125,7 @@ def test_root_that_is_no_mount_leaves_the_chroot(monkeypatch, tmp_path):
     mounts.write_text(MOUNTS)
     monkeypatch.setattr(virtiofsd, "_MOUNTS", str(mounts))
     monkeypatch.setattr(virtiofsd, "_rights", lambda: NAMESPACE | CHROOT)
-    assert virtiofsd._sandbox() == "namespace"
+    assert virtiofsd._sandbox(may_mount=True) == "namespace"
+    assert virtiofsd._sandbox(may_mount=False) == "chroot"
     mounts.write_text(MOUNTS.splitlines()[1])
-    assert virtiofsd._sandbox() == "chroot"
+    assert virtiofsd._sandbox(may_mount=True) == "chroot"
