@@ -21,7 +21,7 @@ from cloudvmm.guest import FAST_CMDLINE, Guest, GuestNotBuilt, locate
 from cloudvmm.guest.shell import GuestShell
 from support.deadline import BOOT_S, GUEST_S
 from support.guest import find_guest
-from support.server import Server
+from support.server import Server, checked
 from support.vm import choose_engine
 from support.vmm import Vmm
 from support.wait import wait_until
@@ -174,18 +174,11 @@ def serving(
         succeeds=None if succeeds is None else succeeds.server,
     )
     booted = Booted(server, folder, events)
-    try:
+    with checked(server), contextlib.ExitStack() as undo:
+        undo.callback(booted.close_shell)
         if has_socket:
             server.wait_ready()
         yield booted
-    except BaseException as error:
-        error.add_note(f"The server said:\n{server.stderr[-5000:]}")
-        with contextlib.suppress(AssertionError):
-            server.check_end()
-        raise
-    finally:
-        booted.close_shell()
-    server.check_end()
 
 
 @contextlib.contextmanager

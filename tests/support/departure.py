@@ -12,7 +12,7 @@ from support.attack import NOTICE_S, Call, bare_config, spend
 from support.booted import MIB, make_image
 from support.deadline import GUEST_S, HOST_S
 from support.mortal import Plan
-from support.server import Server
+from support.server import Server, checked
 from support.traveller import is_settled
 from support.vm import choose_engine
 from support.wait import wait_until
@@ -96,16 +96,9 @@ class Departures:
     def _server(
         self, folder: Path, *flags: str, program: tuple[str, ...] = ("support.tapped",)
     ) -> Iterator[Server]:
-        server = Server(folder, [*self._engine.flags, *flags], program=program)
-        try:
+        with checked(Server(folder, [*self._engine.flags, *flags], program=program)) as server:
             server.wait_ready()
             yield server
-        except BaseException as error:
-            error.add_note(f"{folder.name} said:\n{server.stderr[-3000:]}")
-            with contextlib.suppress(AssertionError):
-                server.check_end()
-            raise
-        server.check_end()
 
 
 def state_of(server: Server) -> str | None:

@@ -7,12 +7,13 @@ goes over its connections, whoever the client is, is held against the API's docu
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cloudvmm.host.scratch import sweep
@@ -205,6 +206,19 @@ class Server:
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         return True
+
+
+@contextlib.contextmanager
+def checked(server: Server) -> Iterator[Server]:
+    """Check the server's end, and what it leaves behind; a failure before is told with what it said."""
+    try:
+        yield server
+    except BaseException as error:
+        error.add_note(f"{server.folder.name} said:\n{server.stderr[-5000:]}")
+        with contextlib.suppress(AssertionError):
+            server.check_end()
+        raise
+    server.check_end()
 
 
 def process_of(pid: int) -> ProcessId:

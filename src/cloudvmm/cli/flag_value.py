@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from cloudvmm.host.user import User
 
 MOST_CONNECTIONS = 4096  # each is a thread
-_NO_USER = 2**32 - 1
 MOST_VMMS = 4096  # each is five
 
 
@@ -86,13 +85,13 @@ def parse_qemu_user(text: str) -> Literal["auto", "root"] | User:
         return "root"
     import pwd
 
-    from cloudvmm.host.user import User
+    from cloudvmm.host.user import NOBODY, User
 
     is_number = text.isascii() and text.isdecimal()
     try:
         found = pwd.getpwuid(int(text)) if is_number else pwd.getpwnam(text)
     except (KeyError, ValueError, OverflowError):
-        if is_number and int(text) < _NO_USER:
+        if is_number and int(text) < NOBODY:
             return User(int(text), int(text))
         raise cli.error.ParsingQemuUser(text) from None
     return User(found.pw_uid, found.pw_gid)

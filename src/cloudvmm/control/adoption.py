@@ -204,7 +204,7 @@ class Adoption:
         elif under_way.command in (action.VmShutdown.name, action.VmCreate.name, *_ENDS):
             self._tell(under_way.command, FINISHED)
         elif under_way.command in _ARRIVALS and ledger.arrived is None:
-            self._take_back(under_way.command)
+            self._take_back(under_way.command, self._commands.delete())
         elif under_way.command in _ARRIVALS:  # the other VMM may have let go of it, or not
             self._tell(under_way.command, UNKNOWN)
         elif ledger.state is None and under_way.command in _REPEATED:
@@ -246,7 +246,7 @@ class Adoption:
             is_to_run = found is not None and isinstance(found[1], RestoreConfig) and found[1].resume
             target = VmState.RUNNING if is_to_run else VmState.PAUSED
         if target is None:  # the other VMM has not let go of it
-            self._take_back(under_way.command)
+            self._take_back(under_way.command, self._commands.delete())
         elif target is VmState.RUNNING and state is VmState.PAUSED:
             self._finish(under_way.command, self._commands.power.resume())
         else:
@@ -259,13 +259,10 @@ class Adoption:
         elif vm.state is not VmState.PAUSED or lent.state is not VmState.RUNNING:
             self._tell(MIGRATION, UNKNOWN if lent.is_given else ROLLED_BACK)
         elif not lent.is_given:
-            self._add(MIGRATION, self._quietly(self._resume_released(vm), self._tell_of_the_way))
+            self._take_back(MIGRATION, self._resume_released(vm))
         else:
             self._log("error", "The VM stays paused: only if the other VMM has nothing of it, call vm.resume")
             self._tell(MIGRATION, UNKNOWN)
-
-    def _tell_of_the_way(self, outcome: str) -> None:
-        self._tell(MIGRATION, ROLLED_BACK if outcome == FINISHED else outcome)
 
     def _resume_released(self, vm: Vm) -> Steps:
         """Resume a guest whose images the other VMM may hold yet."""
@@ -276,14 +273,6 @@ class Adoption:
         vm.state = VmState.RUNNING
         self._events.emit("vm", "resumed")
         return Empty()
-
-    def _take_back(self, command: str) -> None:
-        """Leave nothing of what `command` has made."""
-
-        def tell(outcome: str) -> None:
-            self._tell(command, ROLLED_BACK if outcome == FINISHED else outcome)
-
-        self._add(command, self._quietly(self._commands.delete(), tell))
 
     def _settle_device(self, ledger: Ledger, command: str, adopted: Adopted, vm: Vm) -> None:
         coming = ledger.coming
@@ -329,6 +318,14 @@ class Adoption:
 
     def _finish(self, command: str, steps: Steps) -> None:
         self._add(command, self._quietly(steps, partial(self._tell, command)))
+
+    def _take_back(self, command: str, steps: Steps) -> None:
+        """Leave nothing of what `command` has done, by these `steps`."""
+
+        def tell(outcome: str) -> None:
+            self._tell(command, ROLLED_BACK if outcome == FINISHED else outcome)
+
+        self._add(command, self._quietly(steps, tell))
 
     def _quietly(self, steps: Steps, tell: Callable[[str], None]) -> Steps:
         """The `steps`, whose failure is told of, and ends nothing else."""

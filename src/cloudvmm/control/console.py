@@ -149,8 +149,6 @@ class Consoles:
                 remove_pipes(self._pipe_path(number))
 
     def _open_all(self, vm_config: VmConfig) -> Relay | None:
-        if has_no_console(vm_config):
-            return None
         with contextlib.ExitStack() as undo:
             for number, console in enumerate(_consoles(vm_config)):
                 port = self._open(number, console)

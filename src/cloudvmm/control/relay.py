@@ -189,7 +189,7 @@ class Relay:
         self._wake = EventFd()
         self._lock = threading.Lock()
         self._is_stopped = False
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread
         self._start(None)
 
     def renew_streams(self) -> None:
@@ -204,16 +204,14 @@ class Relay:
 
         :raises RuntimeError: the host gives no thread; then nobody serves.
         """
-        if self._thread is not None:
-            self._start(self._thread)
+        self._start(self._thread)
 
     def close(self) -> None:
         """Blocking, briefly. Pass on what can still be passed on without waiting, then release everything."""
         with self._lock:
             self._is_stopped = True
         self._wake.write()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
         # The last one opened first, so that a terminal gets back the settings that it had at the start.
         for line in reversed(self._lines):
             line.take_output()

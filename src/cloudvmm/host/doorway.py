@@ -16,7 +16,7 @@ from typing import Final
 from cloudvmm.host.id_map import clone_mount, show_as
 from cloudvmm.host.scratch import ScratchFolder, remove_file
 from cloudvmm.host.syscall import system_call, unmount
-from cloudvmm.host.user import User, Want, refused
+from cloudvmm.host.user import User, refused, want_again
 
 _MOVE_MOUNT: Final = 429
 _FROM_EMPTY_PATH: Final = 0x4
@@ -82,7 +82,7 @@ class Doorway:
         with _named(fd):
             tree = clone_mount(fd)
         try:
-            if self.reader is not None and not _is_open_to(self.reader, fd, access):
+            if self.reader is not None and refused(self.reader, [want_again(fd, access)]):
                 with contextlib.suppress(OSError):  # the process says then that it may not
                     show_as(tree, self.reader, os.fstat(fd))
             target = os.fsencode(self._name) + b"\0"
@@ -95,11 +95,6 @@ def remove_doorway(state_dir: str) -> None:
     """Remove what a `Doorway` in this folder has left, if there was one."""
     if os.path.isdir(f"{state_dir}/{_KEPT}"):
         Doorway(state_dir).close()
-
-
-def _is_open_to(user: User, fd: int, access: int) -> bool:
-    mode = os.R_OK if access == os.O_RDONLY else os.R_OK | os.W_OK
-    return not refused(user, [Want(f"/proc/self/fd/{fd}", mode)])
 
 
 @contextlib.contextmanager

@@ -95,8 +95,5 @@ def _end(pid: int) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
+    with open(path, "wb", buffering=0) as file:  # in one write, as the kernel wants it
+        file.write(data)

@@ -37,7 +37,7 @@ _STATFS_BYTES: Final = 120  # the type first
 # AFS, Ceph, CIFS, SMB 2, FUSE, NFS, 9P: who may open a file there is for their servers to say.
 _FUSE: Final = 0x65735546
 _SERVED_TYPES: Final = frozenset((0x5346414F, 0x00C36400, 0xFF534D42, 0xFE534D42, _FUSE, 0x6969, 0x01021997))
-_NOBODY: Final = 2**32 - 1  # whom no thread can be
+NOBODY: Final = 2**32 - 1  # whom no thread can be
 _NUMBERLESS: Final = 65534  # what the kernel calls ids that a user namespace does not have
 _ACTING: Final = threading.Lock()  # who can be dumped and traced is the whole process
 # To start a process as another user, to end it, to bind its threads, to have what it has open, and to give it
@@ -78,6 +78,11 @@ class Want(msgspec.Struct, frozen=True):
 
     path: str
     mode: int
+
+
+def want_again(fd: int, access: int) -> Want:
+    """Return what opening `fd` once more takes; `access` is `os.O_RDONLY` or `os.O_RDWR`."""
+    return Want(f"/proc/self/fd/{fd}", os.R_OK if access == os.O_RDONLY else os.R_OK | os.W_OK)
 
 
 def check_changeable() -> None:
@@ -151,7 +156,7 @@ def acting(user: User) -> Iterator[None]:
 def _set_files_id(number: int, wanted: int) -> int:
     """Return what it was. The kernel does not say whether it did it, but what it is."""
     before = system_call(number, wanted)
-    if system_call(number, _NOBODY) != wanted:
+    if system_call(number, NOBODY) != wanted:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     return before
 

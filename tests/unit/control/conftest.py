@@ -137,6 +137,29 @@ def other() -> Iterator[Caller]:
     caller.close()
 
 
+class Gate:
+    """Lets calls of the method `name` of `owner` begin with `on_begin`, and go on once it is opened."""
+
+    def __init__(self, owner, name, on_begin=lambda *_: None) -> None:
+        self._method = getattr(owner, name)
+        self._on_begin = on_begin
+        self._has_begun = threading.Event()
+        self._is_open = threading.Event()
+        setattr(owner, name, self._call)
+
+    def await_begin(self) -> None:
+        assert self._has_begun.wait(DEADLINE_S)
+
+    def open(self) -> None:
+        self._is_open.set()
+
+    def _call(self, *args, **options):
+        self._on_begin(*args)
+        self._has_begun.set()
+        assert self._is_open.wait(DEADLINE_S)
+        return self._method(*args, **options)
+
+
 @pytest.fixture
 def url(tmp_path) -> str:
     """Where the other VMM can listen for a VM."""

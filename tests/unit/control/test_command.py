@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import msgspec
 import pytest
 
@@ -19,7 +17,7 @@ from cloudvmm.engine.fake.machine import Phase
 from cloudvmm.errors import error_chain
 from support.wait import wait_until
 
-from .conftest import DEADLINE_S, Beside, Caller
+from .conftest import DEADLINE_S, Beside, Caller, Gate
 
 
 def test_info_of_nothing_is_refused(caller):
@@ -272,23 +270,10 @@ def test_a_reboot_that_fails_leaves_the_config_only(booted, engine):
 
 @pytest.fixture
 def slow_build(engine):
-    """Tells when a machine is about to be built, and builds it once that is allowed; fails it if told so."""
-    gate = SlowBuild(engine)
+    """Tells when a machine is about to be built, and builds it once that is allowed."""
+    gate = Gate(engine, "build")
     yield gate
-    gate.may_go_on.set()
-
-
-class SlowBuild:
-    def __init__(self, engine) -> None:
-        self._build = engine.build
-        self.has_begun = threading.Event()
-        self.may_go_on = threading.Event()
-        engine.build = self.build
-
-    def build(self, *args, **options):
-        self.has_begun.set()
-        assert self.may_go_on.wait(DEADLINE_S)
-        return self._build(*args, **options)
+    gate.open()
 
 
 def asked_for_counters(caller: Caller) -> Beside:
@@ -301,12 +286,12 @@ def asked_for_counters(caller: Caller) -> Beside:
 def test_who_looks_at_a_vm_that_is_being_rebooted_finds_it_running(booted, slow_build):
     before = booted.settled_info()
     reboot = booted.beside(api.vm_reboot)
-    assert slow_build.has_begun.wait(DEADLINE_S)
+    slow_build.await_begin()
 
     counters = asked_for_counters(booted)
     assert booted(api.vm_info) == before
     assert not counters.is_done
-    slow_build.may_go_on.set()
+    slow_build.open()
 
     assert reboot.result() is None
     assert isinstance(counters.result(), bytes)
@@ -315,10 +300,10 @@ def test_who_looks_at_a_vm_that_is_being_rebooted_finds_it_running(booted, slow_
 def test_counters_of_a_vm_whose_reboot_fails_are_refused(booted, engine, slow_build):
     engine.faults.set("boot", Fail(EngineError, "no vCPU"), times=1)
     reboot = booted.beside(api.vm_reboot)
-    assert slow_build.has_begun.wait(DEADLINE_S)
+    slow_build.await_begin()
 
     counters = asked_for_counters(booted)
-    slow_build.may_go_on.set()
+    slow_build.open()
 
     assert error_chain(reboot.result())[-1] == "no vCPU"
     assert error_chain(counters.result())[-1] == "VM is not running"
@@ -326,11 +311,11 @@ def test_counters_of_a_vm_whose_reboot_fails_are_refused(booted, engine, slow_bu
 
 def test_counters_that_wait_for_a_reboot_are_refused_when_the_vmm_ends(booted, slow_build):
     booted.beside(api.vm_reboot)
-    assert slow_build.has_begun.wait(DEADLINE_S)
+    slow_build.await_begin()
     counters = asked_for_counters(booted)
 
     end = booted.beside(api.vmm_shutdown)
-    slow_build.may_go_on.set()
+    slow_build.open()
 
     assert isinstance(counters.result(), api.ApiError)
     assert end.result() is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 
 import msgspec
 import pytest
@@ -21,7 +20,7 @@ from cloudvmm.engine.fake import Die, Fail, FakeEngine, Hang
 from cloudvmm.errors import error_chain
 from cloudvmm.snapshot.draft import Draft
 
-from .conftest import DEADLINE_S, Caller
+from .conftest import DEADLINE_S, Caller, Gate
 
 FILES = ["config.json", "engine-state.json", "state.json"]
 
@@ -77,31 +76,9 @@ def test_snapshot_writes_config_state_and_the_engines_files(paused, folder):
     assert paused.names()[-2:] == ["vm/snapshotting", "vm/snapshotted"]
 
 
-class Gate:
-    """Lets a machine begin to save, and go on with it once it is opened."""
-
-    def __init__(self, machine) -> None:
-        self._save = machine.save
-        self._has_begun = threading.Event()
-        self._is_open = threading.Event()
-        machine.save = self.save
-
-    def save(self, folder, on_saved):
-        on_saved(Saved(1, 3))
-        self._has_begun.set()
-        assert self._is_open.wait(DEADLINE_S)
-        self._save(folder, on_saved)
-
-    def await_begin(self) -> None:
-        assert self._has_begun.wait(DEADLINE_S)
-
-    def open(self) -> None:
-        self._is_open.set()
-
-
 @pytest.fixture
 def gate(paused):
-    gate = Gate(paused.engine.last_machine)
+    gate = Gate(paused.engine.last_machine, "save", lambda _, on_saved: on_saved(Saved(1, 3)))
     yield gate
     gate.open()
 

@@ -17,7 +17,7 @@ import msgspec
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.qemu.parts import opened
 from cloudvmm.host.id_map import open_as
-from cloudvmm.host.user import User, Want, refused
+from cloudvmm.host.user import User, Want, refused, want_again
 
 _PAYLOAD: Final = ("kernel", "initramfs", "firmware")
 _FIRST_FREE: Final = 3  # behind standard input and output
@@ -65,13 +65,13 @@ def lend_files(
 def _lend_again(user: User, number: int, *, is_written: bool, loan: Loan, undo: contextlib.ExitStack) -> None:
     try:
         access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
-        want = _want(number, os.O_RDWR if is_written else access)
+        want = want_again(number, os.O_RDWR if is_written else access)
         if not refused(user, [want]):
             return
         loan.wanted.append(want)
         shown = open_as(user, number, access)
         undo.callback(os.close, shown)
-        if refused(user, [_want(shown, os.O_RDWR if is_written else access)]):
+        if refused(user, [want_again(shown, os.O_RDWR if is_written else access)]):
             return
         # The locks that are held by way of the one that it stands for live as long as QEMU.
         held = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
@@ -91,10 +91,10 @@ def _lend_file(user: User, path: str, loan: Loan, undo: contextlib.ExitStack) ->
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         undo.callback(os.close, fd)
-        if refused(user, [_want(fd, os.O_RDONLY)]):
+        if refused(user, [want_again(fd, os.O_RDONLY)]):
             fd = open_as(user, fd, os.O_RDONLY)
             undo.callback(os.close, fd)
-            if refused(user, [_want(fd, os.O_RDONLY)]):
+            if refused(user, [want_again(fd, os.O_RDONLY)]):
                 raise PermissionError(path)
     except OSError:
         loan.wanted.append(want)
@@ -102,7 +102,3 @@ def _lend_file(user: User, path: str, loan: Loan, undo: contextlib.ExitStack) ->
     loan.fds.append(fd)
     loan.names[opened(fd)] = path
     return opened(fd)
-
-
-def _want(fd: int, access: int) -> Want:
-    return Want(opened(fd), os.R_OK if access == os.O_RDONLY else os.R_OK | os.W_OK)

@@ -20,6 +20,7 @@ from cloudvmm.engine.qemu.binary import (
     parse_version,
 )
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
 SOMEBODY = 65534
 SCRIPT = """#!/bin/sh
 echo "$1" >>{asked}
@@ -30,13 +31,6 @@ case $1 in
 -device) printf 'Storage devices:\\nname "virtio-blk-pci", bus PCI, alias "virtio-blk"\\n' ;;
 esac
 """
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(monkeypatch, tmp_path):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("CLOUDVMM_CACHE", str(folder))
-    return folder
 
 
 @pytest.fixture

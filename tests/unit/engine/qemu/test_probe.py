@@ -11,15 +11,13 @@ from cloudvmm.engine.qemu import probe
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.probe import judge_kvm
 
+pytestmark = pytest.mark.usefixtures("cache_folder")
 DEVICE = "/dev/null"  # can be opened; what is run there never looks at it
 
 
 @pytest.fixture(autouse=True)
-def cache_folder(monkeypatch, tmp_path):
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("CLOUDVMM_CACHE", str(folder))
+def short_start(monkeypatch):
     monkeypatch.setattr(probe, "START_TIMEOUT_S", 0.2)
-    return folder
 
 
 @pytest.fixture
