@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from typing import Final, TypeVar
@@ -23,6 +24,7 @@ from cloudvmm.host.cache import cache_folder, make_cache_folder
 T = TypeVar("T")
 
 MAX_KEPT: Final = 32  # of one topic: more programs than anybody has of a kind
+_LONGEST_WRITE_S: Final = 3600
 _MAX_BYTES = 1024 * 1024
 _IDENTITY_PARTS: Final = 5
 
@@ -90,6 +92,7 @@ def store(subject: Subject, value: object) -> None:
 def _prune(folder: str, topic: str) -> None:
     """Remove what is known of programs that are gone or have changed, and the oldest beyond `MAX_KEPT`.
 
+    What a process that was killed has written half goes, too.
     Another process may read or write there meanwhile: one that finds no file finds out by itself.
 
     :raises OSError: the folder cannot be read, or somebody else may write it.
@@ -103,6 +106,8 @@ def _prune(folder: str, topic: str) -> None:
                         kept.append((os.stat(name, dir_fd=folder_fd).st_mtime_ns, name))
                 else:
                     _remove(folder_fd, name)
+            elif name.startswith(f".{topic}-") and _is_left(folder_fd, name):
+                _remove(folder_fd, name)
         for _, name in sorted(kept, reverse=True)[MAX_KEPT:]:
             _remove(folder_fd, name)
 
@@ -116,6 +121,15 @@ def _is_of_use(folder_fd: int, name: str) -> bool:
         return False
     except OSError:
         return True  # perhaps it can be read or looked at again
+
+
+def _is_left(folder_fd: int, name: str) -> bool:
+    """Say whether nobody can be writing the file any more."""
+    with contextlib.suppress(FileNotFoundError):
+        return (
+            os.stat(name, dir_fd=folder_fd, follow_symlinks=False).st_mtime < time.time() - _LONGEST_WRITE_S
+        )
+    return False
 
 
 def _remove(folder_fd: int, name: str) -> None:

@@ -91,6 +91,16 @@ def test_what_cannot_be_understood_is_removed(make_program, cache_folder):
     assert os.listdir(cache_folder) == [f"{subject.name}.json"]
 
 
+def test_what_was_written_half_long_ago_is_removed(make_program, cache_folder):
+    cache_folder.mkdir(mode=0o700)
+    (cache_folder / ".qemu-00000000.1.1").write_text("{")
+    os.utime(cache_folder / ".qemu-00000000.1.1", (0, 0))
+    (cache_folder / ".qemu-00000000.2.2").write_text("{")
+    subject = keep(make_program("there"), "new")
+
+    assert sorted(os.listdir(cache_folder)) == [".qemu-00000000.2.2", f"{subject.name}.json"]
+
+
 def test_file_that_another_process_removes_meanwhile_is_no_error(make_program, cache_folder, monkeypatch):
     keep(make_program("there"), "known")
     found = os.listdir(cache_folder)
