@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import struct
 from typing import Final
@@ -23,6 +24,7 @@ _MOUNT_ATTR_IDMAP: Final = 0x0010_0000
 _EMPTY_PATH: Final = 0x1000
 _UNSHARE: Final = "unshare"
 _SHELL: Final = "/bin/sh"
+_LONGEST_WAIT_S: Final = 10.0
 _SAY_AND_WAIT: Final = "echo; read -r _"  # we say nothing, but our end, whatever it is, lets it go on
 
 
@@ -79,6 +81,10 @@ def _namespace(user: User, owner: os.stat_result, undo: contextlib.ExitStack) ->
         os.close(say)
         os.close(gate)
     undo.callback(_end, pid)
+    poller = select.poll()
+    poller.register(said, select.POLLIN)
+    if not poller.poll(_LONGEST_WAIT_S * 1000):
+        raise TimeoutError(errno.ETIMEDOUT, "The program that makes a user namespace does not begin")
     if not os.read(said, 1):
         raise OSError(errno.EPERM, "There is no user namespace to be had")
     _write(f"/proc/{pid}/uid_map", b"%d %d 1\n" % (owner.st_uid, user.uid))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from cloudvmm.host import id_map
 from cloudvmm.host.id_map import open_as
 from cloudvmm.host.user import User, Want, refused
 
@@ -46,6 +47,18 @@ def test_host_without_user_namespaces_is_told_by_the_error_alone(tmp_path, monke
         open_as(SOMEBODY, file.fileno(), os.O_WRONLY)
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_program_that_never_makes_a_user_namespace_is_not_waited_for_for_ever(tmp_path, monkeypatch):
+    (tmp_path / "unshare").write_text("#!/bin/sh\nexec sleep 1000\n")
+    (tmp_path / "unshare").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(id_map, "_LONGEST_WAIT_S", 0.1)
+    with (tmp_path / "file").open("w") as file, pytest.raises(TimeoutError, match="does not begin"):
+        open_as(SOMEBODY, file.fileno(), os.O_WRONLY)
+
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
 
 def test_nothing_is_left_of_a_file_that_cannot_be_shown(tmp_path):
