@@ -261,7 +261,8 @@ def qemus_about(path: Path) -> list[int]:
     found = []
     for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if cmdline.read_bytes().startswith(b"/usr/bin/qemu-system") and has_open(cmdline.parent, path):
+            program = os.path.basename(cmdline.read_bytes().split(b"\0")[0])
+            if program.startswith(b"qemu-system") and has_open(cmdline.parent, path):
                 found.append(int(cmdline.parent.name))
     return found
 
