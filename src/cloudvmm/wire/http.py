@@ -28,6 +28,8 @@ LINE_LIMIT_BYTES: Final = 1024
 BODY_LIMIT_BYTES: Final = 4 << 20
 
 _CRLF: Final = b"\r\n"
+_MOST_KNOWN: Final = 8  # requests of one client that it may send again
+_KNOWN_BYTES: Final = 2048
 
 # What the next bytes belong to. Plain numbers: compared several times per request.
 _REQUEST_LINE: Final = 0
@@ -85,9 +87,8 @@ class RequestParser:
         "_body",
         "_body_limit",
         "_expects",
+        "_known",
         "_last_event_id",
-        "_last_events",
-        "_last_piece",
         "_left",
         "_length",
         "_line",
@@ -99,8 +100,7 @@ class RequestParser:
 
     def __init__(self, *, body_limit_bytes: int = BODY_LIMIT_BYTES) -> None:
         self._body_limit = body_limit_bytes
-        self._last_piece = b""
-        self._last_events: list[Event] = []
+        self._known: dict[bytes, list[Event]] = {}
         self._left = b""  # the start of a line whose end has not come
         self._skip = 0  # bytes of a refused request's body still to come
         self._position = 0  # where in the piece the line being read starts
@@ -110,12 +110,16 @@ class RequestParser:
         """Take the next bytes of the stream; return what they complete, in order."""
         if not self.is_between_requests:
             return self._feed(piece)
-        if piece == self._last_piece:
-            return self._last_events
+        known = self._known.get(piece)
+        if known is not None:
+            return known
         events = self._feed(piece)
-        # A client that polls sends the same bytes again and again: what they mean is kept.
-        if len(events) == 1 and type(events[0]) is Request and self.is_between_requests:
-            self._last_piece, self._last_events = piece, events
+        # A client sends the same few requests again and again: what they mean is kept.
+        is_whole = len(events) == 1 and type(events[0]) is Request and self.is_between_requests
+        if is_whole and len(piece) <= _KNOWN_BYTES:
+            if len(self._known) == _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[piece] = events
         return events
 
     @property

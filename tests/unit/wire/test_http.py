@@ -219,3 +219,16 @@ def test_state_after_garbage_is_bounded(garbage, places):
     for piece in cut(garbage, places):
         parser.feed(piece)
     assert len(parser._left) < 1024
+
+
+def test_requests_that_come_again_mean_the_same_and_few_of_them_are_kept():
+    requests = [
+        b"PUT /api/v1/vm.resize HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        for body in (b"x" * size for size in (1, 2, 3, 4, 5, 6, 7, 8, 9, 5000))
+    ]
+    parser = RequestParser()
+    for _ in range(3):
+        for raw in (*requests, requests[0], requests[1]):
+            assert parser.feed(raw) == RequestParser().feed(raw)
+    assert len(parser._known) == 8
+    assert all(len(raw) < 2048 for raw in parser._known)
