@@ -34,6 +34,9 @@ class Level(enum.IntEnum):
     TRACE = 4
 
 
+_BY_NAME = {level.name.lower(): level for level in Level}
+
+
 class Record(Value):
     """`time_ns` is nanoseconds since the epoch, `elapsed_s` seconds since the process began to log."""
 
@@ -99,7 +102,7 @@ class Logger:
 
         `text` may be a function that makes it: it is not called for a record that is not written.
         """
-        wanted = Level[level.upper()]
+        wanted = _BY_NAME[level]
         if wanted <= self._level:
             self.write(wanted, text if isinstance(text, str) else text())
 

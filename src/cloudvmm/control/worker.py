@@ -57,10 +57,8 @@ class Worker:
 
     def take(self) -> Outcome | None:
         """Return the next outcome, or None; never blocks."""
-        try:
-            return self._outcomes.get_nowait()
-        except queue.Empty:
-            return None
+        # Nobody else takes, so what is there stays there.
+        return None if self._outcomes.empty() else self._outcomes.get_nowait()
 
     def renew(self) -> None:
         """Let another thread go on once the present one has done its jobs. It inherits what is the caller's.

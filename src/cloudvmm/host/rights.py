@@ -8,6 +8,9 @@ import socket
 import struct
 
 _FD_BYTES = 4
+# Plain numbers: what `socket` calls them takes microseconds to be joined, for each message that comes.
+_CLOSE_ON_EXEC = int(socket.MSG_CMSG_CLOEXEC)
+_LOST = int(socket.MSG_CTRUNC)
 _CREDENTIALS = struct.Struct("=iII")  # process, user, group
 
 
@@ -23,14 +26,14 @@ def receive_with_fds(
     :raises OSError: the connection is broken, or nothing is there and it may not block.
     """
     data, ancillary, said, _ = connection.recvmsg(
-        size, socket.CMSG_SPACE(most_fds * _FD_BYTES), socket.MSG_CMSG_CLOEXEC | flags
+        size, socket.CMSG_SPACE(most_fds * _FD_BYTES), _CLOSE_ON_EXEC | flags
     )
     fds: list[int] = []
     for level, kind, content in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             whole = len(content) - len(content) % _FD_BYTES
             fds.extend(memoryview(content)[:whole].cast("i"))
-    return data, fds, bool(said & socket.MSG_CTRUNC)
+    return data, fds, bool(said & _LOST)
 
 
 def uid_of_peer(connection: socket.socket) -> int:
