@@ -12,6 +12,7 @@ from cloudvmm.config.net import NetConfig
 from cloudvmm.config.operation import RestoreConfig, RestoredNetConfig, RestoredVfioConfig
 from cloudvmm.config.vm import VmConfig
 from support.argument import arguments_of, method_name
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.rest import FORKED, JOBS, PONG, SAVING, UNDER_WAY, same_file
 from support.wait import wait_until
@@ -167,10 +168,10 @@ def test_threads_share_a_client(server, socket_path, vmm):
     with client.Client(socket_path, timeout_s=10) as made:
         thread = threading.Thread(target=made.vm_snapshot, args=arguments_of("vm.snapshot"))
         thread.start()
-        wait_until(lambda: requests, "the snapshot is under way", timeout_s=5)
+        wait_until(lambda: requests, "the snapshot is under way", timeout_s=HOST_S)
         assert made.vmm_ping() == PONG
         requests[0].reply.send(api.Empty())
-        thread.join(5)
+        thread.join(HOST_S)
         assert not thread.is_alive()
 
 

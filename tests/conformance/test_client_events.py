@@ -9,6 +9,7 @@ import pytest
 from cloudvmm import client
 from cloudvmm.events.hub import EventHub
 from cloudvmm.http import start_http_path_thread
+from support.deadline import HOST_S
 from support.peer import Peer, Talk
 
 
@@ -181,7 +182,7 @@ def test_close_from_another_thread_ends_the_wait(server, hub, socket_path):
     thread = threading.Thread(target=lambda: found.append(stream.next(30)))
     thread.start()
     stream.close()
-    thread.join(5)
+    thread.join(HOST_S)
 
     assert not thread.is_alive()
     assert found == [None]

@@ -16,6 +16,7 @@ from cloudvmm.dbus.message import BODY_LIMIT_BYTES
 from cloudvmm.dbus.server import MAX_CALLS
 from cloudvmm.events.hub import KEPT_EVENTS, EventHub
 from support.bus import FAILED, INTERFACE, OBJECT, SERVICE, CallFailed, PrivateBus, gdbus_monitor
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.rest import ScriptedVmm
 from support.wait import wait_until
@@ -195,7 +196,7 @@ def test_answers_in_any_order_find_their_calls(served):
     for member, name in (("VmBoot", "vm.boot"), ("VmPause", "vm.pause"), ("VmResume", "vm.resume")):
         serials[name] = next(client.outgoing_serial)
         client.send(call(member), serial=serials[name])
-    wait_until(lambda: len(waiting) == 3, "all three are under way", timeout_s=10)
+    wait_until(lambda: len(waiting) == 3, "all three are under way", timeout_s=HOST_S)
     for name in ("vm.resume", "vm.boot", "vm.pause"):
         waiting[name].send(Empty())
         reply = next_reply(client)
@@ -267,7 +268,7 @@ def test_header_that_nobody_knows_is_ignored(served, monkeypatch):
 
 def test_lost_bus_is_logged_and_the_vmm_goes_on(served):
     served.bus.daemon.terminate()
-    wait_until(lambda: served.log, "the loss is logged", timeout_s=10)
+    wait_until(lambda: served.log, "the loss is logged", timeout_s=HOST_S)
     assert served.log[0] == (
         "error",
         "The D-Bus API is gone, the VM is not: The message bus has closed the connection",

@@ -7,6 +7,7 @@ import pytest
 from cloudvmm import api
 from cloudvmm.config import form
 from cloudvmm.http import start_http_path_thread
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.rest import RestClient, same_file
 from support.wait import wait_until
@@ -202,7 +203,7 @@ def test_no_request_holds_more_than_253(client, server, vmm, files):
     assert reply.status == 500
     assert reply.texts() == ["No room for the file descriptors that came with the request"]
     client.close()
-    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=5)
+    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=HOST_S)
     before.assert_nothing_added()
     assert vmm.names() == ["vmm.ping"]
 
@@ -226,7 +227,7 @@ def test_descriptors_of_half_a_request_are_closed_when_the_client_goes(client, s
     before = Holdings()
     client.send(b"PUT /api/v1/vm.add-net HTTP/1.1\r\n", files)
     client.close()
-    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=5)
+    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=HOST_S)
     before.assert_nothing_added()
 
 
@@ -267,5 +268,5 @@ def test_numbers_in_json_are_dropped_with_a_warning_in_the_log(vmm, socket_path)
     )
     with RestClient(socket_path) as client:
         assert client.ask("PUT", "vm.add-net", {"id": "n0", "fds": [3]}).status == 200
-    assert server.close(deadline_s=2.0)
+    assert server.close(deadline_s=HOST_S)
     assert [(level, "FD numbers were present" in text) for level, text in logged] == [("warn", True)]

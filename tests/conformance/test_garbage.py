@@ -7,6 +7,7 @@ import pytest
 from msgspec import inspect as kinds
 
 from cloudvmm.api import COMMANDS
+from support.deadline import HOST_S
 from support.member import SAMPLES, accepted, all_members, minimal
 from support.rest import RestClient
 from support.wait import wait_until
@@ -55,7 +56,7 @@ def test_random_bytes_stop_nothing(server, socket_path, seed):
     with RestClient(socket_path) as client:
         for _ in range(50):
             client.socket.sendall(noise.randbytes(noise.randrange(1, 3000)) + b"\r\n")
-    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=5)
+    wait_until(lambda: server.connection_count == 0, "the connection's end", timeout_s=HOST_S)
     with RestClient(socket_path) as client:
         assert client.ping().status == 200
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from support.deadline import HOST_S
 from support.peer import Peer
 from support.remote import Remote
 from support.server import Server
@@ -129,7 +130,7 @@ def test_a_key_ends_it(remote, socket_path):
             assert process.stdout.readline() == f"{FIRST}\n".encode()
             process.send_signal(signal.SIGINT)
             try:
-                assert process.wait(10) == 130
+                assert process.wait(HOST_S) == 130
             finally:
                 process.kill()
             assert process.stderr.read() == b""

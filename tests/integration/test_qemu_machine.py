@@ -384,13 +384,13 @@ def test_killed_manager_takes_its_guest_along():
     assert gone
 
 
-def test_death_of_qemu_is_told_within_a_second(build):
+def test_death_of_qemu_is_told_with_its_signal(build):
     machine, _ = build()
     machine.boot()
     assert machine.process_id is not None
     os.kill(machine.process_id, signal.SIGKILL)
 
-    events = wait_event(machine, Exited, timeout_s=1.0)
+    events = wait_event(machine, Exited, timeout_s=HOST_S)
     told = [event for event in events if not isinstance(event, VcpuStarted)]
     assert told == [Exited("QEMU was killed by signal 9 (SIGKILL)")]
 

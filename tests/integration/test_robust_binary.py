@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from support.attack import Call, bare_config, read_time_s
+from support.attack import Call, bare_config
 from support.deadline import HOST_S
 from support.guest import find_guest
 from support.process import descendants_of
@@ -20,10 +19,11 @@ from support.rest import Reply
 from support.server import Server
 from support.vm import choose_engine
 from support.wait import wait_until
+from support.watch import Watch
 
 ServerFactory = Callable[..., Server]
 
-AT_ONCE_S = 2.0
+AT_ONCE_S = 4.0  # of a `Watch`; QEMU is waited for for ten seconds, at least
 PRETEND = """#!/bin/sh
 for word in "$@"; do
   case "$word" in
@@ -130,7 +130,7 @@ def test_machine_that_talks_garbage_fails_the_boot_or_is_overtaken(
     server = server_with(cloudvmm_server, tmp_path, pretender(tmp_path, machine))
     call = Call(server.socket_path, "PUT", "vm.boot")
     wait_until(lambda: call.is_over or has_machine(server), "QEMU is started", timeout_s=HOST_S)
-    assert read_time_s(server, "vmm.ping") < 1
+    server.vmm.get("vmm.ping")
     assert ends_at_once(server, call).status == 500
 
 
@@ -162,13 +162,13 @@ def has_machine(server: Server) -> bool:
 def ends_at_once(server: Server, call: Call, *, by_signal: bool = False) -> Reply:
     """End the VMM, in time; return what the call was answered with."""
     server.children()
-    started = time.monotonic()
-    if by_signal:
-        os.kill(server.pid, signal.SIGTERM)
-    else:
-        server.vmm.put("vmm.shutdown")
-    assert server.wait_end(timeout_s=60) == 0
-    assert time.monotonic() - started < AT_ONCE_S
-    reply = call.outcome(timeout_s=1)
+    with Watch() as watch:
+        if by_signal:
+            os.kill(server.pid, signal.SIGTERM)
+        else:
+            server.vmm.put("vmm.shutdown")
+        assert server.wait_end() == 0
+    assert watch.elapsed_s < AT_ONCE_S
+    reply = call.outcome(timeout_s=HOST_S)
     assert reply is not None
     return reply

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from support.attack import Held, assert_holds_no_more, bare_config, booted, read_events
+from support.deadline import HOST_S
 from support.rest import Reply
 from support.server import Server
 from support.vm import EngineChoice
@@ -22,7 +22,6 @@ ServerFactory = Callable[..., Server]
 
 CLIENTS = 4
 COMMANDS_EACH = 50
-BOUND_S = 20.0
 
 NOT_CREATED = (404, "VM is not created")
 NOT_RUNNING = (500, "VM is not running")
@@ -87,8 +86,8 @@ class Client:
         self._thread = threading.Thread(target=self._run, args=(server,))
         self._thread.start()
 
-    def join(self, timeout_s: float) -> None:
-        self._thread.join(max(0.0, timeout_s))
+    def join(self) -> None:
+        self._thread.join(HOST_S)
         assert not self._thread.is_alive(), f"Still waiting for {self._todo[len(self.answers)]}"
         assert self.failure is None, self.failure
 
@@ -135,10 +134,9 @@ def test_conflicting_commands_get_answers_that_some_order_gives(
     booted(server, fake_engine, tmp_path)
     server.vmm.put("vm.delete")
     before = Held(server.pid)
-    deadline = time.monotonic() + BOUND_S
     clients = [Client(server, seed * 100 + number, config, tmp_path) for number in range(CLIENTS)]
     for client in clients:
-        client.join(deadline - time.monotonic())
+        client.join()
     answers = [answer for client in clients for answer in client.answers]
     assert len(answers) == CLIENTS * COMMANDS_EACH
     assert [(name, reply.raw) for name, reply in answers if not is_allowed(name, reply)] == []

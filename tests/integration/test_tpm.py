@@ -168,7 +168,7 @@ def test_listener_that_is_no_swtpm_is_refused(tmp_path: Path) -> None:
             thread = threading.Thread(target=answering, args=(listener, answer))
             thread.start()
             found = refused(server, {"socket": str(path)})
-            thread.join(timeout=10)
+            thread.join(timeout=HOST_S)
             assert any(words in text for text in found), found
         assert any("timed out" in text for text in refused(server, {"socket": str(path)}))
 

@@ -26,7 +26,7 @@ from support.wait import wait_until
 
 HERE, GUEST = "10.98.0.1", "10.98.0.10"
 SHARED = {"size": 256 * MIB, "shared": True}
-LOST_S = 10.0
+LOST_S = 15.0  # that the guest, and whoever asks, may have to wait
 LAST_MOMENT_S = 0.4
 
 
@@ -123,7 +123,7 @@ def test_guest_goes_on_under_a_new_manager_and_another_qemu(tmp_path: Path, vers
         new.open_shell()
         new.wait_ready()
         since_s, after, until_s = time.monotonic(), uptime(new), time.monotonic()
-        assert since_s - latest_s - 5 < after - before < until_s - earliest_s + 1
+        assert since_s - latest_s - LOST_S < after - before < until_s - earliest_s + 1
         check_load(new)
         ping(GUEST)
         told = new.vmm.get("vm.migration-progress")

@@ -22,10 +22,11 @@ from support.rest import Reply, RestClient, request_bytes
 from support.server import Server
 from support.vm import EngineChoice
 from support.wait import POLL_EVERY_S, wait_until
+from support.watch import Ticker
 
 MIB = 1024 * 1024
 QEMU_NAME = "qemu-system-x86_64"
-NOTICE_S = 1.0
+NOTICE_S = 4.0  # of a `Watch`; whoever notices nothing waits ten seconds, at least
 _CLIENT = (
     "import socket,sys\n"
     "s=socket.socket(socket.AF_UNIX)\n"
@@ -45,12 +46,11 @@ class Call:
         self.command = command
         self._response: Reply | None = None
         self._error: Exception | None = None
-        self.ended_at = 0.0
         self.sent = threading.Event()
         raw = request_bytes(method, f"/api/v1/{command}", data)
         self._thread = threading.Thread(target=self._run, args=(path, raw), name=f"call {command}")
         self._thread.start()
-        assert self.sent.wait(10), f"{command} could not be sent"
+        assert self.sent.wait(HOST_S), f"{command} could not be sent"
 
     @property
     def is_over(self) -> bool:
@@ -67,14 +67,13 @@ class Call:
 
     def _run(self, path: str, raw: bytes) -> None:
         try:
-            with RestClient(path, timeout_s=60) as client:
+            with RestClient(path, timeout_s=2 * HOST_S) as client:
                 client.send(raw)
                 self.sent.set()
                 self._response = client.reply()
         except Exception as error:
             self._error = error
         finally:
-            self.ended_at = time.monotonic()
             self.sent.set()
 
 
@@ -102,13 +101,6 @@ def see_out(client: RestClient) -> None:
         pass
 
 
-def read_time_s(server: Server, command: str) -> float:
-    """Return how long a read takes that must succeed."""
-    started = time.monotonic()
-    server.vmm.get(command)
-    return time.monotonic() - started
-
-
 def qemu_of(server: Server) -> ProcessId:
     """Wait for the QEMU that runs the server's VM."""
     return wait_until(lambda: find_qemu(server), "QEMU runs", timeout_s=HOST_S)
@@ -128,14 +120,17 @@ def stop_process(who: ProcessId) -> None:
     wait_until(lambda: state_of(who.pid) in ("T", "Z"), f"{who.pid} stands still", timeout_s=HOST_S)
 
 
-def wait_gone(who: ProcessId, *, timeout_s: float = NOTICE_S) -> None:
+def wait_gone(who: ProcessId, *, timeout_s: float = HOST_S) -> None:
     wait_until(lambda: not who.is_alive(), f"process {who.pid} ({who.command}) is gone", timeout_s=timeout_s)
 
 
 def spend(seconds: float, *, unless: Callable[[], bool] = lambda: False) -> None:
-    """Let a chosen time go by, or less where `unless` comes true: to strike at a seeded moment of a call."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and not unless():
+    """Let a chosen time go by, or less where `unless` comes true: to strike at a seeded moment of a call.
+
+    For as long as the host stands still no time goes by.
+    """
+    ticker = Ticker()
+    while ticker.tick() < seconds and not unless():
         os.sched_yield()
 
 
@@ -183,7 +178,7 @@ class Held:
         ]
 
 
-def assert_holds_no_more(pid: int, before: Held, *, timeout_s: float = 5.0) -> None:
+def assert_holds_no_more(pid: int, before: Held, *, timeout_s: float = HOST_S) -> None:
     deadline = time.monotonic() + timeout_s
     while more := Held(pid).more_than(before):
         if time.monotonic() > deadline:

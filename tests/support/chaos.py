@@ -176,7 +176,7 @@ class Chaos:
         assert reply.status in (204, 404, 500), error_words(reply)
         assert not self._has_vm(), error_words(reply)
         wait_until(lambda: find_qemu(self.server) is None, "QEMU is gone", timeout_s=HOST_S)
-        assert_holds_no_more(self.server.pid, self.held, timeout_s=20)
+        assert_holds_no_more(self.server.pid, self.held)
         left = [name for name in os.listdir(self.server.folder) if name not in ("api", "api.lock")]
         assert not left, left
         if self._state.exists():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from support.attack import NOTICE_S, Call, bare_config, spend
+from support.attack import Call, bare_config, spend
 from support.booted import MIB, make_image
 from support.deadline import GUEST_S, HOST_S
 from support.mortal import Plan
@@ -16,6 +16,8 @@ from support.server import Server, checked
 from support.traveller import is_settled
 from support.vm import choose_engine
 from support.wait import wait_until
+
+ARRIVAL_S = 1.0  # for whoever comes after all
 
 
 class Departures:
@@ -58,7 +60,7 @@ class Departures:
         here.kill()
         plan.write(0)
         self.adoptions_s.append(here.restart())
-        spend(NOTICE_S, unless=lambda: arrival.is_over)
+        spend(ARRIVAL_S, unless=lambda: arrival.is_over)
         if not arrival.is_over:  # nobody has come
             there.vmm.exchange("PUT", "vm.cancel-migration")
         arrival.outcome(timeout_s=GUEST_S)

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Sequence
 
 from cloudvmm.vhost.message import Kind
+from support.deadline import HOST_S
 
 MEMORY_BYTES = 1 << 20
 GUEST_BASE = 0x4000_0000
@@ -18,7 +19,7 @@ BUFFERS_AT = 0x10000
 RING_SIZE = 16
 HAS_NEXT, WRITABLE = 1, 2
 _AVAILABLE, _USED = 0x1000, 0x2000
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = HOST_S
 
 
 class FrontEnd:

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from support.deadline import HOST_S
 from support.wait import POLL_EVERY_S
 
 
@@ -31,7 +32,7 @@ class Holdings:
             *(f"process {pid}: {command_of(pid)}" for pid in now.children - self.children),
         ]
 
-    def assert_nothing_added(self, *, timeout_s: float = 5.0) -> None:
+    def assert_nothing_added(self, *, timeout_s: float = HOST_S) -> None:
         """Fail if something is still held after `timeout_s`: what ends may take its time, but not more."""
         deadline = time.monotonic() + timeout_s
         while added := self.added():

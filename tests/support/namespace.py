@@ -77,7 +77,7 @@ def open_tap(name: str, *, queues: int = 1, has_header: bool = True) -> list[int
 def ping(address: str, *, count: int = 3) -> None:
     """Send `count` ICMP echo requests and fail unless each is answered in time."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
-        raw.settimeout(5)
+        raw.settimeout(HOST_S)
         raw.connect((address, 0))
         for sequence in range(count):
             raw.send(_echo_request(sequence))

@@ -8,7 +8,9 @@ import socket
 import threading
 from collections.abc import Callable
 
-TIMEOUT_S = 10.0
+from support.deadline import HOST_S
+
+TIMEOUT_S = HOST_S
 _FD_ROOM = 253
 
 

@@ -40,9 +40,10 @@ from cloudvmm.api import (
 from cloudvmm.api.action import VmmPing
 from cloudvmm.api.ping import Ping, Pong
 from cloudvmm.config.vm import VmConfig
+from support.deadline import HOST_S
 from support.traffic import Traffic
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = HOST_S
 PONG = VmmPingResponse(build_version="v54.0.0", version="54.0.0", pid=7, features=["io_uring", "kvm"])
 UNDER_WAY = VmMigrationProgress(
     role=MigrationRole.SENDER, phase=MigrationPhase.SENDING, elapsed_ms=5, transferred_bytes=1 << 20

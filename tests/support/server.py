@@ -26,7 +26,7 @@ from support.wait import wait_until
 TESTS = str(Path(__file__).resolve().parents[1])
 PYTHONPATH = os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 INTERPRETER = (sys.executable, "-X", "faulthandler")
-LEFTOVER_TIMEOUT_S = 2.0
+LEFTOVER_TIMEOUT_S = 5.0  # what ends by itself later has outlived it
 
 
 class Server:

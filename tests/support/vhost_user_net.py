@@ -117,7 +117,7 @@ class VhostUserNet:
 
     def close(self) -> None:
         os.write(self._stop_write, b"x")
-        self._thread.join(10)
+        self._thread.join(HOST_S)
         assert not self._thread.is_alive()
         self._listener.close()
         self.path.unlink(missing_ok=True)

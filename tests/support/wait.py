@@ -1,4 +1,7 @@
-"""Waiting for an event or a condition, never for time alone."""
+"""Waiting for an event or a condition, never for time alone.
+
+A host that stands still uses up little of the patience: `watch.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from cloudvmm.engine.base import EngineEvent, Machine
+from support.watch import Ticker
 
 POLL_EVERY_S = 0.02
+LONGEST_LOOK_S = 1.0  # that a condition may take, and be counted for
 
 
 def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float) -> Any:
     """Return the first true answer of `condition`; fail with `what` was waited for if none comes in time."""
-    deadline = time.monotonic() + timeout_s
+    ticker = Ticker(longest_step_s=LONGEST_LOOK_S)
     while not (answer := condition()):
-        if time.monotonic() > deadline:
+        if ticker.tick() > timeout_s:
             raise AssertionError(f"Not within {timeout_s} s: {what}")
         time.sleep(POLL_EVERY_S)
     return answer
@@ -24,13 +29,12 @@ def wait_until(condition: Callable[[], Any], what: str, *, timeout_s: float) -> 
 
 def wait_event(machine: Machine, kind: type, *, timeout_s: float) -> list[EngineEvent]:
     """Poll the machine until an event of `kind` comes; return all events up to and with it."""
-    deadline = time.monotonic() + timeout_s
+    ticker = Ticker(longest_step_s=LONGEST_LOOK_S)
     events: list[EngineEvent] = []
     while not any(isinstance(event, kind) for event in events):
-        rest_s = deadline - time.monotonic()
-        if rest_s <= 0:
+        if ticker.tick() > timeout_s:
             raise AssertionError(f"No {kind.__name__} within {timeout_s} s, only {events}")
-        if is_readable(machine.fileno(), timeout_s=rest_s):
+        if is_readable(machine.fileno(), timeout_s=POLL_EVERY_S):
             events += machine.take_events()
     return events
 

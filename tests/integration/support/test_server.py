@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from support.deadline import HOST_S
 from support.process import ProcessId, descendants_of, identify, state_of
 from support.server import Server
 from support.wait import wait_until
@@ -20,7 +21,7 @@ SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(SLEEPER, stdin=subprocess.PIPE)
     yield process
-    process.communicate(timeout=10)
+    process.communicate(timeout=HOST_S)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_process_that_ended_is_not_alive_while_nobody_waited_for_it(sleeper: sub
     who = identify(sleeper.pid)
     assert who is not None
     who.kill()
-    wait_until(lambda: state_of(sleeper.pid) == "Z", "it ends", timeout_s=5)
+    wait_until(lambda: state_of(sleeper.pid) == "Z", "it ends", timeout_s=HOST_S)
     assert not who.is_alive()
 
 
@@ -64,7 +65,7 @@ def test_process_left_behind_is_told_and_ended(server: Server, sleeper: subproce
     server._children.add(who)  # as if the server had started it
     with pytest.raises(AssertionError, match=f"The server left behind process {sleeper.pid}:"):
         server.check_end()
-    wait_until(lambda: not who.is_alive(), "it ends", timeout_s=5)
+    wait_until(lambda: not who.is_alive(), "it ends", timeout_s=HOST_S)
 
 
 def test_unexpected_exit_status_is_told(server: Server) -> None:

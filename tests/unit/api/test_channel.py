@@ -8,6 +8,7 @@ import pytest
 
 from cloudvmm import api
 from cloudvmm.api.action import VmmPing, VmPause
+from support.deadline import HOST_S
 
 
 def test_a_request_arrives_with_its_reply_channel():
@@ -72,7 +73,7 @@ def test_no_request_slips_in_behind_the_close():
             taken.append(request)
     taken += receiver.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(HOST_S)
 
     assert {id(request) for request in accepted} == {id(request) for request in taken}
 

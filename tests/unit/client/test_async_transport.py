@@ -9,6 +9,7 @@ import pytest
 
 from cloudvmm.client.async_transport import AsyncUnixTransport
 from cloudvmm.client.error import BadReply, ConnectionFailed, NoAnswer
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.peer import Peer, Talk, answering
 from support.rest import same_file
@@ -93,7 +94,7 @@ def test_large_body_waits_for_a_slow_reader(path, request_once):
     lengths = []
 
     def script(talk: Talk):
-        assert read_now.wait(10)
+        assert read_now.wait(HOST_S)
         lengths.append(len(talk.read_request()))
         talk.send(DONE)
 

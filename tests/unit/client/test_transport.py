@@ -8,6 +8,7 @@ import pytest
 
 from cloudvmm.client.error import BadReply, ConnectionFailed, NoAnswer
 from cloudvmm.client.transport import Stream, UnixTransport
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.peer import Peer, Talk, answering
 from support.rest import same_file
@@ -156,7 +157,7 @@ def test_silent_server_is_given_up_at_the_deadline(path, transport):
 
 def test_server_that_does_not_read_is_given_up_before_the_request_is_whole(path, transport):
     given_up = threading.Event()
-    with Peer(path, lambda _: given_up.wait(10)):
+    with Peer(path, lambda _: given_up.wait(HOST_S)):
         with pytest.raises(ConnectionFailed) as caught:
             transport.request("PUT", "vm.create", b" " * (8 << 20), timeout_s=0.1)
         given_up.set()
@@ -186,22 +187,22 @@ def test_long_command_does_not_hold_up_another_thread(path, transport):
     def slow(talk: Talk):
         talk.read_request()
         heard.set()
-        assert answer_now.wait(10)
+        assert answer_now.wait(HOST_S)
         talk.send(DONE)
 
     with Peer(path, slow, answering(PONG)):
         thread = threading.Thread(target=lambda: replies.append(transport.request("PUT", "vm.snapshot")))
         thread.start()
-        assert heard.wait(10)
+        assert heard.wait(HOST_S)
         assert transport.request("GET", "vmm.ping").status == 200
         answer_now.set()
-        thread.join(10)
+        thread.join(HOST_S)
 
     assert [reply.status for reply in replies] == [204]
 
 
 def test_few_connections_are_kept_after_many_at_once(path, transport):
-    together = threading.Barrier(3, timeout=10)
+    together = threading.Barrier(3, timeout=HOST_S)
 
     def script(talk: Talk):
         talk.read_request()
@@ -214,7 +215,7 @@ def test_few_connections_are_kept_after_many_at_once(path, transport):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(HOST_S)
         peer.wait_played()
         transport.close()
 
@@ -244,7 +245,7 @@ def test_stream_that_is_silent_can_be_read_on_later(path, transport):
     def script(talk: Talk):
         talk.read_request()
         talk.send(STREAM_HEAD)
-        say.wait(10)
+        say.wait(HOST_S)
         talk.send(b"late")
 
     with Peer(path, script):

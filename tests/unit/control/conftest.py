@@ -15,11 +15,12 @@ from cloudvmm.control.vmm import VmmThread
 from cloudvmm.engine.fake import FakeEngine
 from cloudvmm.errors import error_chain
 from cloudvmm.events.hub import Event
+from support.deadline import HOST_S
 from support.wait import wait_until
 
 from .peer import Peer
 
-DEADLINE_S = 10.0
+DEADLINE_S = HOST_S
 
 
 class Caller:

@@ -15,6 +15,7 @@ from cloudvmm.api.data import VmState
 from cloudvmm.config.disk import DiskConfig
 from cloudvmm.engine.base import Adopted
 from cloudvmm.engine.fake import FakeEngine
+from support.deadline import HOST_S
 
 from .conftest import Caller
 
@@ -80,7 +81,7 @@ def test_folder_whose_vm_was_deleted_has_none(tmp_path, vm_config, left_by):
 def test_state_that_cannot_be_read_ends_the_vmm_and_touches_nothing(tmp_path):
     (tmp_path / "vm").write_text("{")
     caller = Caller(FakeEngine(), state_dir=str(tmp_path))
-    caller.vmm.join(10)
+    caller.vmm.join(HOST_S)
 
     assert "cannot be read" in str(caller.vmm.failure)
     assert (tmp_path / "vm").read_text() == "{"

@@ -12,6 +12,7 @@ from cloudvmm.config.memory import HotplugMethod, MemoryConfig, MemoryZoneConfig
 from cloudvmm.config.number import MIB
 from cloudvmm.engine.base import EngineError, RemovalPending
 from cloudvmm.engine.fake import Fail
+from support.deadline import HOST_S
 from support.wait import wait_until
 
 GIB = 1024 * MIB
@@ -55,7 +56,7 @@ def zone_data(zone_id, desired_ram):
 
 
 def wait_info(caller, condition):
-    return wait_until(lambda: condition(caller(api.vm_info)), "the guest follows", timeout_s=5)
+    return wait_until(lambda: condition(caller(api.vm_info)), "the guest follows", timeout_s=HOST_S)
 
 
 # vCPUs
@@ -88,7 +89,7 @@ def test_while_a_removal_is_pending_other_numbers_are_refused(booted, engine):
     assert booted.names()[-3:] == ["vm/resizing", "vm/resizing", "vm/resized"]
 
     engine.last_machine.guest.obey("vcpus")
-    wait_until(lambda: _resizes(booted, 3), "the guest lets go", timeout_s=5)
+    wait_until(lambda: _resizes(booted, 3), "the guest lets go", timeout_s=HOST_S)
 
 
 def _resizes(caller, vcpus):
@@ -308,7 +309,7 @@ def test_resize_of_a_paused_vm(booted):
 
     booted(api.vm_resume)
 
-    wait_until(lambda: _resizes(booted, 3), "the guest lets go", timeout_s=5)
+    wait_until(lambda: _resizes(booted, 3), "the guest lets go", timeout_s=HOST_S)
 
 
 # Zones

@@ -17,6 +17,7 @@ from cloudvmm.daemon.vmm import VmmEnded, VmmFailed
 from cloudvmm.engine.fake import Die, FakeEngine, Hang
 from cloudvmm.errors import VmmError, error_code
 from support.argument import ARGUMENTS, arguments_of, method_name
+from support.deadline import HOST_S
 from support.leak import Holdings
 
 CONFIG = ARGUMENTS["vm.create"]
@@ -175,7 +176,7 @@ def test_closed_event_stream_lets_its_reader_go(vmm):
     reader = threading.Thread(target=lambda: found.append(stream.next(30)))
     reader.start()
     stream.close()
-    reader.join(5)
+    reader.join(HOST_S)
 
     assert found == [None]
 
@@ -294,7 +295,7 @@ def test_calls_at_the_moment_of_the_end_all_get_an_answer():
         for thread in threads:
             thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(HOST_S)
 
     assert [isinstance(error, client.ConnectionFailed | client.ServerError) for error in outcomes] == [
         True

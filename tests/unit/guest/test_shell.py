@@ -12,12 +12,13 @@ import pytest
 
 from cloudvmm.guest.error import GuestProtocolError, GuestShellClosed, GuestShellTimeout
 from cloudvmm.guest.shell import GuestShell, ready_uptime_s
+from support.deadline import HOST_S
 
 
 @pytest.fixture
 def pair():
     host, guest = socket.socketpair()
-    guest.settimeout(10)
+    guest.settimeout(HOST_S)
     with host, guest:
         yield host, guest
 
@@ -49,7 +50,7 @@ def test_run_sends_the_script_and_gives_status_and_output(pair):
 
     status, output = GuestShell(host).run("echo 'ü'\nexit 3", timeout_s=10)
 
-    thread.join(10)
+    thread.join(HOST_S)
     assert (status, output) == (3, b"one\ntwo\0\xff")
     verb, script_id, body = requests[0].split()
     assert (verb, script_id, base64.b64decode(body).decode()) == (b"run", b"1", "echo 'ü'\nexit 3")
@@ -164,7 +165,7 @@ def test_wait_ready_asks_a_service_that_was_there_before_us(pair):
 
     GuestShell(host).wait_ready(10)
 
-    thread.join(10)
+    thread.join(HOST_S)
     assert requests == [b"ping ready\n"]
 
 
@@ -193,7 +194,7 @@ def test_large_output_comes_through_a_pty():
     thread.start()
     try:
         assert GuestShell(host).run("cat data", timeout_s=30) == (0, data)
-        thread.join(10)
+        thread.join(HOST_S)
     finally:
         os.close(guest)
         os.close(host)

@@ -13,6 +13,7 @@ from cloudvmm.http.route import ROUTES, answer
 from cloudvmm.http.service import VmmService
 from cloudvmm.wire.http import Request
 from cloudvmm.wire.response import response
+from support.deadline import HOST_S
 
 # rest.md section 6, as it is written there.
 REFERENCE = {
@@ -95,7 +96,7 @@ def test_queued_request_takes_the_descriptors_along(channel):
     receiver_answer = answer_next(receiver, event)
     body = b'{"num_queues":4}'
     raw = answer(Request("PUT", "/api/v1/vm.add-net", body), fds, exchange)
-    receiver_answer.join(5)
+    receiver_answer.join(HOST_S)
     assert fds == []
     assert raw == response(
         500, b'["Error from API","Wrong response payload type"]', code="ResponsePayloadType"

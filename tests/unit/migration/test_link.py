@@ -22,6 +22,7 @@ from cloudvmm.migration.error import (
 from cloudvmm.migration.link import Link, connect
 from cloudvmm.migration.listener import Listener, greet
 from cloudvmm.migration.message import Done, Hello, Ready, Refuse, Welcome, encode_message
+from support.deadline import HOST_S
 from support.leak import Holdings
 
 
@@ -116,7 +117,7 @@ def test_cut_ends_who_waits_and_all_that_comes_later(ends, cut):
 
 def test_cut_shuts_down_what_an_engine_works_with(ends, cut):
     ends[0].lend()
-    ends[1].settimeout(5)
+    ends[1].settimeout(HOST_S)
     cut.now()
     assert ends[1].recv(1) == b""
 

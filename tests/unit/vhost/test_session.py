@@ -13,6 +13,7 @@ import pytest
 from cloudvmm.vhost.error import MemoryUnknown, ProtocolBroken
 from cloudvmm.vhost.message import Kind
 from cloudvmm.vhost.session import PROTOCOL_FEATURES, VERSION_1, Session
+from support.deadline import HOST_S
 from support.front_end import GUEST_BASE, MEMORY_BYTES, RING_SIZE, USER_BASE, FrontEnd
 from support.leak import Holdings
 
@@ -40,7 +41,7 @@ class Served:
     def end(self) -> ProtocolBroken | None:
         """Return how it ended, having left."""
         self.front.connection.shutdown(socket.SHUT_WR)
-        self._thread.join(10)
+        self._thread.join(HOST_S)
         assert not self._thread.is_alive()
         return self.error
 

@@ -14,13 +14,14 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.fake import FakeEngine
+from support.deadline import HOST_S
 
 
 @pytest.fixture
 def console_ends():
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.settimeout(5)
+        ours.settimeout(HOST_S)
         yield ours, theirs
 
 

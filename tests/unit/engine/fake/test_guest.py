@@ -8,6 +8,7 @@ from cloudvmm.engine.base import EngineError, GuestPanicked, PoweredOff, ResetRe
 from cloudvmm.engine.fake import FakeEngine, PressSeen
 from cloudvmm.engine.fake.console import MAX_PENDING_BYTES
 from cloudvmm.engine.fake.phase import Phase
+from support.deadline import HOST_S
 from support.wait import is_readable, wait_until
 
 READY = b"cloudvmm-guest ready uptime=0.00\n"
@@ -66,13 +67,13 @@ def test_operation_in_the_wrong_phase_is_refused(running):
 
 
 def test_tick_grows_while_running_and_stands_still_while_paused(running):
-    wait_until(lambda: running.guest.tick > 0, "a tick", timeout_s=5)
+    wait_until(lambda: running.guest.tick > 0, "a tick", timeout_s=HOST_S)
     running.pause()
     tick = running.guest.tick
     assert not is_readable(running.fileno(), timeout_s=0.05)
     assert running.guest.tick == tick
     running.resume()
-    wait_until(lambda: running.guest.tick > tick, "a later tick", timeout_s=5)
+    wait_until(lambda: running.guest.tick > tick, "a later tick", timeout_s=HOST_S)
 
 
 def test_descriptor_is_readable_exactly_while_there_are_events(running):

@@ -24,6 +24,7 @@ from cloudvmm.engine.qemu.vhost_user import (
     VhostUserBacking,
     vhost_user_chardev,
 )
+from support.deadline import HOST_S
 from support.wait import wait_until
 
 
@@ -60,7 +61,7 @@ def test_companion_that_ended_is_told_in_its_own_words():
             return str(error)
         return None
 
-    wait_until(words, "it has ended", timeout_s=5)
+    wait_until(words, "it has ended", timeout_s=HOST_S)
     assert words() == "virtiofsd exited with status 3: no such share"
     companion.close()
 

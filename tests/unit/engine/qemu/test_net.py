@@ -31,6 +31,7 @@ from cloudvmm.engine.qemu.vhost_user_net import (
 from cloudvmm.engine.qemu.vhost_user_relay import Relay
 from cloudvmm.host.limit import Bucket
 from cloudvmm.vhost.message import HEADER, receive
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.vhost_user import back_end
 from support.wait import wait_until
@@ -135,7 +136,7 @@ def answer_once(listener, answer, done):
     with connection:
         connection.recv(HEADER.size)
         if answer is None:
-            done.wait(10)
+            done.wait(HOST_S)
         else:
             connection.sendall(answer)
 
@@ -199,8 +200,8 @@ def test_relay_carries_messages_whole_with_their_descriptors_and_ends(tmp_path):
     backend, ours = socket.socketpair()
     relay = Relay(ours)
     with backend, socket.socket(socket.AF_UNIX) as qemu:
-        qemu.settimeout(5)
-        backend.settimeout(5)
+        qemu.settimeout(HOST_S)
+        backend.settimeout(HOST_S)
         qemu.connect(relay.path)
         qemu.sendall(HEADER.pack(1, 1, 0))
         with open(os.devnull, "rb") as file:
@@ -236,7 +237,7 @@ def test_relay_lets_qemu_come_back_when_there_is_a_new_connection(tmp_path):
     try:
         for number, backend in enumerate(theirs):
             with backend, socket.socket(socket.AF_UNIX) as qemu:
-                qemu.settimeout(5)
+                qemu.settimeout(HOST_S)
                 qemu.connect(relay.path)
                 qemu.sendall(HEADER.pack(number, 1, 0))
                 assert receive(backend, HEADER.size) == HEADER.pack(number, 1, 0)
@@ -245,7 +246,7 @@ def test_relay_lets_qemu_come_back_when_there_is_a_new_connection(tmp_path):
                     backend.close()
                     assert qemu.recv(1) == b""
                     is_back.set()
-                    wait_until(lambda: os.path.exists(relay.path), "the relay listens", timeout_s=5)
+                    wait_until(lambda: os.path.exists(relay.path), "the relay listens", timeout_s=HOST_S)
     finally:
         relay.close()
     assert not os.path.exists(os.path.dirname(relay.path))
@@ -257,7 +258,7 @@ def test_relay_without_its_back_end_ends(tmp_path):
     backend, ours = socket.socketpair()
     relay = Relay(ours, renew=lambda attempt: connect(str(tmp_path / "s"), timeout_s=10, attempt=attempt))
     with socket.socket(socket.AF_UNIX) as qemu:
-        qemu.settimeout(5)
+        qemu.settimeout(HOST_S)
         qemu.connect(relay.path)
         backend.close()
         assert qemu.recv(1) == b""

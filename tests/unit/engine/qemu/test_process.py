@@ -15,6 +15,7 @@ import pytest
 from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
 from cloudvmm.host.pid_file import find_process
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.wait import wait_until
 
@@ -268,7 +269,7 @@ def test_log_in_a_folder_is_begun_anew_before_it_fills_the_disk(start, tmp_path,
     flood = f"yes complaint | head -c 2000000; >{done}; until [ -e {go} ]; do sleep 0.1; done; echo last"
     process = start(flood, state_dir=str(tmp_path))
     wait_until(done.exists, "the flood", timeout_s=LONG_S)
-    wait_until(lambda: (tmp_path / "qemu.log").stat().st_size < 1 << 20, "a short log", timeout_s=5)
+    wait_until(lambda: (tmp_path / "qemu.log").stat().st_size < 1 << 20, "a short log", timeout_s=HOST_S)
     go.touch()
     process.wait(timeout_s=LONG_S)
 
