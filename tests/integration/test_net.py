@@ -27,6 +27,7 @@ from support.stream import stream_from_guest, stream_to_guest
 from support.vhost_user_net import VhostUserNet
 from support.vmm import Vmm
 from support.wait import wait_until
+from support.watch import Watch
 
 pytestmark = [pytest.mark.qemu, pytest.mark.root]
 
@@ -381,9 +382,9 @@ def test_wait_for_a_back_end_does_not_keep_the_server_from_leaving(tmp_path: Pat
             waiting = threading.Thread(target=ask, args=(other, *command))
             waiting.start()
             wait_until((tmp_path / "s").exists, "the server listens", timeout_s=HOST_S)
-            started_s = time.monotonic()
-            vm.vmm.put("vmm.shutdown")
-            assert time.monotonic() - started_s < BACK_END_S / 2
+            with Watch() as watch:
+                vm.vmm.put("vmm.shutdown")
+            assert watch.elapsed_s < BACK_END_S / 2
             waiting.join()
     assert not (tmp_path / "s").exists()
 

@@ -84,7 +84,7 @@ def test_silent_guest_times_out_at_the_deadline(pair):
     with pytest.raises(GuestShellTimeout):
         GuestShell(host).run("true", timeout_s=0.05)
 
-    assert 0.04 < time.monotonic() - begun < 5
+    assert 0.04 < time.monotonic() - begun < HOST_S / 2
 
 
 def test_guest_that_reads_nothing_times_out(pair):
@@ -107,7 +107,7 @@ def test_guest_that_never_stops_talking_times_out(pair, flood):
         finally:
             child.kill()
 
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < HOST_S / 2
 
 
 def test_line_without_end_is_kept_in_bounds_and_handed_on(pair):

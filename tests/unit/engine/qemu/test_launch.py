@@ -148,7 +148,7 @@ def test_qemu_that_lets_its_monitors_go_and_lives_is_not_waited_for(start):
     started = time.monotonic()
     with pytest.raises(MachineGone, match="closed the connection"):
         start(f"exec {sys.executable} -c 'import os, time; os.closerange(3, 1024); time.sleep(300)'")
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < LONG_S / 2
 
 
 def test_abort_ends_a_launch_under_way(start):
