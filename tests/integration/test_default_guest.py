@@ -1,5 +1,6 @@
 """The default guest under a bare QEMU: it boots, obeys, and ends when its power button is pressed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,11 +20,18 @@ pytestmark = [
 ]
 
 
+# QEMU drops what a virtio console says while its socket is full, and a busy host may read late.
+SO_SNDBUFFORCE = 32
+ROOM_BYTES = 16 << 20
+
+
 class BareVm:
     """A QEMU of its own, without any of cloudvmm but the guest: its lines are sockets to us."""
 
     def __init__(self, guest, *, cmdline=FAST_CMDLINE, extra=()):
         lines = {name: socket.socketpair() for name in ("serial", "hvc", "qmp")}
+        with contextlib.suppress(PermissionError):  # for root alone
+            lines["hvc"][1].setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, ROOM_BYTES)
         fds = {name: theirs.fileno() for name, (_, theirs) in lines.items()}
         argv = [
             *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none"),
@@ -95,7 +103,7 @@ def disk_of(guest):
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=root"]
 
 
-def wait_until(shell, script, *, deadline_s=20):
+def wait_until(shell, script, *, deadline_s=GUEST_S):
     """Run `script` in the guest until it succeeds; return what it printed."""
     end = time.monotonic() + deadline_s
     while (answer := shell.run(script, timeout_s=deadline_s))[0] != 0:
