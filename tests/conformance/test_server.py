@@ -479,6 +479,17 @@ def test_idle_connections_are_ended(vmm, socket_path):
     assert before.added() == []
 
 
+def test_connections_without_a_request_have_a_moment_left_at_the_deadline(vmm, socket_path):
+    """A host may stand still until it is over."""
+    server = start_http_path_thread(socket_path, vmm.event, vmm.sender)
+    clients = [RestClient(socket_path) for _ in range(5)]
+    for client in clients:
+        client.ping()
+    assert server.close(deadline_s=0.0) is True
+    for client in clients:
+        client.close()
+
+
 def test_pipelined_requests_behind_the_one_under_way_are_not_begun(vmm, socket_path):
     vmm.answer("vm.boot", lambda request: None)
     server = start_http_path_thread(socket_path, vmm.event, vmm.sender)

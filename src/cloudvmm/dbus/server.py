@@ -48,6 +48,7 @@ CLOSE_DEADLINE_S: Final = 5.0
 MAX_CALLS: Final = {Effect.READS: 256, Effect.CHANGES: 64}  # under way at the same time
 
 _CUT_DEADLINE_S: Final = 1.0
+_LAST_MOMENT_S: Final = 0.1
 _NAME_LENGTH: Final = 255
 _SERVICE_NAME: Final = re.compile(r"[A-Za-z_-][A-Za-z0-9_-]*(\.[A-Za-z_-][A-Za-z0-9_-]*)+")
 _OBJECT_PATH: Final = re.compile(r"/|(/[A-Za-z0-9_]+)+")
@@ -130,8 +131,9 @@ class DbusServer:
         self._unsubscribe()
         self._outgoing.put(None)
         deadline = time.monotonic() + deadline_s
-        self._writer.join(deadline_s)
-        self._reader.join(max(0.0, deadline - time.monotonic()))
+        # At least a moment: the host may stand still until the deadline.
+        self._writer.join(max(_LAST_MOMENT_S, deadline_s))
+        self._reader.join(max(_LAST_MOMENT_S, deadline - time.monotonic()))
         is_clean = not self._writer.is_alive() and not self._reader.is_alive()
         self._bus.cut()
         self._writer.join(_CUT_DEADLINE_S)

@@ -41,6 +41,7 @@ MAX_STREAMS: Final = 256
 CLOSE_DEADLINE_S: Final = 5.0
 
 _CUT_DEADLINE_S: Final = 1.0
+_LAST_MOMENT_S: Final = 0.2
 _DEPARTURE_S: Final = 0.1
 _PAUSE_MS: Final = 50
 _DRAIN_BYTES: Final = 16384
@@ -147,7 +148,9 @@ class HttpServer:
             for connection in (*self._connections, *self._streams):
                 connection.end_input()
             connections = [*self._departed, *self._connections, *self._streams]
-        late = [one for one in connections if not one.join(max(0.0, deadline - time.monotonic()))]
+        late = _join(connections, deadline)
+        # Where the host stood still until the deadline, they need but a moment.
+        late = _join(late, time.monotonic() + _LAST_MOMENT_S)
         with self._changed:
             for connection in (*self._connections, *self._streams):
                 connection.cut()
@@ -244,6 +247,11 @@ class HttpServer:
             self._departed = [one for one in self._departed if one.is_alive]
             self._departed.append(connection)
             self._changed.notify_all()
+
+
+def _join(connections: list[Connection], deadline: float) -> list[Connection]:
+    """Wait for their threads; return those that have not ended."""
+    return [one for one in connections if not one.join(max(0.0, deadline - time.monotonic()))]
 
 
 def _is_any_gone(connections: set[Connection]) -> bool:
