@@ -16,13 +16,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from support.attack import Call, bare_config, booted, qemu_of, stop_process
+from support.attack import Call, bare_config, booted, qemu_of, spend, stop_process
 from support.deadline import HOST_S
 from support.rest import RestClient
 from support.server import Server
 from support.vm import EngineChoice, choose_engine
 
 READERS = ("vmm.ping", "vm.info")
+STILL_S = 2.0  # as a busy host may
 OFTEN = 5  # a read that waits for the command is answered once beside it, if at all
 ATTEMPTS = 10  # a command may be over before it was read often enough
 
@@ -136,6 +137,18 @@ def test_readers_are_answered_while_a_qemu_that_stands_still_is_ended(
             server.vmm.get(reader)
     response = call.outcome(timeout_s=HOST_S)
     assert response is not None and response.status == 204
+
+
+@pytest.mark.qemu
+def test_counters_of_a_qemu_that_stood_still_come_when_it_goes_on(server: Server, tmp_path: Path) -> None:
+    booted(server, choose_engine("qemu"), tmp_path)
+    qemu = qemu_of(server)
+    stop_process(qemu)
+    call = Call(server.socket_path, "GET", "vm.counters")
+    spend(STILL_S, unless=lambda: call.is_over)
+    os.kill(qemu.pid, signal.SIGCONT)
+    response = call.outcome(timeout_s=HOST_S)
+    assert response is not None and response.status == 200, response
 
 
 def test_counters_that_many_ask_for_hold_up_nobody_else(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -187,16 +188,19 @@ def _connect_unix(address: UnixAddress, cut: Cut) -> socket.socket:
 def _connect_when_listening(sock: socket.socket, path: bytes, cut: Cut) -> None:
     """Wait a little for who has made the file at `path`, for all to see, and is about to listen there.
 
+    A host that stands still takes nothing of that.
+
     :raises OSError: nobody does. :raises Cancelled: it is cut.
     """
-    deadline_s = time.monotonic() + LISTEN_S
+    looks = math.ceil(LISTEN_S / _LISTEN_LOOK_S)
     while True:
+        looks -= 1
         try:
             _connect_socket(sock, path, cut)
         except ConnectionRefusedError:
             if cut.is_cut:
                 raise Cancelled from None
-            if time.monotonic() > deadline_s:
+            if looks < 0:
                 raise
             time.sleep(_LISTEN_LOOK_S)
         else:

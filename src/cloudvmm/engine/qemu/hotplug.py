@@ -47,7 +47,7 @@ from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.vfio import has_iommufd
 
 _STEP_TIMEOUT_S: Final = 30.0  # an image that was not closed in order is repaired when it is opened
-_UNDO_TIMEOUT_S: Final = 2.0
+_UNDO_TIMEOUT_S: Final = 10.0
 _LEAVE_S: Final = 5.0  # for a guest to let go of what it has had for a moment
 _LEAVE_LOOK_S: Final = 0.02
 _NOT_FOUND: Final = "DeviceNotFound"

@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from cloudvmm.engine.qemu.postcopy import PostcopyCarrier
 
 _STOP_TIMEOUT_S = 60.0  # what the disks have under way is finished first
-_QUERY_TIMEOUT_S = 1.0
+_QUERY_TIMEOUT_S = 10.0  # a host that is busy stands still for seconds
 _END_TIMEOUT_S = 1.0  # from the end of its monitor to its own
 _DUMP_TIMEOUT_S = 30.0
 _DUMP_THREAD = "dump_thread"

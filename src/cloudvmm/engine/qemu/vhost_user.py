@@ -8,11 +8,11 @@ which stops the whole guest. QEMU gets the very connection on which we asked, an
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -176,13 +176,16 @@ def vhost_user_chardev(backing: VhostUserBacking, *, reconnect: Properties | Non
 def connect(path: str, *, timeout_s: float, attempt: Attempt) -> socket.socket:
     """Blocking. Connect to the UNIX socket `path`, which may be there in a moment only. The caller owns it.
 
+    It is tried as often as fits into `timeout_s`: a host that stands still takes none of the tries.
+
     :raises VhostUserConnectError: nobody listens there, or it is none; the cause tells why.
     :raises MachineGone: `attempt` was aborted.
     """
     if "\0" in path:  # as the first character it would be no file at all
         raise VhostUserConnectError from ValueError("The path holds a NUL character")
-    deadline = time.monotonic() + timeout_s
+    tries = math.ceil(timeout_s / _RETRY_S)
     while True:
+        tries -= 1
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.setblocking(False)
@@ -191,7 +194,7 @@ def connect(path: str, *, timeout_s: float, attempt: Attempt) -> socket.socket:
         except OSError as error:
             connection.close()
             may_come = isinstance(error, FileNotFoundError | ConnectionRefusedError | BlockingIOError)
-            if not may_come or _is_no_socket(path) or time.monotonic() > deadline:
+            if not may_come or _is_no_socket(path) or tries < 0:
                 if error.errno is not None:  # else its text alone tells what it is
                     error.filename = path
                 raise VhostUserConnectError from error

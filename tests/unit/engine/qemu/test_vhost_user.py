@@ -157,3 +157,18 @@ def test_configuration_is_what_the_back_end_has(tmp_path, config, found):
         backing = open_vhost_user("one", str(tmp_path / "s"), queues=1, config_bytes=4)
     assert backing.config == found
     backing.close()
+
+
+def test_host_that_stands_still_uses_up_none_of_the_tries(tmp_path):
+    path, pauses = tmp_path / "s", []
+    with socket.socket(socket.AF_UNIX) as late:
+
+        class LongPauses(Attempt):
+            def pause(self, seconds: float) -> None:
+                super().pause(2 * vhost_user.CONNECT_S)
+                pauses.append(seconds)
+                if len(pauses) == 2:
+                    late.bind(str(path))
+                    late.listen()
+
+        connect(str(path), timeout_s=vhost_user.CONNECT_S, attempt=LongPauses()).close()
