@@ -1,7 +1,7 @@
 """How long tests wait: for ever, almost. A test that passes does not wait, so patience costs failures alone.
 
 These are the harness's, for a guest that is emulated on a host that is busy. What the product promises (to
-end within two seconds, say) stands in the test of the promise.
+end within a few seconds, say) stands in the test of the promise, which takes it by a `watch.Watch`.
 """
 
 from __future__ import annotations

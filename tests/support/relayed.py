@@ -28,7 +28,7 @@ from support.leak import children_of
 
 MOST_FDS = 253
 CHUNK_BYTES = 1 << 16
-FIND_S = 5.0
+FIND_S = 20.0
 LATE_S = 0.4
 HELD_EVENTS = 3
 HELD_MS = 200  # where no answer comes behind them
