@@ -33,7 +33,7 @@ class Follows:
         self._made = made
         self._stream = made.events(from_number) if runner is None else runner.run(made.events(from_number))
 
-    def next(self, timeout_s=5.0):
+    def next(self, timeout_s=HOST_S):
         return self._wait(self._stream.next(timeout_s))
 
     def names(self):
@@ -42,7 +42,7 @@ class Follows:
             found.append(f"{event.source}/{event.event}")
         return found
 
-    def wait_for(self, source, event, timeout_s=5.0):
+    def wait_for(self, source, event, timeout_s=HOST_S):
         return self._wait(self._stream.wait_for(source, event, timeout_s))
 
     def close(self):

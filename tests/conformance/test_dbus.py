@@ -31,6 +31,7 @@ from support.bus import (
     gdbus_monitor,
     signalled,
 )
+from support.deadline import HOST_S
 from support.leak import Holdings
 from support.wait import wait_until
 
@@ -294,5 +295,5 @@ def test_name_is_free_again_after_the_end(bus, vmms):
     vmms.served.join()
     assert vmms.server.close()
     wait_until(
-        lambda: SERVICE not in bus.busctl("list", "--acquired").stdout, "the name is free", timeout_s=5
+        lambda: SERVICE not in bus.busctl("list", "--acquired").stdout, "the name is free", timeout_s=HOST_S
     )

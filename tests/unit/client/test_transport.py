@@ -232,7 +232,7 @@ def test_stream_is_read_until_the_server_ends_it(path, transport):
     with Peer(path, script):
         stream = transport.open_stream("vm.events?from=3")
         pieces = b""
-        while piece := stream.read(timeout_s=5):
+        while piece := stream.read(timeout_s=HOST_S):
             pieces += piece
         stream.close()
 
@@ -254,7 +254,7 @@ def test_stream_that_is_silent_can_be_read_on_later(path, transport):
         with pytest.raises(TimeoutError):
             stream.read(timeout_s=0.05)
         say.set()
-        assert stream.read(timeout_s=5) == b"late"
+        assert stream.read(timeout_s=HOST_S) == b"late"
         stream.close()
 
 
@@ -287,7 +287,7 @@ def test_something_else_than_a_socket_is_no_server(tmp_path):
 FORKING = """
 import os, sys
 from cloudvmm.client.transport import UnixTransport
-with UnixTransport(sys.argv[1], timeout_s=5.0) as transport:
+with UnixTransport(sys.argv[1], timeout_s=60.0) as transport:
     transport.request("GET", "parents.first")
     if not (child := os.fork()):
         transport.request("GET", "childs")

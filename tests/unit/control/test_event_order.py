@@ -247,7 +247,7 @@ def test_events_come_at_their_moment_in_order(stage, before, act, expected):
 
 def test_drivers_of_a_boot_are_told_of_before_the_command_that_waited_for_it(stage):
     stage.create()
-    stage.caller.engine.faults.set("boot", Delay(0.3))
+    stage.caller.engine.faults.set("boot", Delay(5.0))  # longer than a host stands still
     booting = stage.caller.beside(api.vm_boot)
     stage.caller.wait_for_event("vm/booting")
     pausing = stage.caller.beside(api.vm_pause)

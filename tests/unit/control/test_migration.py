@@ -391,7 +391,7 @@ def test_signal_while_lent_ends_in_order(migrating, listening):
 
 
 def test_guest_reset_while_lent_ends_the_migration_and_is_carried_out(booted, listening, url):
-    booted.engine.faults.set("send", Delay(0.3))
+    booted.engine.faults.set("send", Delay(LONG_S), times=1)
     booted(api.vm_send_migration, send(url))
     first = booted.engine.last_machine
 

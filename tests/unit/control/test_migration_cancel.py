@@ -109,7 +109,7 @@ def test_source_calls_it_off_and_its_guest_runs_on(booted, peer, url, moment):
 
 
 def test_destination_hears_that_it_was_called_off(booted, listening, url):
-    listening.engine.faults.set("build", Delay(0.3))
+    listening.engine.faults.set("build", Delay(5.0))  # longer than a host stands still
     booted(api.vm_send_migration, send(url))
     wait_for_phase(listening, MigrationPhase.RECEIVING)
 
@@ -146,7 +146,7 @@ def test_receiver_that_waits_is_called_off(listening):
 
 
 def test_receiver_at_work_is_called_off_and_the_source_goes_on(booted, listening, url):
-    listening.engine.faults.set("build", Delay(0.3))
+    listening.engine.faults.set("build", Delay(5.0))  # longer than a host stands still
     booted(api.vm_send_migration, send(url))
     wait_for_phase(listening, MigrationPhase.RECEIVING)
 

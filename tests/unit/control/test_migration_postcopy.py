@@ -48,7 +48,7 @@ def test_guest_runs_there_and_the_source_ends_when_it_has_all(booted, listening,
 
 def test_guest_runs_there_while_its_memory_follows_and_nothing_calls_it_off(booted, listening, url):
     for side in (booted, listening):
-        side.engine.faults.set("transfer_rest", Delay(1.0))
+        side.engine.faults.set("transfer_rest", Delay(5.0))  # longer than a host stands still
     booted(api.vm_send_migration, send(url, memory_mode=POSTCOPY))
 
     for side in (booted, listening):
