@@ -102,7 +102,7 @@ def test_guest_that_lacks_memory_stays_where_it_is(booted, listening, url, monke
 
 def test_connection_that_is_lost_again_and_again_is_given_up(booted, listening, url, monkeypatch):
     for module in (cloudvmm.control.send, cloudvmm.control.receive):
-        monkeypatch.setattr(module, "RECONNECT_S", 1.0)
+        monkeypatch.setattr(module, "RECONNECT_S", 5.0)  # longer than a host stands still
     for side in (booted, listening):
         side.engine.faults.set("transfer_rest", Fail(LinkLost, "Cut"), times=1000)
 

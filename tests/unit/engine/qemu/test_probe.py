@@ -10,14 +10,15 @@ import pytest
 from cloudvmm.engine.qemu import probe
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.probe import judge_kvm
+from support.deadline import HOST_S
 
 pytestmark = pytest.mark.usefixtures("cache_folder")
 DEVICE = "/dev/null"  # can be opened; what is run there never looks at it
 
 
 @pytest.fixture(autouse=True)
-def short_start(monkeypatch):
-    monkeypatch.setattr(probe, "START_TIMEOUT_S", 0.2)
+def patient_start(monkeypatch):
+    monkeypatch.setattr(probe, "START_TIMEOUT_S", HOST_S)
 
 
 @pytest.fixture
@@ -51,7 +52,6 @@ def test_verdict_of_qemu_is_kept(make_facts, tmp_path, script, usable):
 @pytest.mark.parametrize(
     "script",
     [
-        "exec sleep 300",
         "kill -9 $$",
         "echo 'ioctl(KVM_CREATE_VM) failed: Cannot allocate memory' >&2; exit 1",
     ],
@@ -61,6 +61,16 @@ def test_what_a_busy_host_does_is_not_kept(make_facts, tmp_path, script):
 
     assert [judge_kvm(facts, kvm_device=DEVICE).usable for _ in range(2)] == [False, False]
     assert runs(tmp_path) == 2
+
+
+def test_silence_of_qemu_is_not_kept(make_facts, tmp_path, monkeypatch):
+    facts = make_facts(f"[ -e {tmp_path}/speak ] && exit 99; exec sleep 300")
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "START_TIMEOUT_S", 0.2)
+        assert not judge_kvm(facts, kvm_device=DEVICE).usable
+
+    (tmp_path / "speak").touch()
+    assert judge_kvm(facts, kvm_device=DEVICE).usable
 
 
 def test_want_of_descriptors_is_not_kept(make_facts, tmp_path, monkeypatch):
