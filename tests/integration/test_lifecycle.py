@@ -39,7 +39,9 @@ def uptime_s(vm: Booted) -> float:
 def vcpu_ticks(vm: Booted) -> int:
     """Return the processor time that the guest's vCPUs have used, in clock ticks."""
     tasks = Path(f"/proc/{vm.qemu_pid()}/task").iterdir()
-    fields = [(task / "stat").read_text().rpartition(")")[2].split() for task in tasks]
+    vcpus = [task for task in tasks if "CPU" in (task / "comm").read_text()]
+    assert vcpus
+    fields = [(task / "stat").read_text().rpartition(")")[2].split() for task in vcpus]
     return sum(int(each[11]) + int(each[12]) for each in fields)
 
 
