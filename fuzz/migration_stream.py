@@ -58,7 +58,7 @@ def _frames(raw: bytes) -> Hashable:
         while len(seen) < 4:
             kind = _announced(raw[read : read + HEAD.size])
             try:
-                message = link.receive(kind, timeout_s=5)
+                message = link.receive(kind, timeout_s=60)
             except PeerRefused as error:
                 return (*seen, words_of(error))
             except (ProtocolError, LinkDown) as error:
