@@ -84,9 +84,8 @@ def report(stepwise: Stepwise, latency: LatencyLog) -> None:
 )
 def test_kill_at_a_step_is_made_good(name: str, step: str, tmp_path: Path, latency: LatencyLog) -> None:
     (case,) = (case for case in CASES if case.name == name)
-    stepwise = Stepwise(tmp_path, case)
-    assert stepwise.strike(1 + stepwise.steps.index(step))
-    stepwise.close()
+    with Stepwise.rehearsed(tmp_path, case) as stepwise:
+        assert stepwise.strike(1 + stepwise.steps.index(step))
     report(stepwise, latency)
 
 
@@ -94,9 +93,8 @@ def test_kill_at_a_step_is_made_good(name: str, step: str, tmp_path: Path, laten
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kill_at_each_step_is_made_good(case: Case, tmp_path: Path, latency: LatencyLog) -> None:
-    stepwise = Stepwise(tmp_path, case)
-    stepwise.strike_each()
-    stepwise.close()
+    with Stepwise.rehearsed(tmp_path, case) as stepwise:
+        stepwise.strike_each()
     report(stepwise, latency)
     assert stepwise.kills > len(stepwise.steps) // 2  # what is done behind the answer may be counted, or not
 
@@ -106,9 +104,8 @@ def test_kill_at_each_step_is_made_good(case: Case, tmp_path: Path, latency: Lat
 def test_vm_that_arrives_is_in_one_place_whenever_its_new_manager_is_killed(
     tmp_path: Path, latency: LatencyLog
 ) -> None:
-    arrival = SteppedArrival(tmp_path, ARRIVAL)
-    arrival.strike_each()
-    arrival.close()
+    with SteppedArrival.rehearsed(tmp_path, ARRIVAL) as arrival:
+        arrival.strike_each()
     report(arrival, latency)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -22,8 +23,8 @@ from support.deadline import GUEST_S, HOST_S
 from support.mortal import Plan
 from support.process import ProcessId, identify
 from support.rest import Reply
-from support.server import Server
-from support.survivor import has_open
+from support.server import Server, checked
+from support.survivor import has_open, qemus_about
 from support.traveller import is_settled
 from support.vm import choose_engine
 from support.wait import wait_until
@@ -78,13 +79,21 @@ class Stepwise:
             [*self._engine.flags, "--no-shutdown", "--state-dir", str(self._state)],
             program=("support.mortal", str(self._plans)),
         )
-        self._server.wait_ready()
         self.vmm = self._server.vmm
-        self._prepare_target()
-        if case.command == "vm.restore":
-            self._save()
-        self._clean = self._files()
-        self._before, self._after = self._rehearse()
+
+    @classmethod
+    @contextlib.contextmanager
+    def rehearsed(cls, folder: Path, case: Case) -> Iterator[Self]:
+        """Give one that knows what the command does; its end, and what it leaves behind, are checked."""
+        stepwise = cls(folder, case)
+        with checked(stepwise._server):
+            try:
+                stepwise._prepare()
+                yield stepwise
+            except BaseException:
+                for pid in qemus_about(folder):  # nobody's child, where its manager was killed
+                    os.kill(pid, signal.SIGKILL)
+                raise
 
     def strike_each(self) -> None:
         """Kill at every step; return when the command has come to its end alive."""
@@ -101,8 +110,13 @@ class Stepwise:
             error.add_note(f"The server said:\n{self._server.stderr[-4000:]}")
             raise
 
-    def close(self) -> None:
-        self._server.check_end()
+    def _prepare(self) -> None:
+        self._server.wait_ready()
+        self._prepare_target()
+        if self._case.command == "vm.restore":
+            self._save()
+        self._clean = self._files()
+        self._before, self._after = self._rehearse()
 
     def _strike(self, step: int) -> bool:
         self._begin()
