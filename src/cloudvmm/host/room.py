@@ -18,9 +18,14 @@ _TOTAL_CACHE: Final = re.compile(rb"^total_(?:in)?active_file (\d+)$", re.MULTIL
 _FILES: Final = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
 
 
-def free_memory(root: str = "") -> int | None:
-    """Return how many bytes are left, None where nobody tells. `root` is where proc and sys are."""
+def free_memory(root: str = "", *, group: str | None = None) -> int | None:
+    """Return how many bytes are left, None where nobody tells. `root` is where proc and sys are.
+
+    `group` is the folder of another control group (cgroup2) that has to have them, too.
+    """
     found = [*_of_host(f"{root}/proc/meminfo"), *_of_groups(root)]
+    if group is not None:
+        found += _of_group_and_above(group)
     return min(found) if found else None
 
 
@@ -51,6 +56,12 @@ def _of_groups(root: str) -> Iterator[int]:
                 if path in ("/", ""):
                     break
                 path = os.path.dirname(path)
+
+
+def _of_group_and_above(folder: str) -> Iterator[int]:
+    while os.path.exists(f"{folder}/cgroup.controllers"):
+        yield from _of_group(folder)
+        folder = os.path.dirname(folder)
 
 
 def _of_group(folder: str) -> Iterator[int]:

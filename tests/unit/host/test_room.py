@@ -64,3 +64,12 @@ def test_groups_of_the_older_version_count(root):
     group(root, "memory", UNLIMITED, 70 * MIB, names=names)
     group(root, "cpu/c", 1, 1, names=names)
     assert free_memory(str(root)) == 12 * MIB
+
+
+def test_another_group_that_leaves_less_counts_and_those_above_it(root):
+    for name in ("given", "given/vm"):
+        write(root, f"groups/{name}/cgroup.controllers", "memory\n")
+    write(root, "groups/given/memory.max", 30 * MIB)
+    write(root, "groups/given/memory.current", 10 * MIB)
+    assert free_memory(str(root), group=f"{root}/groups/given/vm") == 20 * MIB
+    assert free_memory(str(root)) == 100 * MIB
