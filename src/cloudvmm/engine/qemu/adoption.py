@@ -50,6 +50,7 @@ from cloudvmm.engine.qemu.vcpu import QUERY as VCPU_QUERY
 from cloudvmm.engine.qemu.vcpu import is_taken
 from cloudvmm.engine.qemu.vsock import VsockBacking
 from cloudvmm.engine.qemu.zone import ZoneBacking
+from cloudvmm.host.cgroup import ControlGroup, remove_group
 from cloudvmm.host.doorway import Doorway, remove_doorway
 from cloudvmm.host.foreign import ForeignProcess, OpenFile
 from cloudvmm.host.pid_file import find_process, remove
@@ -125,6 +126,7 @@ def clear(state_dir: str) -> None:
         if kept is not None:
             _close_backings(kept)
     _sweep(state_dir, ())
+    remove_group(state_dir)
     with contextlib.suppress(OSError):
         remove_doorway(state_dir)
     keepsake.remove(state_dir)
@@ -201,6 +203,10 @@ def _take_over(
     resources.user = found.user()
     if kept.has_doorway:
         resources.doorway = Doorway(state_dir, reader=resources.user)
+    with contextlib.suppress(OSError):  # whoever may not use it can have the guest all the same
+        resources.group = ControlGroup.adopt(state_dir)
+    if resources.group is not None:
+        undo.callback(resources.group.leave)
     _sweep(state_dir, resources.backings.values())
     status = control.execute("query-status")
     events = _once(heard, since=kept.heard_at)

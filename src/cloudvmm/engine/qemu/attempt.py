@@ -10,6 +10,7 @@ from typing import Protocol
 
 from cloudvmm.engine.base import EngineError, MachineGone
 from cloudvmm.engine.qemu.confinement import Policy
+from cloudvmm.host.cgroup import ControlGroup
 from cloudvmm.host.user import User
 
 
@@ -23,7 +24,8 @@ class Attempt:
     """`name` is what the error calls it. It may be used again and again until it is aborted.
 
     `policy` is for the programs that are started meanwhile. With `state_dir`, a folder, they outlive us, and
-    are found again there. `user` is whom QEMU runs as, where that is not us.
+    are found again there. `user` is whom QEMU runs as, where that is not us. `group` (lent) is the control
+    group that they are in, if they are in one of their own.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class Attempt:
         policy: Policy | None = None,
         state_dir: str | None = None,
         user: User | None = None,
+        group: ControlGroup | None = None,
     ) -> None:
         self.policy = policy or Policy()
         self.user = user
+        self.group = group
         self._name = name
         self.state_dir = state_dir
         self._lock = threading.Lock()

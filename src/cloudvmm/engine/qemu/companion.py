@@ -88,16 +88,19 @@ class Companion:
         """Start it. `argv[0]` is an absolute path; `fds` are lent and keep their numbers in the child.
 
         Without a `confinement` it is one that confines itself, and needs to be free for that. It outlives us
-        where `attempt` has a folder for what does.
+        where `attempt` has a folder for what does, and is in its control group.
 
         :raises DeviceError: it could not be started; the cause tells why.
         """
         self.name = name
         self.pid_file = None if attempt.state_dir is None else _pid_path(attempt.state_dir)
         confine = None if confinement is None else partial(confinement.enter, tuple(fds))
+        group_fd = None if attempt.group is None else attempt.group.procs_fd
         try:
             self._process = ChildProcess(
-                ProcessSpec(argv, fds=fds, name=name, confine=confine, pid_file=self.pid_file)
+                ProcessSpec(
+                    argv, fds=fds, name=name, confine=confine, pid_file=self.pid_file, group_fd=group_fd
+                )
             )
         except EngineError as error:
             raise DeviceError(str(error)) from error.__cause__

@@ -29,6 +29,7 @@ from cloudvmm.engine.qemu.identity import (
 )
 from cloudvmm.engine.qemu.process import SHELL, find_setpriv
 from cloudvmm.host.capability import Capability, keep_capabilities, lacking
+from cloudvmm.host.cgroup import ControlGroup
 from cloudvmm.host.doorway import Doorway
 from cloudvmm.host.error import HostError
 from cloudvmm.host.landlock import TCP_VERSION, Access, Ruleset, landlock_version
@@ -52,6 +53,7 @@ _FIRST_WITH_USERFAULT_DEVICE: Final = (8, 0)
 # Files of other users, such as a kernel; memory that stays; a low port that is forwarded to the guest.
 _KEPT: Final = (Capability.DAC_OVERRIDE, Capability.IPC_LOCK, Capability.NET_BIND_SERVICE)
 _SYSFS: Final = "/sys"
+_MOST_PROCESSES: Final = 4096  # with their threads: of 254 vCPUs, of disks, of file systems
 
 
 class ConfinementFailed(EngineError):
@@ -62,17 +64,22 @@ class FileNotAdmitted(DeviceError):
     """The file cannot be opened to a QEMU that runs: name it in landlock_rules before the VM is made"""
 
 
+class GroupFailed(EngineError):
+    """The control group for QEMU and its helper programs could not be made"""
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """How far this engine's processes are confined: `has_filter` is about system calls, `user` about QEMU.
 
     Who `is_enclosed` is held by Landlock to what the VM may reach, with all that is started. Nothing can be
-    mounted from there.
+    mounted from there. Below `groups`, a folder, each machine has a control group of its own.
     """
 
     has_landlock: bool = True
     has_filter: bool = True
     is_enclosed: bool = False
     user: Wish = "auto"
+    groups: str | None = None
 
     @property
     def leaves_network(self) -> bool:
@@ -198,11 +205,13 @@ def confine_qemu(
     )
 
 
-def reach_of(facts: QemuFacts, vm_config: VmConfig) -> Reach:
+def reach_of(policy: Policy, facts: QemuFacts, vm_config: VmConfig) -> Reach:
     """Return what QEMU and the programs beside it may reach whatever the guest, and who starts them needs."""
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     programs = (*_PROGRAMS, *(folder for folder in folders if os.path.isabs(folder)))
     usable = [*_DEVICES, _USERFAULT, facts.kvm_device]
+    if policy.groups is not None:
+        usable.append(policy.groups)
     if vm_config.devices:
         usable += _VFIO
     return Reach(
@@ -283,6 +292,19 @@ def open_doorway(policy: Policy, state_dir: str | None = None, user: User | None
         with contextlib.suppress(OSError):  # few files need it, and QEMU says then that it may not
             return Doorway(state_dir, reader=user)
     return None
+
+
+def open_group(policy: Policy, state_dir: str | None = None) -> ControlGroup | None:
+    """Return the control group for a machine's processes, None where they are in ours.
+
+    :raises GroupFailed: it cannot be made; the cause tells why.
+    """
+    if policy.groups is None:
+        return None
+    try:
+        return ControlGroup(policy.groups, most_processes=_MOST_PROCESSES, state_dir=state_dir)
+    except OSError as error:
+        raise GroupFailed from error
 
 
 def admit(doorway: Doorway | None, fd: int, undo: contextlib.ExitStack) -> int:

@@ -68,7 +68,8 @@ class QemuEngine:
     `kvm_device` is where KVM is looked for and what guests then run on; another than /dev/kvm needs a QEMU
     that can be told so (9.0), and is no usable KVM to an older one. Without `has_sandbox` QEMU runs without
     seccomp filters, its own and ours, without `has_landlock` it and its companions are not held to their
-    files. `user` says as whom QEMU runs where we are root. `observe` sees every QMP command of every machine
+    files. `user` says as whom QEMU runs where we are root. `groups` is a folder of control groups, in which
+    each machine gets one. `observe` sees every QMP command of every machine
     before it is sent; `warn` is told where the host does not let QEMU be confined as it is to be.
     """
 
@@ -83,6 +84,7 @@ class QemuEngine:
         has_sandbox: bool = True,
         has_landlock: bool = True,
         user: Wish = "auto",
+        groups: str | None = None,
         observe: Observer | None = None,
         warn: Callable[[str], object] | None = None,
     ) -> None:
@@ -90,7 +92,7 @@ class QemuEngine:
         self._accel: WantedAccelerator = accel
         self._kvm_device = kvm_device
         self._has_sandbox = has_sandbox
-        self._policy = Policy(has_landlock=has_landlock, has_filter=has_sandbox, user=user)
+        self._policy = Policy(has_landlock=has_landlock, has_filter=has_sandbox, user=user, groups=groups)
         self._observe = observe
         self._warn = warn
         self._known: QemuFacts | None = None
@@ -170,7 +172,7 @@ class QemuEngine:
         check_postcopy(self.facts(), is_receiver=is_receiver)
 
     def reach(self, vm_config: VmConfig) -> Reach:
-        return reach_of(self.facts(), vm_config)
+        return reach_of(self._policy, self.facts(), vm_config)
 
     def another(self) -> QemuEngine:
         engine = QemuEngine(
@@ -180,6 +182,7 @@ class QemuEngine:
             has_sandbox=self._has_sandbox,
             has_landlock=self._policy.has_landlock,
             user=self._policy.user,
+            groups=self._policy.groups,
             observe=self._observe,
             warn=self._warn,
         )
@@ -283,6 +286,7 @@ class QemuEngine:
                 fds=[*resources.inherited_fds, *spec.kept_fds, *loan.fds],
                 shown=loan.shown,
                 names=loan.names,
+                group_fd=None if resources.group is None else resources.group.procs_fd,
                 state_dir=spec.state_dir,
                 thp=memory.thp,
                 timeout_s=_START_TIMEOUT_S + resources.memory.size / _PREFAULT_BYTES_PER_S,

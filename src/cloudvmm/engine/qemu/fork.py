@@ -68,7 +68,8 @@ def fork_guest(
     _check(overlays, resources, facts)
     saver.check_blockers()
     memories = saver.memories_apart()
-    _check_room(memories or resources.memories)
+    group = None if resources.group is None else resources.group.path
+    _check_room(memories or resources.memories, group)
     with contextlib.ExitStack() as undo:
         files = _Files()
         undo.callback(files.close)
@@ -101,9 +102,10 @@ def _check(overlays: Mapping[str, str], resources: Resources, facts: QemuFacts) 
         raise NotForkable(f"The disks that can be written have changed meanwhile: {names}")
 
 
-def _check_room(memories: Mapping[str, RamBacking]) -> None:
+def _check_room(memories: Mapping[str, RamBacking], group: str | None = None) -> None:
     """:raises TooLittleMemory: who takes so much would have the kernel end somebody."""
-    needed_bytes, free_bytes = sum(memory.held_bytes for memory in memories.values()), free_memory()
+    needed_bytes = sum(memory.held_bytes for memory in memories.values())
+    free_bytes = free_memory(group=group)  # QEMU's, which may be another than ours
     if free_bytes is not None and needed_bytes > free_bytes:
         raise TooLittleMemory(needed_bytes, free_bytes)
 

@@ -117,7 +117,11 @@ class Hotplug:
         self._control = control
         self._facts = facts
         self._attempt = Attempt(
-            "The addition of the device", policy=policy, state_dir=spec.state_dir, user=resources.user
+            "The addition of the device",
+            policy=policy,
+            state_dir=spec.state_dir,
+            user=resources.user,
+            group=resources.group,
         )
         self._resources = resources
         self._vm_config = spec.vm_config

@@ -77,13 +77,14 @@ class LaunchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     With `has_sandbox` QEMU puts itself behind its seccomp filter before the guest runs, with `has_urgent` it
     has a monitor for urgent commands.
-    `confine` is `ProcessSpec`'s. With `state_dir` it outlives us.
+    `confine` and `group_fd` are `ProcessSpec`'s. With `state_dir` it outlives us.
     """
 
     arguments: Sequence[str]
     has_sandbox: bool
     has_urgent: bool = False
     confine: Callable[[], Sequence[str]] | None = None
+    group_fd: int | None = None
     fds: Sequence[int] = ()
     shown: Mapping[int, int] = {}
     names: Mapping[str, str] = {}
@@ -132,6 +133,7 @@ def launch(
                 pid_file=None if spec.state_dir is None else pid_path(spec.state_dir),
                 thp=spec.thp,
                 confine=spec.confine,
+                group_fd=spec.group_fd,
                 most_files=_MOST_FILES,
             )
         )

@@ -41,6 +41,8 @@ _LAST_STANDARD_FD = 2
 _SPAWNING = threading.Lock()  # what a child inherits of this process is changed for some of them
 _PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
 _NO_CORE = "ulimit -c 0"
+# Into the control group that standard output is for the moment.
+_JOIN = 'echo 0 && exec >&2 || { echo "The control group cannot be joined" >&2; exit 1; }'
 _SETPRIV = "setpriv"
 _DEFAULTED_SIGNALS = (
     signal.SIGPIPE,
@@ -65,9 +67,13 @@ class ProcessSpec:
     `confine` is called by the thread that starts the child, holds that thread to what the child may do, and
     returns what `setpriv` is to be told of it beside.
     `most_files` is how many files the child may have open, at the most; it is as many as we may without.
+    `group_fd` (lent) is what it joins a control group by, before its first instruction.
     """
 
-    __slots__ = ("argv", "confine", "fds", "most_files", "name", "pid_file", "shown", "state_dir", "thp")
+    __slots__ = (
+        *("argv", "confine", "fds", "group_fd", "most_files"),
+        *("name", "pid_file", "shown", "state_dir", "thp"),
+    )
 
     def __init__(
         self,
@@ -81,11 +87,13 @@ class ProcessSpec:
         name: str = "QEMU",
         confine: Callable[[], Sequence[str]] | None = None,
         most_files: int | None = None,
+        group_fd: int | None = None,
     ) -> None:
         self.pid_file = pid_file
         self.name = name
         self.confine = confine
         self.most_files = most_files
+        self.group_fd = group_fd
         self.argv = list(argv)
         self.fds = list(fds)
         self.shown = shown or {}
@@ -247,9 +255,11 @@ class ChildProcess:
             # The shell between us and it could only say so by a status.
             raise FileNotFoundError(errno.ENOENT, "There is no such program", spec.argv[0])
         ties = ("--pdeathsig", "KILL") if pid_file is None else ()
-        check = f"{_limits(spec.most_files)}; {_PARENT_CHECK if pid_file is None else GATE}"
+        steps = [_limits(spec.most_files), _PARENT_CHECK if pid_file is None else GATE]
+        if spec.group_fd is not None:
+            steps.insert(0, _JOIN)
         setpriv = [find_setpriv(), "--no-new-privs", *ties]
-        argv = ["--", SHELL, "-c", check, str(os.getpid()), *spec.argv]
+        argv = ["--", SHELL, "-c", "; ".join(steps), str(os.getpid()), *spec.argv]
         outcome: list[int | BaseException] = []
         started = threading.Event()
 
@@ -384,7 +394,7 @@ def _spawn(
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0)
         if pid_file is None
         else (os.POSIX_SPAWN_DUP2, pid_file.gate_fd, 0),
-        (os.POSIX_SPAWN_DUP2, log_fd, 1),
+        (os.POSIX_SPAWN_DUP2, log_fd if spec.group_fd is None else spec.group_fd, 1),
         (os.POSIX_SPAWN_DUP2, log_fd, 2),
     ]
     # Onto itself: takes close-on-exec away in the child alone.

@@ -21,7 +21,7 @@ from cloudvmm.config.vm import VmConfig
 from cloudvmm.engine.base import DeviceError, EngineError, MachineSpec, StateError
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing
-from cloudvmm.engine.qemu.confinement import open_doorway
+from cloudvmm.engine.qemu.confinement import open_doorway, open_group
 from cloudvmm.engine.qemu.console import open_stream
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.handover import Handover
@@ -38,6 +38,7 @@ from cloudvmm.engine.qemu.text import is_utf8
 from cloudvmm.engine.qemu.tpm import open_tpm
 from cloudvmm.engine.qemu.vfio import open_iommufd
 from cloudvmm.engine.qemu.zone import ZoneBacking, zones_of
+from cloudvmm.host.cgroup import ControlGroup
 from cloudvmm.host.doorway import Doorway
 from cloudvmm.host.user import User
 
@@ -65,6 +66,7 @@ class Resources(msgspec.Struct, kw_only=True):
     firmware_is_elf: bool = False
     user: User | None = None
     doorway: Doorway | None = None
+    group: ControlGroup | None = None
 
     @property
     def inherited_fds(self) -> list[int]:
@@ -185,6 +187,8 @@ class Resources(msgspec.Struct, kw_only=True):
             if fd is not None:
                 setattr(self, name, None)
                 os.close(fd)
+        if self.group is not None:
+            self.group.close()
 
     def _all(self) -> list[Backing]:
         return [*self.rams.values(), *self.modules, *self.zones.values(), *self.backings.values()]
@@ -205,7 +209,7 @@ def acquire(
     :raises DeviceError: an image, an interface or a descriptor cannot be had; the cause tells why.
     :raises StateError: `handover` is that of another machine.
     :raises SlotError: the slots in `spec` do not fit this machine.
-    :raises EngineError: the memory configuration is not valid, or there is no such memory.
+    :raises EngineError: the memory configuration is not valid, or there is no such memory; or no group.
     """
     attempt = attempt or Attempt()
     handover = handover or Handover()
@@ -214,6 +218,7 @@ def acquire(
     check_slots(spec.slots)
     resources = Resources(memory=memory_of(vm_config), user=attempt.user)
     undo.callback(resources.close)
+    resources.group = attempt.group = open_group(attempt.policy, spec.state_dir)
     resources.rams = {
         name: RamBacking(device_id=ram.zone_id, ram=ram) for name, ram in resources.memory.rams.items()
     }

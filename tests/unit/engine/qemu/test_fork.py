@@ -112,7 +112,7 @@ def test_host_with_too_little_memory_is_told_before_anything_is_touched(monkeypa
     os.pwrite(memory.fd, bytes(3 * MIB), 0)
     qemu, saver = PlayedQemu(), PlayedSaver({"ram0": memory})
     machine = {"control": qemu, "saver": saver, "resources": Resources(memory=None), "hotplug": None}
-    monkeypatch.setattr(fork, "free_memory", lambda: 2 * MIB + 5)
+    monkeypatch.setattr(fork, "free_memory", lambda group: 2 * MIB + 5)
     with pytest.raises(fork.TooLittleMemory, match="takes 3 MiB, and the host has 2 MiB to give"):
         fork.fork_guest(
             {}, {}, **machine, facts=QemuFacts(binary="/qemu", version=(10, 0, 2)), debugger=DebugWatch(),
@@ -125,7 +125,7 @@ def test_host_with_too_little_memory_is_told_before_anything_is_touched(monkeypa
 def test_memory_that_qemu_alone_knows_is_reckoned_as_a_whole(monkeypatch):
     memory = RamBacking(device_id="ram0", ram=rams_of(MemoryConfig(size=8 * MIB))[0])
     memory.stand_on(os.memfd_create("base", os.MFD_CLOEXEC))
-    monkeypatch.setattr(fork, "free_memory", lambda: 7 * MIB)
+    monkeypatch.setattr(fork, "free_memory", lambda group: 7 * MIB)
     with pytest.raises(fork.TooLittleMemory, match="takes 8 MiB"):
         fork._check_room({"ram0": memory})
     memory.close()
@@ -136,7 +136,7 @@ def test_memory_that_is_there_or_unknown_is_taken(monkeypatch, free):
     memory = RamBacking(device_id="ram0", ram=rams_of(MemoryConfig(size=8 * MIB))[0])
     memory.open()
     os.pwrite(memory.fd, bytes(3 * MIB), 0)
-    monkeypatch.setattr(fork, "free_memory", lambda: free)
+    monkeypatch.setattr(fork, "free_memory", lambda group: free)
     fork._check_room({"ram0": memory})
     memory.close()
 

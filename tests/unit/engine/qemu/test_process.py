@@ -14,7 +14,9 @@ import pytest
 
 from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.engine.qemu.process import ChildProcess, ProcessSpec
+from cloudvmm.host.cgroup import ControlGroup
 from cloudvmm.host.pid_file import find_process
+from support.cgroup import group_folder
 from support.deadline import HOST_S
 from support.leak import Holdings
 from support.wait import wait_until
@@ -344,6 +346,41 @@ def test_manager_gone_before_the_death_signal_was_set_is_noticed(tmp_path):
 
     assert subprocess.run(argv, check=False).returncode != 0
     assert not mark.exists()
+
+
+@pytest.fixture
+def group(tmp_path):
+    with group_folder() as folder:
+        made = ControlGroup(str(folder), most_processes=10)
+        yield made
+        made.close()
+
+
+GROUP_AND_FILES = "cat /proc/self/cgroup >&2; ls -l /proc/self/fd >&2; echo said"
+
+
+@pytest.mark.parametrize("is_told_of", [False, True])
+def test_process_is_in_its_group_from_its_first_word_and_has_no_way_out_of_it(
+    is_told_of, group, start, tmp_path
+):
+    pid_file = f"{tmp_path}/pid" if is_told_of else None
+    process = start(GROUP_AND_FILES, group_fd=group.procs_fd, pid_file=pid_file)
+    process.wait(timeout_s=LONG_S)
+
+    words = process.words()
+    assert f"/{os.path.basename(group.path)}\n" in words
+    assert "cgroup.procs" not in words
+    assert words.endswith("said")
+
+
+def test_process_that_cannot_join_its_group_is_not_started(start, tmp_path):
+    with open("/dev/full", "wb") as nowhere:
+        process = start(f"touch {tmp_path}/mark", group_fd=nowhere.fileno())
+        process.wait(timeout_s=LONG_S)
+
+    assert process.words().endswith("The control group cannot be joined")
+    assert process.exit_status() == 1
+    assert not (tmp_path / "mark").exists()
 
 
 def _cmdline(pid: int) -> bytes:
