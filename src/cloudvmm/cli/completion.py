@@ -23,7 +23,7 @@ SHELLS = ("bash", "zsh", "fish")
 
 _REMOTES = ("cloudvmm-remote", "ch-remote")
 _FILES = ("kernel", "firmware", "initramfs", "igvm", "log-file", "qemu")
-_FOLDERS = ("state-dir",)
+_FOLDERS = ("qemu-cgroup", "state-dir")
 _SOCKETS = {"api-socket": ("path", "fd"), "event-monitor": ("path", "fd"), "gdb": ("path",)}
 
 

@@ -33,7 +33,7 @@ _DESCRIPTORS_PER_VMM: Final = 64
 
 _SHARED = (
     *("accel", "api-socket", "api-socket-peers", "engine", "log-file", "log-format"),
-    *("max-connections", "qemu", "qemu-landlock", "qemu-user", "seccomp", "state-dir"),
+    *("max-connections", "qemu", "qemu-cgroup", "qemu-landlock", "qemu-user", "seccomp", "state-dir"),
 )
 _HELP = {
     "api-socket": "The daemon's own socket (UNIX domain socket): path=<path>",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from cloudvmm.cli.flag_value import parse_qemu_user
+from cloudvmm.cli.flag_value import parse_qemu_cgroup, parse_qemu_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,10 +34,16 @@ def choose_engine(args: Args, log: Logger, trace: StartTrace | None = None) -> E
             has_sandbox=args.seccomp in ("true", "errno"),
             has_landlock=args.qemu_landlock == "true",
             user=user,
+            groups=groups,
             warn=log.warn,
         )
 
     user = parse_qemu_user(args.qemu_user)
+    groups = parse_qemu_cgroup(args.qemu_cgroup)
+    if groups is not None:
+        from cloudvmm.host.cgroup import sweep_groups
+
+        sweep_groups(groups)  # of managers that were killed
     load = load_fake if args.engine == "fake" else load_qemu
     if args.engine != "fake" and args.seccomp == "log":
         log.warn("QEMU's seccomp filter cannot be told to log: there is none")

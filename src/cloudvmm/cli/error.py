@@ -78,6 +78,14 @@ class ParsingMaxConnections(FlagError):
         self.hint = f"a number from 1 to {most}; given: {given}"
 
 
+class ParsingQemuCgroup(FlagError):
+    """Error parsing --qemu-cgroup"""
+
+    def __init__(self, given: str) -> None:
+        super().__init__()
+        self.hint = f"the absolute path of a folder of cgroup2 that may be written to; given: {given}"
+
+
 class ParsingQemuUser(FlagError):
     """Error parsing --qemu-user"""
 

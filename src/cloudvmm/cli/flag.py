@@ -121,6 +121,11 @@ FLAGS = (
     Flag("pvpanic", _VM, _SWITCH, help="Add a pvpanic device"),
     Flag("qemu", _VMM, help="Path to the QEMU program; searched for if not given"),
     Flag(
+        "qemu-cgroup",
+        _VMM,
+        help="Control group (a folder of cgroup2) in which QEMU and its helper programs get one for each VM",
+    ),
+    Flag(
         "qemu-landlock",
         _VMM,
         default="true",

@@ -74,6 +74,26 @@ def parse_max_connections(text: str) -> int:
     )
 
 
+def parse_qemu_cgroup(text: str | None) -> str | None:
+    """Blocking, briefly. Return the folder in which QEMU gets control groups, having tried that.
+
+    :raises ParsingQemuCgroup: when none can be made and used there.
+    """
+    if text is None:
+        return None
+    import os
+
+    from cloudvmm.host.cgroup import GroupNotUsable, check_parent
+
+    if not os.path.isabs(text) or "\0" in text:
+        raise cli.error.ParsingQemuCgroup(text)
+    try:
+        check_parent(text)
+    except GroupNotUsable as error:
+        raise cli.error.ParsingQemuCgroup(text) from error
+    return text
+
+
 def parse_qemu_user(text: str) -> Literal["auto", "root"] | User:
     """Return as whom QEMU runs.
 

@@ -10,6 +10,7 @@ from cloudvmm.cli.error import (
     ParsingApiSocket,
     ParsingEventMonitor,
     ParsingMaxConnections,
+    ParsingQemuCgroup,
     ParsingQemuUser,
     UpgradeNeedsPath,
     UpgradeTakesNoVm,
@@ -28,6 +29,7 @@ from cloudvmm.cli.flag_value import (
     parse_event_monitor,
     parse_gdb,
     parse_max_connections,
+    parse_qemu_cgroup,
     parse_qemu_user,
 )
 from cloudvmm.errors import error_chain
@@ -41,6 +43,7 @@ OURS = {
     "max-connections",
     "qemu",
     "qemu-landlock",
+    "qemu-cgroup",
     "qemu-user",
     "state-dir",
     "trace",
@@ -417,3 +420,9 @@ def test_user_of_qemu_is_a_word_a_name_or_a_number(text, user):
 def test_user_of_qemu_that_there_is_not_is_refused(text):
     with pytest.raises(ParsingQemuUser):
         parse_qemu_user(text)
+
+
+@pytest.mark.parametrize("text", ["", "groups", "./groups", "/a\0b", "/no such folder", "/usr"])
+def test_folder_that_is_none_of_control_groups_is_refused(text):
+    with pytest.raises(ParsingQemuCgroup):
+        parse_qemu_cgroup(text)
