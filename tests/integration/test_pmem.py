@@ -95,6 +95,16 @@ def test_file_system_outlives_the_guest_that_made_it(vm: Booted, folder: Path) -
     assert vm.run(f"mount -t ext4 /dev/{name} /mnt && cat /mnt/file && umount /mnt") == "kept"
 
 
+def test_private_memory_is_added_from_a_file_that_the_user_of_qemu_may_only_read(
+    vm: Booted, tmp_path: Path
+) -> None:
+    image = Path(filled(tmp_path / "readable.img"))
+    image.chmod(0o644)
+    device = vm.vmm.put("vm.add-pmem", {"file": str(image), "discard_writes": True}, expect=200)
+    assert write_in_guest(vm, device["id"], "guest") == "guest"
+    assert image.read_bytes() == b"host".ljust(BYTES, b"\0")
+
+
 def missing(folder: Path) -> dict[str, Any]:
     return {"file": str(folder / "missing.img")}
 

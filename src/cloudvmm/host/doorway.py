@@ -49,7 +49,8 @@ class Doorway:
             self._sweep()
 
     def admit(self, fd: int, undo: contextlib.ExitStack) -> int:
-        """Return a descriptor of the file of `fd`, closed by `undo`, that may be opened again until then.
+        """Return a descriptor of the file of `fd`, closed by `undo`, that may be opened again until then: for
+        writing, too, which QEMU asks for whether or not its memory ever gets to the file.
 
         :raises OSError: the kernel refuses; we lack the right to mount, for one.
         """
@@ -58,7 +59,7 @@ class Doorway:
         access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
         os.close(os.open(self._name, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
         undo.callback(os.unlink, self._name)
-        self._mount(fd, access)
+        self._mount(fd)
         undo.callback(unmount, self._name)
         admitted = os.open(self._name, access | os.O_CLOEXEC | os.O_NONBLOCK)
         undo.callback(os.close, admitted)
@@ -78,11 +79,11 @@ class Doorway:
         with contextlib.suppress(OSError):
             remove_file(self.path, _FILE)
 
-    def _mount(self, fd: int, access: int) -> None:
+    def _mount(self, fd: int) -> None:
         with _named(fd):
             tree = clone_mount(fd)
         try:
-            if self.reader is not None and refused(self.reader, [want_again(fd, access)]):
+            if self.reader is not None and refused(self.reader, [want_again(fd, os.O_RDWR)]):
                 with contextlib.suppress(OSError):  # the process says then that it may not
                     show_as(tree, self.reader, os.fstat(fd))
             target = os.fsencode(self._name) + b"\0"
