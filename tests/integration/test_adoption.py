@@ -18,9 +18,11 @@ import msgspec
 import pytest
 
 from cloudvmm.host.landlock import landlock_version
+from support.booted import booting, vm_config
 from support.deadline import GUEST_S, HOST_S
 from support.inject import held
 from support.process import status_of
+from support.server import process_of
 from support.shared import Shared, shared
 from support.survivor import DISK, MIB, Lives, Survivor, surviving
 from support.wait import wait_until
@@ -114,7 +116,7 @@ def test_folder_is_all_that_is_left(survivor: Survivor) -> None:
     """Nothing of the managers before is in the folder but what this one needs."""
     survivor.replace_manager()
 
-    names = set(os.listdir(survivor.state)) - {"console.in", "console.out", "doorway"}
+    names = set(os.listdir(survivor.state)) - {"consoles", "doorway"}
     assert names == {
         *("lock", "format", "journal", "journal.old", "events", "vm"),
         *("machine", "pid", "argv", "qemu.log"),
@@ -148,6 +150,15 @@ def test_guest_that_switches_itself_off_while_there_is_no_manager_is_off(survivo
 
     assert not survivor.qemu.is_alive()
     survivor.boot_again()
+
+
+def test_pipes_of_a_vm_that_died_with_its_manager_are_not_left(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with booting(tmp_path / "run", vm_config(), "--state-dir", str(state), shell=None) as vm:
+        vm.server.kill(after=process_of(vm.qemu_pid()))
+        assert sorted(os.listdir(state / "consoles")) == ["console.in", "console.out"]
+        vm.server.restart()
+        assert not (state / "consoles").exists()
 
 
 def test_helper_goes_on_with_the_vm_and_is_ended_with_what_is_left_of_it(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ DENIED = {"fork": "57", "execve": "59, 0, 0, 0", "setuid": "105, 0", "setpriorit
 GETPID = "39"
 SIGSYS = signal.SIGSYS.value
 OPEN, SOCKET, PTRACE_ATTACH = 2, 41, 16
+OPENAT, UNLINKAT, RENAMEAT = 257, 263, 264
 FREE = ["--seccomp", "false", "--qemu-landlock", "false"]
 PIECE = struct.pack("=2Q", 1 << 16, 8)  # of memory
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="Whoever is not root gives QEMU no other user")
@@ -76,6 +77,10 @@ def tried(vm: Booted, calls: Sequence[Call]) -> list[int]:
     """Have QEMU's process make each system call, by its number; return the answers, below zero for errors."""
     with held(vm.qemu_pid()) as thread:
         return [thread.call(int(number), *arguments) for number, *arguments in calls]
+
+
+def opened_by(pid: int) -> dict[int, str]:
+    return {int(link.name): os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def named(path: object) -> bytes:
@@ -205,6 +210,46 @@ def test_qemu_of_root_is_a_user_that_nobody_else_is_without_any_power(tmp_path: 
         assert [numbers_of(pid, "Groups") for pid in pids] == [(), ()]
         assert [set(powers_of(pid).values()) for pid in pids] == [{0}, {0}]
         assert_alone(one, other=pids[1])
+
+
+@pytest.mark.root
+@needs_root
+def test_qemu_that_outlives_its_manager_has_its_consoles_without_any_power(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    state = tmp_path / "state"
+    config = vm_config(serial={"mode": "Socket", "socket": str(tmp_path / "serial")})
+    with (
+        booting(tmp_path / "run", config, *FREE, "--state-dir", str(state)) as vm,
+        booting(tmp_path / "other", vm_config(), *FREE, shell=None) as other,
+    ):
+        qemu = vm.qemu_pid()
+        assert 0 not in set().union(*ids_of(qemu))
+        assert set(powers_of(qemu).values()) == {0}
+        vm.server.kill()
+        vm.server.restart()
+        vm.open_shell()
+        assert vm.run("echo said") == "said"
+
+        folder, *_ = (number for number, path in opened_by(qemu).items() if path == f"{state}/consoles")
+        pipes = sorted(os.listdir(state / "consoles"))
+        assert pipes == ["console.in", "console.out", "serial.in", "serial.out"]
+        calls: list[Call] = [
+            (OPENAT, folder, b".\0", os.O_RDONLY | os.O_DIRECTORY),
+            (OPENAT, folder, b"made\0", os.O_CREAT | os.O_RDWR, 0o600),
+            (OPENAT, folder, b"../pid\0", os.O_RDONLY),
+            (OPENAT, folder, b"../made\0", os.O_CREAT | os.O_RDWR, 0o600),
+            (UNLINKAT, folder, b"console.in\0", 0),
+            (RENAMEAT, folder, b"console.in\0", folder, b"console.out\0"),
+        ]
+        with held(qemu) as thread:
+            assert [thread.call(*call) for call in calls] == [-EACCES] * len(calls)
+        others = [(OPEN, named(state / "consoles" / pipe), os.O_RDWR | os.O_NONBLOCK) for pipe in pipes]
+        assert tried(other, others) == [-EACCES] * len(others)
+        vm.vmm.put("vm.reboot")
+        vm.wait_ready()
+        assert vm.run("echo said") == "said"
+        vm.vmm.put("vm.delete")
+        assert not (state / "consoles").exists()
 
 
 @pytest.mark.root

@@ -23,7 +23,7 @@ from cloudvmm.config import form
 from cloudvmm.config.operation import RestoreConfig, VmReceiveMigrationData, VmRemoveDeviceData
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.command import Commands
-from cloudvmm.control.console import ConsoleError, Consoles, KeptPty
+from cloudvmm.control.console import ConsoleError, Consoles, KeptPty, remove_all_pipes
 from cloudvmm.control.edit import find_device, without_device
 from cloudvmm.control.holding import GUEST_RESET, Holding
 from cloudvmm.control.ledger import KeptLent, Ledger, UnderWay, data_of, is_there
@@ -126,6 +126,8 @@ class Adoption:
             self._log("warn", "A VM that the last VMM was about to build has been ended")
             adopted.machine.close()
             adopted = None
+        if adopted is None:
+            remove_all_pipes(self._state_dir)
         if self._holding.vm_config is None:
             self._settle_without(ledger.under_way)
             return False

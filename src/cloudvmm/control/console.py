@@ -20,7 +20,7 @@ from cloudvmm.config.console import (
     SerialConfig,
 )
 from cloudvmm.config.vm import VmConfig
-from cloudvmm.control.pipe import PipeStream, remove_pipes
+from cloudvmm.control.pipe import PipeStream, pipe_path, remove_pipes
 from cloudvmm.control.port import PtyPort, SocketPort, TerminalPort
 from cloudvmm.control.relay import Line, PairStream, Port, Relay, Stream
 from cloudvmm.engine.base import ConsoleSink, SinkKind
@@ -173,7 +173,7 @@ class Consoles:
         return make
 
     def _pipe_path(self, number: int) -> str:
-        return f"{self._pipe_dir}/{_PIPE_NAMES[number]}"
+        return pipe_path(self._pipe_dir or "", _PIPE_NAMES[number])
 
     def _open(self, number: int, console: AnyConsole) -> Port | None:
         match console.mode:
@@ -213,6 +213,12 @@ def open_consoles(
     :raises ConsoleError: one cannot be had; then none is open.
     """
     return Consoles(vm_config, is_continued=is_continued, pipe_dir=pipe_dir)
+
+
+def remove_all_pipes(pipe_dir: str) -> None:
+    """Remove the pipes that a VMM left there whose VM is gone."""
+    for name in _PIPE_NAMES:
+        remove_pipes(pipe_path(pipe_dir, name))
 
 
 def has_no_console(vm_config: VmConfig) -> bool:

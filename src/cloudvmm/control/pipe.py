@@ -1,4 +1,7 @@
-"""The way between a console and an engine that outlives us: two named pipes in the state folder.
+"""The way between a console and an engine that outlives us: two named pipes in a folder of the state folder.
+
+The folder is ours, and holds nothing else: the engine may show it, and give the pipes, to who is to open
+them. Nobody but us makes or removes anything there.
 
 The engine has both ends of each open, so that neither ends with us. What a guest says while there is no
 manager stays in the pipe for the next one, up to `PIPE_BYTES`; a guest that says more then waits.
@@ -13,6 +16,8 @@ import os
 from cloudvmm.control.relay import CHUNK_BYTES
 
 PIPE_BYTES = 1 << 20
+_FOLDER = "consoles"
+_ENDS = ("in", "out")
 
 
 class PipeStream:
@@ -50,14 +55,24 @@ class PipeStream:
                 os.close(fd)
 
 
+def pipe_path(state_dir: str, name: str) -> str:
+    """Return the path of the pipes of console `name`."""
+    return f"{state_dir}/{_FOLDER}/{name}"
+
+
 def remove_pipes(path: str) -> None:
-    for end in ("in", "out"):
+    """Remove the pipes, and with the last ones their folder."""
+    for end in _ENDS:
         with contextlib.suppress(OSError):
             os.unlink(f"{path}.{end}")
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(path))
 
 
 def _open(path: str, *, is_continued: bool) -> int:
     if not is_continued:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path), 0o700)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     with contextlib.suppress(FileExistsError):

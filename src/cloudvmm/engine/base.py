@@ -117,7 +117,9 @@ class SinkKind(enum.Enum):
     OFF = "off"  # the device is absent
     NULL = "null"  # the device is there, its output dropped
     FILE = "file"  # the engine appends to `path`, which exists
-    PIPES = "pipes"  # the engine writes to the pipe `path`.out and reads from `path`.in, which exist
+    # The engine writes to the pipe `path`.out and reads from `path`.in, which exist. It may give them to who
+    # opens them, and let everybody pass through their folder.
+    PIPES = "pipes"
     STREAM = "stream"  # both ways over `stream_fd`
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from typing import Final, assert_never
@@ -11,16 +12,20 @@ import msgspec
 from cloudvmm.config.console import DEFAULT_DEBUG_CONSOLE_IOBASE
 from cloudvmm.engine.base import ConsoleSink, MachineSpec, SinkKind
 from cloudvmm.engine.qemu.name import part_id, qdev_id
-from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties
+from cloudvmm.engine.qemu.parts import FdSet, Parts, Properties, opened
 from cloudvmm.engine.qemu.slot import place
+from cloudvmm.host.user import User
 
 SERIAL_ID: Final = "__serial"
 CONSOLE_ID: Final = "__console"
 DEBUG_CONSOLE_ID: Final = "__debug_console"
+_ENDS: Final = (".in", ".out")
 
 
 class Stream(msgspec.Struct, frozen=True):
-    """What was opened for a sink: `fd` is its stream, or its file, which QEMU has as set `set_id` then."""
+    """What was opened for a sink: `fd` is its stream, or the folder of its pipes, or its file, which QEMU has
+    as set `set_id` then.
+    """
 
     fd: int
     set_id: int
@@ -73,13 +78,16 @@ def debug_console_parts(spec: MachineSpec, *, stream: Stream | None) -> Parts:
     return Parts(fdsets=_fdsets(spec.debug_console, stream), chardevs=[chardev], devices=[device])
 
 
-def open_stream(sink: ConsoleSink) -> int | None:
-    """Return a descriptor of what `sink` writes to, for QEMU; None where QEMU opens it, or has nothing.
+def open_stream(sink: ConsoleSink, user: User | None = None) -> int | None:
+    """Return a descriptor of what `sink` writes to, or through which it is opened, for a QEMU that runs as
+    `user`, as us if None; None where QEMU opens it, or has nothing.
 
     :raises OSError: we have no descriptor left.
     """
     if sink.stream_fd is not None:
         return os.dup(sink.stream_fd)
+    if sink.kind is SinkKind.PIPES:
+        return _open_folder(sink.path or "", user)
     if sink.kind is not SinkKind.FILE:
         return None
     try:
@@ -93,9 +101,30 @@ def written_files(streams: Iterable[tuple[ConsoleSink, int | None]]) -> list[str
 
     `streams` are sinks with what was opened for each, if anything was.
     """
-    ends = {SinkKind.FILE: ("",), SinkKind.PIPES: (".in", ".out")}
-    sinks = [sink for sink, fd in streams if fd is None]
-    return [os.path.abspath(f"{sink.path}{end}") for sink in sinks for end in ends.get(sink.kind, ())]
+    found = []
+    for sink, fd in streams:
+        if sink.kind is SinkKind.FILE and fd is None:
+            found.append(os.path.abspath(sink.path or ""))
+        elif sink.kind is SinkKind.PIPES and fd is not None:
+            found += [f"{_pipes(sink, fd)}{end}" for end in _ENDS]
+    return found
+
+
+def _open_folder(path: str, user: User | None) -> int:
+    """Return a descriptor of the folder of the pipes at `path`, having shown them to `user`."""
+    folder = os.path.dirname(path)
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if user is not None:
+        with contextlib.suppress(OSError):  # it takes a power of root's then
+            for end in _ENDS:
+                os.chown(f"{path}{end}", user.uid, -1, follow_symlinks=False)
+            os.chmod(folder, 0o711)
+    return fd
+
+
+def _pipes(sink: ConsoleSink, folder_fd: int) -> str:
+    """Return the path of its pipes, to which who has the folder open gets whatever the way to it is."""
+    return f"{opened(folder_fd)}/{os.path.basename(sink.path or '')}"
 
 
 def _fdsets(sink: ConsoleSink, stream: Stream | None) -> list[FdSet]:
@@ -117,7 +146,9 @@ def _backend(sink: ConsoleSink, stream: Stream | None) -> Properties:
             path = sets[0].path if sets else os.path.abspath(sink.path or "")
             return {"type": "file", "data": {"out": path, "append": True}}
         case SinkKind.PIPES:
-            return {"type": "pipe", "data": {"device": os.path.abspath(sink.path or "")}}
+            path = sink.path or ""
+            device = os.path.abspath(path) if stream is None else _pipes(sink, stream.fd)
+            return {"type": "pipe", "data": {"device": device}}
         case SinkKind.STREAM:
             return {
                 "type": "socket",

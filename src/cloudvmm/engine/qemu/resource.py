@@ -237,9 +237,9 @@ def acquire(
         resources.hold(open_ivshmem(vm_config.ivshmem))
     if vm_config.tpm is not None:
         resources.hold(open_tpm(vm_config.tpm, attempt))
-    resources.serial_fd = open_stream(spec.serial)
-    resources.console_fd = open_stream(spec.console)
-    resources.debug_console_fd = open_stream(spec.debug_console)
+    resources.serial_fd = open_stream(spec.serial, attempt.user)
+    resources.console_fd = open_stream(spec.console, attempt.user)
+    resources.debug_console_fd = open_stream(spec.debug_console, attempt.user)
     return resources
 
 
