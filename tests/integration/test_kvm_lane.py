@@ -1,7 +1,8 @@
 """Does everything hold on KVM? Asked inside an emulated outer machine, whose KVM works whatever this one has.
 
 What runs in there: the probe of the accelerator, a VM's life through the REST API, and of the contract suite
-the life of a machine; the whole suite is a long test.
+the life of a machine; the whole suite is a long test. Beside that, what its kernel has and this one may not:
+control groups that count processes.
 Each inner pytest's own summary is shown in ours. A failure ends with the last words of the inner consoles.
 """
 
@@ -48,8 +49,9 @@ def lane(tmp_path_factory: pytest.TempPathFactory, tell: Tell) -> Iterator[Lane]
 
 
 def test_kvm_is_found_and_a_vm_lives_its_whole_life_on_it(lane: Lane, tell: Tell) -> None:
-    # One session for both files: under emulation each start of pytest costs seconds.
-    run_suite(lane, tell, "tests/lane/inside/accelerator.py tests/lane/inside/lifecycle.py")
+    # One session for all files: under emulation each start of pytest costs seconds.
+    names = ("accelerator", "lifecycle", "control_group")
+    run_suite(lane, tell, " ".join(f"tests/lane/inside/{name}.py" for name in names))
 
 
 def test_qemu_engine_keeps_the_contract_on_kvm(lane: Lane, tell: Tell) -> None:
