@@ -61,6 +61,8 @@ class Mortal:
         self._ours = (traffic, "/proc/", "/dev/null")
         self._lock = threading.Lock()
         self._number = self._count = 0
+        self._is_over = threading.Event()
+        threading.Thread(target=self._die, name="mortal", daemon=True).start()
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take an event of `sys.addaudithook`."""
@@ -77,7 +79,13 @@ class Mortal:
             self._count += 1
             os.write(self._names, f"{number} {name}\n".encode())
             if self._count == last:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._is_over.set()
+                threading.Event().wait()
+
+    def _die(self) -> None:
+        """Kill the process when it is over: a thread that starts another program may send us no signal."""
+        self._is_over.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _is_for_writing(arguments: tuple[Any, ...]) -> bool:
