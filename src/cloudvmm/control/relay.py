@@ -19,6 +19,7 @@ from cloudvmm.host.eventfd import EventFd
 RING_BYTES = 1 << 20
 INPUT_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 16
+_SO_SNDBUFFORCE = 32  # Linux; `socket` has no name for it
 
 
 class Port(Protocol):
@@ -77,6 +78,7 @@ class PairStream:
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
         self._ours.setblocking(False)
+        _make_room(self._theirs)
 
     @property
     def read_fd(self) -> int:
@@ -247,6 +249,17 @@ class Relay:
             for line in self._lines:
                 line.register(poller)
             return poller
+
+
+def _make_room(end: socket.socket) -> None:
+    """Let much be written to `end` that is not read yet: of a virtio console QEMU drops what does not fit.
+
+    Each write takes some hundred bytes, and a guest may make one for each of its lines.
+    """
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, RING_BYTES)
+    except OSError:  # that is for root alone
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, RING_BYTES)  # as much as the host allows
 
 
 def write_some(fd: int, data: bytes) -> int:

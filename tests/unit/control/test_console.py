@@ -15,7 +15,7 @@ from cloudvmm import api
 from cloudvmm.config.console import ConsoleConfig, ConsoleOutputMode, DebugConsoleConfig, SerialConfig
 from cloudvmm.config.vm import VmConfig
 from cloudvmm.control.console import ConsoleError, Consoles, open_consoles
-from cloudvmm.control.relay import RING_BYTES
+from cloudvmm.control.relay import RING_BYTES, PairStream
 from cloudvmm.engine.base import SinkKind
 
 DEADLINE_S = 10.0
@@ -35,6 +35,21 @@ def engine_end(consoles: Consoles) -> socket.socket:
     stream = socket.socket(fileno=os.dup(consoles.sinks()[0].stream_fd))
     stream.settimeout(DEADLINE_S)
     return stream
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="Needs root, for more room than others may have")
+def test_many_short_lines_of_a_guest_wait_for_a_reader_who_is_late():
+    stream = PairStream()
+    engine = socket.socket(fileno=os.dup(stream.engine_fd))
+    engine.setblocking(False)
+
+    for _ in range(1000):
+        engine.send(b"x")
+
+    assert stream.read() == b"x" * 1000
+    engine.close()
+    stream.close()
 
 
 def client_of(path) -> socket.socket:
