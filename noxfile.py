@@ -18,6 +18,7 @@ nox.options.default_venv_backend = "none"
 nox.options.stop_on_first_error = False
 
 BIN = Path(sys.prefix, "bin")
+TESTS_FAILED = 1  # pytest's status where all tests ran, and some failed
 MOST_UNSTEADY = 2  # tests of a session that get a second try
 # Tests that take a QEMU by its version, and tests that take the one on the path.
 BY_VERSION = ("test_qemu_accepts_plan.py", "test_device_matrix.py", "test_device_tree.py")
@@ -44,12 +45,14 @@ def _pytest(session: nox.Session, suite: str, *options: str, env: dict[str, str]
         options = ("-o", f"cache_dir={cache}", *options)
         try:
             _run(session, "pytest", "-q", *marks, *options, str(folder), *session.posargs, env=env)
-        except nox.command.CommandFailed:
+        except nox.command.CommandFailed as error:
+            if error.return_code != TESTS_FAILED or session.posargs:
+                raise
             _try_again(session, _failed(cache), *options, env=env)
 
 
 def _failed(cache: str) -> list[str]:
-    """Return the tests that failed, if that is all that went wrong."""
+    """Return the tests that failed."""
     try:
         return list(json.loads(Path(cache, "v", "cache", "lastfailed").read_text()))
     except OSError:

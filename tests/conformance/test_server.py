@@ -20,6 +20,7 @@ from cloudvmm.http import (
     start_http_fd_thread,
     start_http_path_thread,
 )
+from cloudvmm.http import server as http_server
 from cloudvmm.http.server import CLOSE_DEADLINE_S
 from support.deadline import HOST_S
 from support.leak import Holdings
@@ -479,8 +480,9 @@ def test_idle_connections_are_ended(vmm, socket_path):
     assert before.added() == []
 
 
-def test_connections_without_a_request_have_a_moment_left_at_the_deadline(vmm, socket_path):
-    """A host may stand still until it is over."""
+def test_connections_without_a_request_have_a_moment_left_at_the_deadline(vmm, socket_path, monkeypatch):
+    """A host may stand still until it is over, and in that moment, too."""
+    monkeypatch.setattr(http_server, "_LAST_MOMENT_S", HOST_S)
     server = start_http_path_thread(socket_path, vmm.event, vmm.sender)
     clients = [RestClient(socket_path) for _ in range(5)]
     for client in clients:

@@ -20,7 +20,7 @@ from support.attack import Call, bare_config, booted, qemu_of, spend, stop_proce
 from support.deadline import HOST_S
 from support.rest import RestClient
 from support.server import Server
-from support.vm import EngineChoice, choose_engine
+from support.vm import choose_engine
 
 READERS = ("vmm.ping", "vm.info")
 STILL_S = 2.0  # as a busy host may
@@ -131,12 +131,12 @@ def test_readers_are_answered_while_a_qemu_that_stands_still_is_ended(
 ) -> None:
     booted(server, choose_engine("qemu"), tmp_path)
     stop_process(qemu_of(server))
-    call = Call(server.socket_path, "PUT", command)
-    for _ in range(20):
-        for reader in READERS:
-            server.vmm.get(reader)
-    response = call.outcome(timeout_s=HOST_S)
+    readers = [Reader(server, name) for name in READERS]
+    response = Call(server.socket_path, "PUT", command).outcome(timeout_s=HOST_S)
+    for reader in readers:
+        reader.stop()
     assert response is not None and response.status == 204
+    assert all(reader.beside[command] >= OFTEN for reader in readers)
 
 
 @pytest.mark.qemu
@@ -151,10 +151,14 @@ def test_counters_of_a_qemu_that_stood_still_come_when_it_goes_on(server: Server
     assert response is not None and response.status == 200, response
 
 
-def test_counters_that_many_ask_for_hold_up_nobody_else(
-    fake_engine: EngineChoice, server: Server, tmp_path: Path
-) -> None:
-    booted(server, fake_engine, tmp_path)
+@pytest.mark.qemu
+def test_counters_that_many_wait_for_hold_up_nobody_else(server: Server, tmp_path: Path) -> None:
+    booted(server, choose_engine("qemu"), tmp_path)
+    qemu = qemu_of(server)
+    stop_process(qemu)
     calls = [Call(server.socket_path, "GET", "vm.counters") for _ in range(5)]
-    server.vmm.get("vmm.ping")
+    for reader in READERS:
+        server.vmm.get(reader)
+    assert not any(call.is_over for call in calls)
+    os.kill(qemu.pid, signal.SIGCONT)
     assert [call.outcome(timeout_s=HOST_S).status for call in calls] == [200] * 5

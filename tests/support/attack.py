@@ -152,6 +152,13 @@ def bare_config(engine: EngineChoice, folder: Path, **changes: Any) -> dict[str,
     return {**config, **changes}
 
 
+def standing_config(engine: EngineChoice, folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return that of a small VM, whose guest finds too little memory and stands still: it resets nothing."""
+    config = bare_config(engine, folder, **{"memory": {"size": 64 * MIB}, **changes})
+    config["payload"]["cmdline"] += " panic=0"
+    return config
+
+
 def read_events(path: Path) -> list[str]:
     """Return `source/event` of each event in an event monitor's file; fail where one is broken.
 

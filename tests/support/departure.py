@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from support.attack import Call, bare_config, spend
+from cloudvmm.control.runner import MIGRATION
+from support.attack import Call, spend, standing_config
 from support.booted import MIB, make_image
 from support.deadline import GUEST_S, HOST_S
 from support.mortal import Plan
@@ -89,8 +90,7 @@ class Departures:
         with self._server(home / "here", *flags, program=("support.mortal", str(plans))) as server:
             make_image(home / "disk", MIB)
             disk = {"id": "d0", "path": str(home / "disk"), "image_type": "Raw"}
-            memory = {"size": 64 * MIB}
-            server.vmm.put("vm.create", bare_config(self._engine, home, disks=[disk], memory=memory))
+            server.vmm.put("vm.create", standing_config(self._engine, home, disks=[disk]))
             server.vmm.put("vm.boot")
             yield server, Plan(plans / "plan")
 
@@ -113,5 +113,8 @@ def outcome(home: Path) -> str | None:
     """Return what the manager has told of the migration."""
     lines = (home / "state" / "events").read_bytes().splitlines()[1:]
     events = [msgspec.json.decode(line) for line in lines]
-    told = [event["properties"]["outcome"] for event in events if event["event"] == "settled"]
+    settled = [event["properties"] for event in events if event["event"] == "settled"]
+    told = [
+        each["outcome"] for each in settled if each["command"] == MIGRATION
+    ]  # the end of the VMM is another
     return told[-1] if told else None

@@ -7,7 +7,6 @@ import os
 import select
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +41,7 @@ from cloudvmm.api.ping import Ping, Pong
 from cloudvmm.config.vm import VmConfig
 from support.deadline import HOST_S
 from support.traffic import Traffic
+from support.watch import CLOCK
 
 TIMEOUT_S = HOST_S
 PONG = VmmPingResponse(build_version="v54.0.0", version="54.0.0", pid=7, features=["io_uring", "kvm"])
@@ -192,7 +192,7 @@ class RestClient:
     """One connection. Every wait is bounded by `timeout_s`.
 
     What goes over it must be in the API's document, unless `is_documented` says that a test makes the server
-    answer nonsense. `answered_at` is when the last response was complete.
+    answer nonsense. `answered_at` is when the last response was complete, by `CLOCK`.
     """
 
     def __init__(self, path: str, *, timeout_s: float = TIMEOUT_S, is_documented: bool = True) -> None:
@@ -231,7 +231,7 @@ class RestClient:
             self._read()
             rest = self._left[len(head) + 4 :]
         self._left = rest[length:]
-        self.answered_at = time.monotonic()
+        self.answered_at = CLOCK.now_s()
         if self._traffic is not None:
             self._traffic.answered(head, rest[:length])
         return Reply(head + b"\r\n\r\n" + rest[:length], int(head[9:12]), rest[:length])

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import msgspec
 
-from support.attack import Call, bare_config, has_interface, spend
+from support.attack import Call, has_interface, spend, standing_config
 from support.booted import make_image
 from support.deadline import GUEST_S, HOST_S
 from support.mortal import Plan
@@ -226,7 +226,7 @@ class Stepwise:
         (self._home / "target").mkdir()
 
     def _config(self) -> dict[str, Any]:
-        config = bare_config(
+        config = standing_config(
             self._engine,
             self._home,
             serial={"mode": "File", "file": str(self._log)},

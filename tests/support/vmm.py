@@ -8,13 +8,13 @@ assert vmm.put("vm.pause", expect=500)[-1] == "VM is not running"
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from support.rest import Reply, RestClient
+from support.watch import CLOCK
 
 TIMEOUT_S = 120.0
 SUCCESS = (200, 204)
@@ -56,7 +56,7 @@ class Vmm:
         """
         if self._client is None:
             self._client = self.connect()
-        started = time.monotonic()
+        started = CLOCK.now_s()
         try:
             reply = self._client.ask(method, command, data, fds)
         except (OSError, EOFError):

@@ -35,6 +35,27 @@ class Ticker:
         return self.elapsed_s
 
 
+class SteadyClock:
+    """Tells any thread the seconds that count since it was made, by a thread of its own."""
+
+    def __init__(self) -> None:
+        self._ticker = Ticker()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._run, name="clock", daemon=True).start()
+
+    def now_s(self) -> float:
+        with self._lock:
+            return self._ticker.tick()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(STEP_S)
+            self.now_s()
+
+
+CLOCK: Final = SteadyClock()
+
+
 class Watch:
     """Takes the time of its block, whatever that waits for, by a thread of its own."""
 

@@ -9,7 +9,7 @@ def test_call_above_its_ceiling_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLOUDVMM_LATENCY_FACTOR", raising=False)
     log = LatencyLog()
     log.record("fake", "vmm.ping", READ_CEILING_S)
-    with pytest.raises(AssertionError, match=r"vmm\.ping took 10\.100 s, more than its ceiling of 10 s"):
+    with pytest.raises(AssertionError, match=r"vmm\.ping took 1\.100 s, more than its ceiling of 1 s"):
         log.record("fake", "vmm.ping", READ_CEILING_S + 0.1)
 
 
@@ -17,7 +17,7 @@ def test_factor_widens_every_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOUDVMM_LATENCY_FACTOR", "3")
     log = LatencyLog()
     log.record("fake", "vmm.ping", 3 * READ_CEILING_S)
-    assert "ceiling=30 s" in log.report()[0]
+    assert "ceiling=3 s" in log.report()[0]
 
 
 def test_report_has_a_line_per_engine_and_command() -> None:
