@@ -21,6 +21,7 @@ LEFT_OUT = {
         "it needs somebody at the terminal",
         "`fd` is the console of a guest that you have booted",
     ],
+    "docs/how-to/cgroup.md": ["it changes the control groups of the host"],
     "docs/how-to/ci.md": ["it installs packages"],
     "docs/how-to/devices.md": ["it takes devices from your host, and a vfio-user server"],
     "docs/how-to/kernel.md": ["it names a disk that you have"],

@@ -18,7 +18,7 @@ import msgspec
 
 ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = ("sh", "python")
-SILENT = ("json", "mermaid", "text")
+SILENT = ("ini", "json", "mermaid", "text")
 TIMEOUT_S = 150.0
 BIN = Path(sys.executable).parent
 
