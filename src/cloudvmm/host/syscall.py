@@ -6,8 +6,10 @@ own calls of that kind speak for the whole process.
 
 from __future__ import annotations
 
+import functools
 import os
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _PRCTL: Final = 157
@@ -20,18 +22,22 @@ def system_call(number: int, *arguments: int | bytes | None) -> int:
 
     :raises OSError: the kernel refuses.
     """
+    call, long, get_errno = _library()
+    answer: int = call(long(number), *(long(each) if isinstance(each, int) else each for each in arguments))
+    if answer < 0:
+        code = get_errno()
+        raise OSError(code, os.strerror(code))
+    return answer
+
+
+@functools.cache
+def _library() -> tuple[Callable[..., int], Callable[[int], Any], Callable[[], int]]:
+    """Return what calls the kernel, what makes an argument of a number, and what tells the thread's error."""
     import ctypes  # rare, and not for nothing: not at the top
 
     call = ctypes.CDLL(None, use_errno=True).syscall
     call.restype = ctypes.c_long
-    answer: int = call(
-        ctypes.c_long(number),
-        *(ctypes.c_long(each) if isinstance(each, int) else each for each in arguments),
-    )
-    if answer < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return answer
+    return call, ctypes.c_long, ctypes.get_errno
 
 
 def renounce_privileges() -> None:
