@@ -59,7 +59,7 @@ class ControlGroup:
             if state_dir is None:
                 self.path, self._fd = _made_in(parent)
             else:
-                remove_group(state_dir)
+                _make_way(state_dir)
                 self.path, self._fd = _made_and_written(parent, f"{state_dir}/{_FILE}")
             undo.callback(self._remove)
             limit_processes(self._fd, most_processes)
@@ -159,6 +159,14 @@ def remove_group(state_dir: str) -> None:
         _unlink(f"{state_dir}/{_FILE}")
 
 
+def _make_way(state_dir: str) -> None:
+    """As `remove_group`. :raises OSError: it is still there, and the file is all that tells of it."""
+    remove_group(state_dir)
+    left = _read(f"{state_dir}/{_FILE}")
+    if left is not None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), left)
+
+
 def limit_processes(folder_fd: int, most: int) -> None:
     """Let there be `most` processes and threads in the group, if somebody counts them there.
 
@@ -242,7 +250,8 @@ def _end(path: str, fd: int, deadline_s: float) -> bool:
         with contextlib.suppress(OSError):
             _kill(fd)
             _wait_empty(fd, deadline_s)
-            os.rmdir(path)
+            for folder, _, _ in os.walk(path, topdown=False):  # somebody may have made groups in it
+                os.rmdir(folder)
     return not os.path.isdir(path)
 
 

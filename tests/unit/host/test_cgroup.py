@@ -51,6 +51,12 @@ def join(group, process):
     os.write(group.procs_fd, b"%d" % process.pid)
 
 
+def put_below(group, process):
+    (group / "below/deep").mkdir(parents=True)
+    (group / "below/beside").mkdir()
+    (group / "below/deep/cgroup.procs").write_text(str(process.pid))
+
+
 def test_group_is_its_owners_alone_and_goes_with_what_is_in_it(parent, sleeper):
     group = made(parent)
     assert groups_in(parent) == [Path(group.path)]
@@ -58,6 +64,14 @@ def test_group_is_its_owners_alone_and_goes_with_what_is_in_it(parent, sleeper):
     join(group, sleeper)
     assert members_of(Path(group.path)) == {sleeper.pid}
     group.close()
+    group.close()
+    assert sleeper.wait(HOST_S) == -signal.SIGKILL
+    assert groups_in(parent) == []
+
+
+def test_group_in_which_others_were_made_goes_with_them_all(parent, sleeper):
+    group = made(parent)
+    put_below(Path(group.path), sleeper)
     group.close()
     assert sleeper.wait(HOST_S) == -signal.SIGKILL
     assert groups_in(parent) == []
@@ -120,6 +134,13 @@ def test_group_whose_user_was_killed_is_swept_with_what_is_in_it(parent, sleeper
     assert sleeper.wait(HOST_S) == -signal.SIGKILL
 
 
+def test_group_that_was_left_is_swept_with_those_in_it(parent, sleeper):
+    put_below(parent / "cloudvmm-0123456789ab", sleeper)
+    sweep_groups(str(parent))
+    assert groups_in(parent) == []
+    assert sleeper.wait(HOST_S) == -signal.SIGKILL
+
+
 def test_group_that_was_made_a_moment_before_its_user_was_killed_is_swept(parent):
     (parent / "cloudvmm-0123456789ab").mkdir()
     sweep_groups(str(parent))
@@ -158,6 +179,17 @@ def test_another_group_takes_the_place_of_one_that_was_left(parent, sleeper, tmp
     second = made(parent, tmp_path)
     assert groups_in(parent) == [Path(second.path)]
     second.close()
+    assert groups_in(parent) == []
+
+
+def test_group_that_cannot_be_removed_is_not_forgotten(parent, tmp_path):
+    left = tmp_path / "cloudvmm-kept-0123456789ab"
+    left.mkdir()
+    (left / "file").touch()
+    (tmp_path / "cgroup").write_text(str(left))
+    with pytest.raises(OSError, match=left.name):
+        made(parent, tmp_path)
+    assert (tmp_path / "cgroup").read_text() == str(left)
     assert groups_in(parent) == []
 
 
@@ -203,7 +235,7 @@ def test_folder_that_is_not_there_is_refused(tmp_path):
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_groups_that_take_no_processes_are_refused(parent):
+def test_folder_in_which_no_groups_can_be_made_is_refused(parent):
     (parent / "cgroup.max.descendants").write_text("0")
     with pytest.raises(GroupNotUsable) as caught:
         check_parent(str(parent))
