@@ -180,6 +180,22 @@ def test_vm_that_outlives_its_manager_keeps_its_group(groups: Path, tmp_path: Pa
         assert not (survivor.state / "cgroup").exists()
 
 
+@pytest.mark.skipif(landlock_version() < 3, reason="Landlock is missing or too old")
+def test_manager_that_makes_no_groups_and_is_held_to_files_removes_the_one_it_took_over(
+    groups: Path, tmp_path: Path
+) -> None:
+    state = ("--state-dir", str(tmp_path / "state"))
+    config = vm_config(landlock_enable=True)
+    with booting(tmp_path / "run", config, *flags(groups, *state), shell=None) as vm:
+        group = only_group(groups)
+        vm.server.kill()
+        vm.server.drop_flag("--qemu-cgroup")
+        vm.server.restart()
+        assert only_group(groups) == group
+        vm.vmm.put("vm.shutdown")
+        assert groups_in(groups) == []
+
+
 def test_what_is_left_of_a_vm_that_died_with_its_manager_is_removed(groups: Path, tmp_path: Path) -> None:
     state = ("--state-dir", str(tmp_path / "state"))
     with booting(tmp_path / "run", vm_config(), *flags(groups, *state), shell=None) as vm:

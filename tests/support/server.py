@@ -100,6 +100,11 @@ class Server:
         self.expected_status = 0
         self._process = self._start()
 
+    def drop_flag(self, flag: str) -> None:
+        """Let it have neither `flag` nor its value when it is started once more."""
+        at = self._flags.index(flag)
+        del self._flags[at : at + 2]
+
     @property
     def pid(self) -> int:
         return self._process.pid

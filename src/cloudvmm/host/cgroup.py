@@ -167,6 +167,12 @@ def _make_way(state_dir: str) -> None:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), left)
 
 
+def parent_of_group(state_dir: str) -> str | None:
+    """Return the folder below which is the group that the file in `state_dir` tells of, None without one."""
+    path = _read(f"{state_dir}/{_FILE}")
+    return None if path is None else os.path.dirname(path)
+
+
 def limit_processes(folder_fd: int, most: int) -> None:
     """Let there be `most` processes and threads in the group, if somebody counts them there.
 

@@ -205,13 +205,17 @@ def confine_qemu(
     )
 
 
-def reach_of(policy: Policy, facts: QemuFacts, vm_config: VmConfig) -> Reach:
-    """Return what QEMU and the programs beside it may reach whatever the guest, and who starts them needs."""
+def reach_of(
+    policy: Policy, facts: QemuFacts, vm_config: VmConfig, *, adopted_groups: str | None = None
+) -> Reach:
+    """Return what QEMU and the programs beside it may reach whatever the guest, and who starts them needs.
+
+    The group of a machine that was taken over is below `adopted_groups`.
+    """
     folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
     programs = (*_PROGRAMS, *(folder for folder in folders if os.path.isabs(folder)))
     usable = [*_DEVICES, _USERFAULT, facts.kvm_device]
-    if policy.groups is not None:
-        usable.append(policy.groups)
+    usable += [groups for groups in (policy.groups, adopted_groups) if groups is not None]
     if vm_config.devices:
         usable += _VFIO
     return Reach(

@@ -55,6 +55,7 @@ from cloudvmm.engine.qemu.snapshot import INCOMING, load_memory
 from cloudvmm.engine.qemu.support import check_supported
 from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.zone import zones_of
+from cloudvmm.host.cgroup import parent_of_group
 from cloudvmm.host.foreign import NotTraceable, check_traceable
 from cloudvmm.host.user import Want
 
@@ -96,6 +97,7 @@ class QemuEngine:
         self._observe = observe
         self._warn = warn
         self._known: QemuFacts | None = None
+        self._adopted_groups: str | None = None
         self._lock = threading.Lock()
         self._attempts: set[Attempt] = set()
 
@@ -159,7 +161,10 @@ class QemuEngine:
         from cloudvmm.engine.qemu.adoption import adopt  # once in a life, if ever
 
         with naming_system_errors():
-            return adopt(state_dir, observe=self._observe)
+            adopted = adopt(state_dir, observe=self._observe)
+        # It is removed there, be that where we make groups or not.
+        self._adopted_groups = parent_of_group(state_dir)
+        return adopted
 
     def discard(self, state_dir: str) -> None:
         from cloudvmm.engine.qemu.adoption import discard
@@ -172,7 +177,7 @@ class QemuEngine:
         check_postcopy(self.facts(), is_receiver=is_receiver)
 
     def reach(self, vm_config: VmConfig) -> Reach:
-        return reach_of(self._policy, self.facts(), vm_config)
+        return reach_of(self._policy, self.facts(), vm_config, adopted_groups=self._adopted_groups)
 
     def another(self) -> QemuEngine:
         engine = QemuEngine(
