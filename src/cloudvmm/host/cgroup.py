@@ -25,6 +25,7 @@ _PASSING: Final = re.compile(rf"{PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _KEPT: Final = re.compile(rf"{_KEPT_PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _FILE: Final = "cgroup"
 _TRIES: Final = 10
+_LAST_STANDARD_FD: Final = 2
 _END_S: Final = 5.0
 _EVENTS_BYTES: Final = 256
 _LONGEST_PATH: Final = 4096
@@ -245,7 +246,14 @@ def _locked(path: str) -> int:
 
 
 def _open_procs(folder_fd: int) -> int:
-    return os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+    """Return a descriptor which a child's standard input and output do not cover."""
+    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder_fd)
+    if fd > _LAST_STANDARD_FD:
+        return fd
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1)
+    finally:
+        os.close(fd)
 
 
 def _end(path: str, fd: int, deadline_s: float) -> bool:

@@ -90,6 +90,23 @@ def test_group_for_which_no_descriptor_is_left_does_not_stay(parent):
     assert groups_in(parent) == []
 
 
+BARE = """
+import contextlib, os, sys
+from cloudvmm.host.cgroup import ControlGroup
+os.close(0)
+os.close(1)
+with contextlib.closing(ControlGroup(sys.argv[1], most_processes=10)) as group:
+    print(group.procs_fd, file=sys.stderr)
+"""
+
+
+def test_descriptor_for_a_child_is_above_those_that_are_the_childs_own(parent):
+    words = [sys.executable, "-c", BARE, str(parent)]
+    child = subprocess.run(words, check=False, timeout=HOST_S, capture_output=True, text=True)
+    assert int(child.stderr) > 2
+    assert groups_in(parent) == []
+
+
 @pytest.mark.parametrize(("controllers", "limit"), [("cpu pids\n", "4096"), ("cpu\n", "none"), ("", "none")])
 def test_processes_are_limited_where_they_are_counted(controllers, limit, tmp_path):
     (tmp_path / "cgroup.controllers").write_text(controllers)
