@@ -180,6 +180,30 @@ def test_vm_that_outlives_its_manager_keeps_its_group(groups: Path, tmp_path: Pa
         assert not (survivor.state / "cgroup").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cloudvmm-kept-0123456789ab", "The control group of the VM is not there any more"),
+        ("cloudvmm-kept-ba9876543210", "What is in the control group of the VM is not ended with it"),
+    ],
+)
+def test_vm_whose_group_cannot_be_had_is_taken_over_without_it(
+    name: str, told: str, groups: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cloudvmm-kept-ba9876543210").touch()
+    state = tmp_path / "state"
+    with booting(tmp_path / "run", vm_config(), *flags(groups, "--state-dir", str(state)), shell=None) as vm:
+        group = only_group(groups)
+        members = members_of(group)
+        vm.server.kill()
+        (state / "cgroup").write_text(str(tmp_path / name))
+        vm.server.restart()
+        assert told in vm.server.stderr
+        assert members_of(group) == members
+        vm.vmm.put("vm.shutdown")
+        group.rmdir()
+
+
 @pytest.mark.skipif(landlock_version() < 3, reason="Landlock is missing or too old")
 def test_manager_that_makes_no_groups_and_is_held_to_files_removes_the_one_it_took_over(
     groups: Path, tmp_path: Path

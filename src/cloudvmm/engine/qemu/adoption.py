@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 from cloudvmm.config import form
 from cloudvmm.config.error import DecodeError
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.engine.base import Adopted, ConsoleSink, EngineError, MachineSpec, SinkKind
 from cloudvmm.engine.qemu import keepsake
 from cloudvmm.engine.qemu.adopted_process import AdoptedProcess
@@ -82,8 +83,8 @@ class DescriptorLost(EngineError):
         super().__init__(f"QEMU no longer has what the last manager had open as {number}")
 
 
-def adopt(state_dir: str, *, observe: Observer | None = None) -> Adopted | None:
-    """Blocking. As `Engine.adopt`."""
+def adopt(state_dir: str, *, observe: Observer | None = None, warn: Warn = unheard) -> Adopted | None:
+    """Blocking. As `Engine.adopt`. `warn` is told what could not be taken over, and is not missed."""
     found = find_process(pid_path(state_dir))
     if found is None:
         clear(state_dir)
@@ -96,7 +97,7 @@ def adopt(state_dir: str, *, observe: Observer | None = None) -> Adopted | None:
                 _end(found, state_dir)
                 return None
             with ExitStack() as failed:
-                adopted = _take_over(state_dir, found, kept, failed, observe)
+                adopted = _take_over(state_dir, found, kept, failed, observe, warn)
                 failed.pop_all()
                 return adopted
         except (OSError, EngineError) as error:
@@ -184,7 +185,12 @@ def _join(found: ForeignProcess, monitor: OpenFile, observe: Observer | None) ->
 
 
 def _take_over(
-    state_dir: str, found: ForeignProcess, kept: Keepsake, undo: ExitStack, observe: Observer | None
+    state_dir: str,
+    found: ForeignProcess,
+    kept: Keepsake,
+    undo: ExitStack,
+    observe: Observer | None,
+    warn: Warn,
 ) -> Adopted:
     clients = []
     for monitor in kept.monitors:
@@ -203,8 +209,7 @@ def _take_over(
     resources.user = found.user()
     if kept.has_doorway:
         resources.doorway = Doorway(state_dir, reader=resources.user)
-    with contextlib.suppress(OSError):  # whoever may not use it can have the guest all the same
-        resources.group = ControlGroup.adopt(state_dir)
+    resources.group = _group(state_dir, kept, warn)
     if resources.group is not None:
         undo.callback(resources.group.leave)
     _sweep(state_dir, resources.backings.values())
@@ -239,6 +244,18 @@ def _take_over(
         vcpus=sum(map(is_taken, control.execute(VCPU_QUERY))),
         modules=tuple(module.ram.size for module in resources.modules),
     )
+
+
+def _group(state_dir: str, kept: Keepsake, warn: Warn) -> ControlGroup | None:
+    """Return the machine's control group. Whoever cannot have it can have the guest all the same."""
+    try:
+        group = ControlGroup.adopt(state_dir)
+    except OSError as error:
+        warn(f"What is in the control group of the VM is not ended with it: {error}")
+        return None
+    if group is None and kept.policy.groups is not None:
+        warn(f"The control group of the VM is not there any more, below {kept.policy.groups}")
+    return group
 
 
 def _call_off(kept: Keepsake, control: QmpClient) -> None:

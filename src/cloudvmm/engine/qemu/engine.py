@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import msgspec
 
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.config.vm import VmConfig
+from cloudvmm.config.warning import Warn, unheard
 from cloudvmm.engine.base import (
     Adopted,
     BeginsAt,
@@ -71,7 +72,8 @@ class QemuEngine:
     seccomp filters, its own and ours, without `has_landlock` it and its companions are not held to their
     files. `user` says as whom QEMU runs where we are root. `groups` is a folder of control groups, in which
     each machine gets one. `observe` sees every QMP command of every machine
-    before it is sent; `warn` is told where the host does not let QEMU be confined as it is to be.
+    before it is sent; `warn` is told where the host does not let QEMU be confined as it is to be, or
+    the control group of a machine that is taken over be had.
     """
 
     outlives_manager = True
@@ -87,7 +89,7 @@ class QemuEngine:
         user: Wish = "auto",
         groups: str | None = None,
         observe: Observer | None = None,
-        warn: Callable[[str], object] | None = None,
+        warn: Warn | None = None,
     ) -> None:
         self._binary = binary
         self._accel: WantedAccelerator = accel
@@ -161,7 +163,7 @@ class QemuEngine:
         from cloudvmm.engine.qemu.adoption import adopt  # once in a life, if ever
 
         with naming_system_errors():
-            adopted = adopt(state_dir, observe=self._observe)
+            adopted = adopt(state_dir, observe=self._observe, warn=self._warn or unheard)
         # It is removed there, be that where we make groups or not.
         self._adopted_groups = parent_of_group(state_dir)
         return adopted

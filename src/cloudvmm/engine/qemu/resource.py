@@ -177,7 +177,9 @@ class Resources(msgspec.Struct, kw_only=True):
             disk.close()
 
     def close(self) -> None:
-        """Close everything; idempotent. A QEMU that still runs keeps its own copies."""
+        """Close everything; idempotent. A QEMU that still runs keeps its own copies, unless it has a group:
+        all that is in that is killed.
+        """
         for backing in self._all():
             backing.close()
         if self.doorway is not None:
