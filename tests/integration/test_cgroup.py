@@ -281,8 +281,18 @@ def test_vms_of_a_daemon_have_groups_of_their_own(groups: Path, tmp_path: Path) 
     daemon.check_end()
 
 
-@pytest.mark.parametrize("path", ["relative", "/none", "/proc", "/sys"])
-def test_folder_that_does_not_serve_ends_the_start_with_the_reason(path: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("relative", ""),
+        ("/none", "No such file or directory"),
+        ("/proc", "It is no folder of control groups"),
+        ("/sys", "It is no folder of control groups"),
+    ],
+)
+def test_folder_that_does_not_serve_ends_the_start_with_the_reason(
+    path: str, reason: str, tmp_path: Path
+) -> None:
     for words in ([], ["daemon"]):
         child = subprocess.run(
             [
@@ -303,6 +313,7 @@ def test_folder_that_does_not_serve_ends_the_start_with_the_reason(path: str, tm
         assert child.returncode == 1
         assert "Error parsing --qemu-cgroup" in child.stderr
         assert f"given: {path}" in child.stderr
+        assert reason in child.stderr
 
 
 def test_group_is_that_of_the_vm_alone_unless_asked_for_there_is_none(tmp_path: Path) -> None:
