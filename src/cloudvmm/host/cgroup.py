@@ -1,7 +1,7 @@
 """Control groups (cgroup2) below a folder that was given to us, one for each machine's processes.
 
 The kernel ends all that is in one at once, whoever's children they are. A group of processes that end with
-us is locked for as long as it is in use, as a folder of `scratch.py` is: so one whose user was killed can be
+us is locked for as long as it is in use, see `locked_folder.py`: so one whose user was killed can be
 told from others. That of processes that outlive us has another name, told by a file that was written before.
 """
 
@@ -17,6 +17,7 @@ import time
 from typing import Final
 
 from cloudvmm.host.error import HostError
+from cloudvmm.host.locked_folder import lock_folder, make_locked, new_path, open_folder
 from cloudvmm.host.own_folder import replace_file
 
 PREFIX: Final = "cloudvmm-"
@@ -24,7 +25,6 @@ _KEPT_PREFIX: Final = f"{PREFIX}kept-"
 _PASSING: Final = re.compile(rf"{PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _KEPT: Final = re.compile(rf"{_KEPT_PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _FILE: Final = "cgroup"
-_TRIES: Final = 10
 _LAST_STANDARD_FD: Final = 2
 _END_S: Final = 5.0
 _EVENTS_BYTES: Final = 256
@@ -58,7 +58,7 @@ class ControlGroup:
         self._file = None if state_dir is None else f"{state_dir}/{_FILE}"
         with contextlib.ExitStack() as undo:
             if state_dir is None:
-                self.path, self._fd = _made_in(parent)
+                self.path, self._fd = make_locked(parent, PREFIX, is_there=_is_there)
             else:
                 _make_way(state_dir)
                 self.path, self._fd = _made_and_written(parent, f"{state_dir}/{_FILE}")
@@ -79,7 +79,7 @@ class ControlGroup:
         group = cls.__new__(cls)
         group.path, group._file = path, f"{state_dir}/{_FILE}"
         try:
-            group._fd = _opened(path)
+            group._fd = open_folder(path)
         except FileNotFoundError:
             return None
         try:
@@ -135,7 +135,7 @@ def sweep_groups(parent: str) -> None:
         left: list[tuple[str, int]] = []
         for name in filter(_PASSING.fullmatch, os.listdir(parent)):
             with contextlib.suppress(OSError):  # it is in use, or gone
-                fd = _locked(f"{parent}/{name}")
+                fd = lock_folder(f"{parent}/{name}", is_there=_is_there)
                 undo.callback(os.close, fd)
                 left.append((f"{parent}/{name}", fd))
                 _kill(fd)
@@ -150,7 +150,7 @@ def remove_group(state_dir: str) -> None:
     if path is None:
         return
     try:
-        fd = _opened(path)
+        fd = open_folder(path)
     except OSError:
         is_gone = not os.path.isdir(path)
     else:
@@ -191,29 +191,13 @@ def _check_kind(path: str) -> None:
         raise NoGroup from None
 
 
-def _made_in(parent: str) -> tuple[str, int]:
-    """Return a group that is locked: its path, and the descriptor that holds the lock."""
-    for _ in range(_TRIES):
-        path = _new(parent, PREFIX)
-        os.mkdir(path, 0o700)
-        try:
-            return path, _locked(path)
-        except (FileNotFoundError, BlockingIOError):  # somebody sweeps it under our eyes
-            with contextlib.suppress(OSError):
-                os.rmdir(path)
-        except OSError:  # no descriptor is left
-            os.rmdir(path)
-            raise
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), parent)
-
-
 def _made_and_written(parent: str, file: str) -> tuple[str, int]:
-    path = _new(parent, _KEPT_PREFIX)
+    path = new_path(parent, _KEPT_PREFIX)
     replace_file(file, os.fsencode(path))
     try:
         os.mkdir(path, 0o700)
         try:
-            return path, _opened(path)
+            return path, open_folder(path)
         except OSError:
             os.rmdir(path)
             raise
@@ -222,27 +206,12 @@ def _made_and_written(parent: str, file: str) -> tuple[str, int]:
         raise
 
 
-def _new(parent: str, prefix: str) -> str:
-    return f"{parent.rstrip('/')}/{prefix}{os.urandom(6).hex()}"
-
-
-def _opened(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _locked(path: str) -> int:
-    """Return a descriptor of the group, whose lock is ours until it is closed.
-
-    :raises BlockingIOError: it is in use. :raises FileNotFoundError: it is gone. :raises OSError: it is none.
-    """
-    fd = _opened(path)
+def _is_there(folder_fd: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.stat("cgroup.procs", dir_fd=fd)  # what was removed can still be locked
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+        os.stat("cgroup.procs", dir_fd=folder_fd)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _open_procs(folder_fd: int) -> int:

@@ -1,23 +1,22 @@
 """A folder of our own for a socket that another program has to find by a path.
 
-It is locked for as long as it is in use. So one whose user was killed can be told from others, and goes when
-the next is made.
+It is locked for as long as it is in use, see `locked_folder.py`: one whose user was killed goes when the next
+is made.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from typing import Final, Self
 
+from cloudvmm.host.locked_folder import lock_folder, make_locked, new_path
 from cloudvmm.host.syscall import unmount
 from cloudvmm.host.user import User, Want, refused
 
 PREFIX: Final = "cloudvmm-socket-"
 _SOCKET: Final = "s"
-_TRIES: Final = 10
 _PARENT: Final = "/tmp"
 
 
@@ -32,18 +31,7 @@ class ScratchFolder:
         self._user = user
         parent = _parent_for(user)
         sweep(parent)
-        for _ in range(_TRIES):
-            self._path = _made_in(parent)
-            try:
-                self._fd = _locked(self._path)
-                break
-            except (FileNotFoundError, BlockingIOError):  # somebody sweeps it under our eyes
-                continue
-            except OSError:  # no descriptor is left
-                os.rmdir(self._path)
-                raise
-        else:
-            raise FileNotFoundError(self._path)
+        self._path, self._fd = make_locked(parent, PREFIX, is_there=_is_there)
         self.socket_path = f"{self._path}/{_SOCKET}"
 
     def show_socket(self) -> None:
@@ -81,16 +69,12 @@ def _parent_for(user: User | None) -> str:
     if user is None or refused(user, ways) != ways[:1]:
         return chosen
     try:
-        os.rmdir(_made_in(_PARENT))
+        path = new_path(_PARENT, PREFIX)
+        os.mkdir(path, 0o700)
+        os.rmdir(path)
     except OSError:  # Landlock holds us, for one
         return chosen
     return _PARENT
-
-
-def _made_in(parent: str) -> str:
-    path = f"{parent}/{PREFIX}{os.urandom(6).hex()}"
-    os.mkdir(path, 0o700)
-    return path
 
 
 def sweep(parent: str) -> None:
@@ -99,27 +83,15 @@ def sweep(parent: str) -> None:
         for entry in entries:
             if entry.name.startswith(PREFIX):
                 with contextlib.suppress(OSError):
-                    fd = _locked(entry.path)
+                    fd = lock_folder(entry.path, is_there=_is_there)
                     try:
                         _remove(entry.path, fd)
                     finally:
                         os.close(fd)
 
 
-def _locked(path: str) -> int:
-    """Return a descriptor of the folder `path`, whose lock is ours until it is closed.
-
-    :raises BlockingIOError: it is in use. :raises FileNotFoundError: it is gone. :raises OSError: it is none.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(fd).st_nlink == 0:
-            raise FileNotFoundError(path)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+def _is_there(fd: int) -> bool:
+    return os.fstat(fd).st_nlink > 0
 
 
 def _remove(path: str, fd: int) -> None:
