@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from cloudvmm import __version__
 from cloudvmm.http.schema import REF, Schema
 from cloudvmm.wire.response import ERROR_HEADER
 
@@ -58,6 +59,20 @@ def _error(description: str, *, bodies: list[str] | None = None) -> Schema:
 
 def _error_headers() -> Schema:
     return {ERROR_HEADER: {"$ref": f"#/components/headers/{ERROR_HEADER}"}}
+
+
+def heading(title: str, description: str) -> Schema:
+    """Return how a document of ours begins."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": title,
+            "version": __version__,
+            "description": description,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
+    }
 
 
 def headers() -> Schema:

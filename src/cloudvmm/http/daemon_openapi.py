@@ -14,7 +14,7 @@ from cloudvmm import __version__
 from cloudvmm.api import ApiRequest, Empty
 from cloudvmm.api.data import DaemonPingResponse, HeldJobs, HeldVmm, HeldVmms
 from cloudvmm.api.fleet import DAEMON_COMMANDS
-from cloudvmm.http.component import answer, error_schemas, headers, ref, response_ref, responses
+from cloudvmm.http.component import answer, error_schemas, headers, heading, ref, response_ref, responses
 from cloudvmm.http.openapi import python_name
 from cloudvmm.http.path import ROOT
 from cloudvmm.http.route import DOCUMENT_PATH, Route
@@ -46,14 +46,7 @@ def document() -> Schema:
     }
     paths["/" + DOCUMENT_PATH.removeprefix(ROOT)] = {"get": _own_operation()}
     return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "cloudvmm daemon",
-            "version": __version__,
-            "description": _INFO,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
+        **heading("cloudvmm daemon", _INFO),
         "paths": paths,
         "components": {"schemas": _schemas(), "responses": _responses(), "headers": headers()},
     }

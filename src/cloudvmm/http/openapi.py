@@ -30,6 +30,7 @@ from cloudvmm.http.component import (
     answer,
     error_schemas,
     headers,
+    heading,
     object_schema,
     ref,
     response_ref,
@@ -103,14 +104,7 @@ def document() -> Schema:
     paths |= {f"/{stream.name}": {"get": _stream_operation(stream)} for stream in STREAMS}
     paths["/" + DOCUMENT_PATH.removeprefix(ROOT)] = {"get": _own_operation()}
     return {
-        "openapi": "3.1.0",
-        "info": {
-            "title": "cloudvmm",
-            "version": __version__,
-            "description": _INFO,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        },
-        "servers": [{"url": "http://localhost/api/v1", "description": "A UNIX socket, not TCP"}],
+        **heading("cloudvmm", _INFO),
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
         "components": {"schemas": schemas, "responses": responses(), "headers": headers()},
