@@ -20,6 +20,7 @@ from support.server import Server
 from support.shared import FAILED, Shared
 from support.vm import EngineChoice, Guest, choose_engine, small_config
 from support.vmm import Vmm
+from support.watch import CLOCK
 
 LATENCY = pytest.StashKey[LatencyLog]()
 ServerFactory = Callable[..., Server]
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not os.environ.get("CLOUDVMM_LONG"):
         _draw_the_same_examples()
     config.stash[LATENCY] = LatencyLog()
+    CLOCK.start()
     config.stash[FAILED] = set()
 
 
