@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import select
@@ -19,13 +18,13 @@ from typing import Final
 from cloudvmm.host.error import HostError
 from cloudvmm.host.locked_folder import lock_folder, make_locked, new_path, open_folder
 from cloudvmm.host.own_folder import replace_file
+from cloudvmm.host.standard_fd import above_standard
 
 PREFIX: Final = "cloudvmm-"
 _KEPT_PREFIX: Final = f"{PREFIX}kept-"
 _PASSING: Final = re.compile(rf"{PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _KEPT: Final = re.compile(rf"{_KEPT_PREFIX}[0-9a-f]{{12}}", re.ASCII)
 _FILE: Final = "cgroup"
-_LAST_STANDARD_FD: Final = 2
 _END_S: Final = 5.0
 _EVENTS_BYTES: Final = 256
 _LONGEST_PATH: Final = 4096
@@ -216,13 +215,7 @@ def _is_there(folder_fd: int) -> bool:
 
 def _open_procs(folder_fd: int) -> int:
     """Return a descriptor which a child's standard input and output do not cover."""
-    fd = os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder_fd)
-    if fd > _LAST_STANDARD_FD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1)
-    finally:
-        os.close(fd)
+    return above_standard(os.open("cgroup.procs", os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder_fd))
 
 
 def _end(path: str, fd: int, deadline_s: float) -> bool:
@@ -259,19 +252,14 @@ def _wait_empty(folder_fd: int, deadline_s: float) -> None:
 def _try(procs_fd: int) -> None:
     """Put a process into the group, which ends soon. :raises OSError: the kernel refuses."""
     waits_fd, ends_fd = os.pipe2(os.O_CLOEXEC)
-    try:
+    with open(waits_fd, "rb"), open(ends_fd, "wb", buffering=0) as end:
         actions = [(os.POSIX_SPAWN_DUP2, waits_fd, 0)]
         pid = os.posix_spawn(_WAITER[0], _WAITER, {}, file_actions=actions)
         try:
             os.write(procs_fd, b"%d" % pid)
         finally:
-            os.close(ends_fd)
-            ends_fd = -1
+            end.close()
             os.waitpid(pid, 0)
-    finally:
-        os.close(waits_fd)
-        if ends_fd >= 0:
-            os.close(ends_fd)
 
 
 def _read(file: str) -> str | None:
@@ -292,10 +280,8 @@ def _content(folder_fd: int, name: str) -> bytes:
 
 def _write(folder_fd: int, name: str, data: bytes) -> None:
     fd = os.open(name, os.O_WRONLY | os.O_CLOEXEC, dir_fd=folder_fd)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
+    with open(fd, "wb", buffering=0) as file:
+        file.write(data)
 
 
 def _unlink(file: str) -> None:

@@ -17,10 +17,10 @@ import msgspec
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.qemu.parts import opened
 from cloudvmm.host.id_map import open_as
+from cloudvmm.host.standard_fd import LAST_STANDARD_FD
 from cloudvmm.host.user import User, Want, refused, want_again
 
 _PAYLOAD: Final = ("kernel", "initramfs", "firmware")
-_FIRST_FREE: Final = 3  # behind standard input and output
 
 
 class Loan(msgspec.Struct, kw_only=True):
@@ -74,7 +74,7 @@ def _lend_again(user: User, number: int, *, is_written: bool, loan: Loan, undo: 
         if refused(user, [want_again(shown, os.O_RDWR if is_written else access)]):
             return
         # The locks that are held by way of the one that it stands for live as long as QEMU.
-        held = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE)
+        held = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, LAST_STANDARD_FD + 1)
         undo.callback(os.close, held)
     except OSError:
         return

@@ -29,6 +29,7 @@ from cloudvmm.engine.base import EngineError, EngineTimeout
 from cloudvmm.host.error import HostError
 from cloudvmm.host.pid_file import GATE, PidFile
 from cloudvmm.host.program import locate
+from cloudvmm.host.standard_fd import LAST_STANDARD_FD, above_standard
 
 WORDS_BYTES = 4096
 SHELL: Final = "/bin/sh"
@@ -37,7 +38,6 @@ _LOG_LIMIT_BYTES = 1024 * 1024
 _LOG_CHECK_S = 1.0
 _PR_SET_THP_DISABLE = 41
 _PR_GET_THP_DISABLE = 42
-_LAST_STANDARD_FD = 2
 _SPAWNING = threading.Lock()  # what a child inherits of this process is changed for some of them
 _PARENT_CHECK = '[ "$PPID" = "$0" ] && exec "$@"'
 _NO_CORE = "ulimit -c 0"
@@ -119,12 +119,12 @@ class ChildProcess:
         self._final_words = ""
         self._pidfd = -1
         self._keeper: threading.Thread | None = None
-        if taken := [fd for fd in spec.fds if fd <= _LAST_STANDARD_FD]:
+        if taken := [fd for fd in spec.fds if fd <= LAST_STANDARD_FD]:
             raise EngineError(
                 f"{spec.name} cannot be given descriptor {taken[0]}: standard input or output is closed"
             )
         try:
-            self._log_fd = _above_standard(self._open_log())
+            self._log_fd = above_standard(self._open_log())
         except OSError as error:
             raise EngineError(f"The log of {spec.name} could not be opened") from error
         try:
@@ -359,19 +359,9 @@ def _inheritable_fds() -> list[int]:
     inheritable = []
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):  # closed meanwhile
-            if fd > _LAST_STANDARD_FD and os.get_inheritable(fd):
+            if fd > LAST_STANDARD_FD and os.get_inheritable(fd):
                 inheritable.append(fd)
     return inheritable
-
-
-def _above_standard(fd: int) -> int:
-    """Return `fd`, or in its place one that the child's standard input and output do not cover."""
-    if fd > _LAST_STANDARD_FD:
-        return fd
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1)
-    finally:
-        os.close(fd)
 
 
 def _write_file(path: str, text: str) -> None:
