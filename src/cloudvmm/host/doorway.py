@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from cloudvmm.host.id_map import clone_mount, show_as
+from cloudvmm.host.id_map import IdMap, clone_mount
 from cloudvmm.host.scratch import ScratchFolder, remove_file
 from cloudvmm.host.syscall import system_call, unmount
 from cloudvmm.host.user import User, refused, want_again
@@ -84,8 +84,9 @@ class Doorway:
             tree = clone_mount(fd)
         try:
             if self.reader is not None and refused(self.reader, [want_again(fd, os.O_RDWR)]):
-                with contextlib.suppress(OSError):  # the process says then that it may not
-                    show_as(tree, self.reader, os.fstat(fd))
+                # Where it cannot be, the process says then that it may not.
+                with contextlib.suppress(OSError), IdMap(self.reader) as id_map:
+                    id_map.show(tree, os.fstat(fd))
             target = os.fsencode(self._name) + b"\0"
             system_call(_MOVE_MOUNT, tree, b"\0", _HERE, target, _FROM_EMPTY_PATH)
         finally:

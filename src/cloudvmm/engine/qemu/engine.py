@@ -58,6 +58,7 @@ from cloudvmm.engine.qemu.text import check_texts
 from cloudvmm.engine.qemu.zone import zones_of
 from cloudvmm.host.cgroup import parent_of_group
 from cloudvmm.host.foreign import NotTraceable, check_traceable
+from cloudvmm.host.id_map import IdMap
 from cloudvmm.host.user import Want
 
 _START_TIMEOUT_S = 30.0
@@ -230,6 +231,9 @@ class QemuEngine:
         saved = _check_saved(spec, origin, facts) if isinstance(origin, SavedIn | BeginsAt) else None
         with contextlib.ExitStack() as lent, contextlib.ExitStack() as undo:
             owned = undo.enter_context(contextlib.ExitStack())
+            id_map = None if user is None else lent.enter_context(IdMap(user))
+            if id_map is not None and isinstance(origin, SavedIn) and origin.is_on_demand:
+                id_map.prepare()  # QEMU will open the saved memory, which is ours
             handover = Handover()
             if isinstance(spec.origin, ReceivedFrom) and spec.origin.is_local:
                 handover = take(spec.origin.link_fd, lent, attempt.check)
@@ -256,7 +260,7 @@ class QemuEngine:
                 resources.release_images()
                 spec = _without_disks(spec)
             loan = lend_files(
-                user,
+                id_map,
                 spec.vm_config.payload,
                 reopened=resources.reopened_fds,
                 written=resources.private_fds,

@@ -16,9 +16,9 @@ import msgspec
 
 from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.qemu.parts import opened
-from cloudvmm.host.id_map import open_as
+from cloudvmm.host.id_map import IdMap
 from cloudvmm.host.standard_fd import LAST_STANDARD_FD
-from cloudvmm.host.user import User, Want, refused, want_again
+from cloudvmm.host.user import Want, refused, want_again
 
 _PAYLOAD: Final = ("kernel", "initramfs", "firmware")
 
@@ -38,40 +38,42 @@ class Loan(msgspec.Struct, kw_only=True):
 
 
 def lend_files(
-    user: User | None,
+    id_map: IdMap | None,
     payload: PayloadConfig | None,
     *,
     reopened: Sequence[int],
     written: Collection[int],
     undo: contextlib.ExitStack,
 ) -> Loan:
-    """Lend a QEMU that runs as `user`, as us if None, its `payload` and the files open as `reopened`.
+    """Lend a QEMU whose user is that of `id_map`, us if None, its `payload` and the files open as `reopened`.
 
     It opens these as they are, but for those of `written`, to which it asks to write. `undo` ends the loan,
     which is for the start of QEMU alone.
     """
     loan = Loan(payload=payload)
-    if user is None:
+    if id_map is None:
         return loan
     for number in reopened:
-        _lend_again(user, number, is_written=number in written, loan=loan, undo=undo)
+        _lend_again(id_map, number, is_written=number in written, loan=loan, undo=undo)
     if payload is not None:
         named = {name: getattr(payload, name) for name in _PAYLOAD}
-        lent = {name: _lend_file(user, path, loan, undo) for name, path in named.items() if path}
+        lent = {name: _lend_file(id_map, path, loan, undo) for name, path in named.items() if path}
         loan.payload = msgspec.structs.replace(payload, **lent)
     return loan
 
 
-def _lend_again(user: User, number: int, *, is_written: bool, loan: Loan, undo: contextlib.ExitStack) -> None:
+def _lend_again(
+    id_map: IdMap, number: int, *, is_written: bool, loan: Loan, undo: contextlib.ExitStack
+) -> None:
     try:
         access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
         want = want_again(number, os.O_RDWR if is_written else access)
-        if not refused(user, [want]):
+        if not refused(id_map.user, [want]):
             return
         loan.wanted.append(want)
-        shown = open_as(user, number, access)
+        shown = id_map.open(number, access)
         undo.callback(os.close, shown)
-        if refused(user, [want_again(shown, os.O_RDWR if is_written else access)]):
+        if refused(id_map.user, [want_again(shown, os.O_RDWR if is_written else access)]):
             return
         # The locks that are held by way of the one that it stands for live as long as QEMU.
         held = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, LAST_STANDARD_FD + 1)
@@ -83,18 +85,18 @@ def _lend_again(user: User, number: int, *, is_written: bool, loan: Loan, undo: 
     loan.wanted.remove(want)
 
 
-def _lend_file(user: User, path: str, loan: Loan, undo: contextlib.ExitStack) -> str:
-    """Return the name by which `user` can open what is at `path`; `path` itself where it can, or cannot."""
+def _lend_file(id_map: IdMap, path: str, loan: Loan, undo: contextlib.ExitStack) -> str:
+    """Return the name by which the user can open what is at `path`; `path` itself where it can, or cannot."""
     want = Want(os.path.abspath(path), os.R_OK)
-    if not refused(user, [want]):
+    if not refused(id_map.user, [want]):
         return path
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         undo.callback(os.close, fd)
-        if refused(user, [want_again(fd, os.O_RDONLY)]):
-            fd = open_as(user, fd, os.O_RDONLY)
+        if refused(id_map.user, [want_again(fd, os.O_RDONLY)]):
+            fd = id_map.open(fd, os.O_RDONLY)
             undo.callback(os.close, fd)
-            if refused(user, [want_again(fd, os.O_RDONLY)]):
+            if refused(id_map.user, [want_again(fd, os.O_RDONLY)]):
                 raise PermissionError(path)
     except OSError:
         loan.wanted.append(want)

@@ -416,7 +416,7 @@ def _migrate(
             limits = {"max-bandwidth": MAX_BYTES_PER_S, "downtime-limit": _DOWNTIME_MS}
             control.execute("migrate-set-parameters", limits)
         with _given(control, fd, version) as uri:
-            control.execute_until(
+            ended = control.execute_until(
                 command,
                 {"uri": uri},
                 event="MIGRATION",
@@ -424,11 +424,12 @@ def _migrate(
                 is_last=lambda event: event.data["status"] in ENDED,
                 check=check,
             )
+        if ended.data["status"] == "completed":
+            return
         info = control.execute("query-migrate")
     except QmpError as error:
         raise NotSaved(error.description) from error.__cause__
-    if info.get("status") != "completed":
-        raise NotSaved(info.get("error-desc", "The migration failed"))
+    raise NotSaved(info.get("error-desc", "The migration failed"))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from cloudvmm.config.payload import PayloadConfig
 from cloudvmm.engine.qemu.identity import in_groups_of, powers_for, setpriv_words
 from cloudvmm.engine.qemu.loan import lend_files
 from cloudvmm.host.capability import Capability
+from cloudvmm.host.id_map import IdMap
 from cloudvmm.host.user import User, Want
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="Needs root, to be somebody else")
@@ -36,6 +37,12 @@ os.execvp("setpriv", ["setpriv", *told, "--", "grep", "CapEff", "/proc/self/stat
 
 
 @pytest.fixture
+def id_map():
+    with IdMap(SOMEBODY) as id_map:
+        yield id_map
+
+
+@pytest.fixture
 def closed(tmp_path):
     """A folder that is ours alone."""
     folder = tmp_path / "closed"
@@ -55,13 +62,13 @@ def test_qemu_that_is_our_own_user_gets_nothing(tmp_path):
 @pytest.mark.root
 @needs_root
 @pytest.mark.parametrize("mode", [0o644, 0o600])
-def test_kernel_in_a_folder_of_ours_comes_by_a_descriptor(closed, mode):
+def test_kernel_in_a_folder_of_ours_comes_by_a_descriptor(closed, id_map, mode):
     kernel = closed / "kernel"
     kernel.write_bytes(b"a kernel")
     kernel.chmod(mode)
     with contextlib.ExitStack() as undo:
         payload = PayloadConfig(kernel=str(kernel), cmdline="panic=1")
-        loan = lend_files(SOMEBODY, payload, reopened=[], written=[], undo=undo)
+        loan = lend_files(id_map, payload, reopened=[], written=[], undo=undo)
         assert loan.payload is not None
         if loan.wanted:
             pytest.skip("This file system or kernel has no id-mapped mounts")
@@ -76,13 +83,13 @@ def test_kernel_in_a_folder_of_ours_comes_by_a_descriptor(closed, mode):
 
 @pytest.mark.root
 @needs_root
-def test_kernel_that_cannot_be_shown_takes_the_power_to_read(closed, monkeypatch):
-    monkeypatch.setattr("cloudvmm.engine.qemu.loan.open_as", _refuse)
+def test_kernel_that_cannot_be_shown_takes_the_power_to_read(closed, id_map, monkeypatch):
+    monkeypatch.setattr("cloudvmm.engine.qemu.loan.IdMap.open", _refuse)
     kernel = closed / "kernel"
     kernel.touch(mode=0o600)
     with contextlib.ExitStack() as undo:
         payload = PayloadConfig(kernel=str(kernel))
-        loan = lend_files(SOMEBODY, payload, reopened=[], written=[], undo=undo)
+        loan = lend_files(id_map, payload, reopened=[], written=[], undo=undo)
 
         assert loan.payload == payload
         assert powers_for(SOMEBODY, loan.wanted) == [Capability.DAC_READ_SEARCH]
@@ -91,10 +98,10 @@ def test_kernel_that_cannot_be_shown_takes_the_power_to_read(closed, monkeypatch
 @pytest.mark.root
 @needs_root
 @pytest.mark.parametrize("flags", [os.O_RDWR, os.O_RDONLY])
-def test_memory_on_a_file_of_ours_is_shown_and_stays_locked(closed, flags):
+def test_memory_on_a_file_of_ours_is_shown_and_stays_locked(closed, id_map, flags):
     fd = os.open(closed / "memory", flags | os.O_CREAT, 0o600)
     with contextlib.ExitStack() as undo:
-        loan = lend_files(SOMEBODY, None, reopened=[fd], written=[], undo=undo)
+        loan = lend_files(id_map, None, reopened=[fd], written=[], undo=undo)
         if loan.wanted:
             pytest.skip("This file system or kernel has no id-mapped mounts")
         assert list(loan.shown) == [fd]
@@ -108,11 +115,11 @@ def test_memory_on_a_file_of_ours_is_shown_and_stays_locked(closed, flags):
 
 @pytest.mark.root
 @needs_root
-def test_memory_that_cannot_be_shown_takes_the_power_to_open(closed, monkeypatch):
-    monkeypatch.setattr("cloudvmm.engine.qemu.loan.open_as", _refuse)
+def test_memory_that_cannot_be_shown_takes_the_power_to_open(closed, id_map, monkeypatch):
+    monkeypatch.setattr("cloudvmm.engine.qemu.loan.IdMap.open", _refuse)
     fd = os.open(closed / "memory", os.O_RDWR | os.O_CREAT, 0o600)
     with contextlib.ExitStack() as undo:
-        loan = lend_files(SOMEBODY, None, reopened=[fd], written=[], undo=undo)
+        loan = lend_files(id_map, None, reopened=[fd], written=[], undo=undo)
 
         assert (loan.fds, loan.shown) == ([], {})
         assert powers_for(SOMEBODY, loan.wanted) == [Capability.DAC_OVERRIDE]
