@@ -1,6 +1,6 @@
 """Files of one user that are shown as another's, by a mount, without a change to them.
 
-What the mount goes by is a user namespace. One is made by a program that ends at once.
+What the mount goes by is a user namespace. A program makes one, and waits in it until it is let go.
 """
 
 from __future__ import annotations
