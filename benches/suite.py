@@ -115,8 +115,10 @@ def is_done(name: str, *, is_quick: bool) -> bool:
 def revision() -> str:
     """Name what is measured: the commit, and whether the sources have been changed since."""
     words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(words, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    with contextlib.suppress(FileNotFoundError):  # what was unpacked needs no git
+        found = subprocess.run(words, capture_output=True, text=True, check=False)
+        return found.stdout.strip() or "unknown"
+    return "unknown"
 
 
 def parse_args() -> argparse.Namespace:
