@@ -183,6 +183,36 @@ def test_small_guest_without_room_keeps_its_memory_and_is_refused_more(tmp_path:
         assert vm.config().get("pmem") is None
 
 
+@pytest.fixture
+def mapless(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a file system whose files cannot be shown as another user's."""
+    if os.geteuid() != 0:
+        pytest.skip("Mounting needs root")
+    folder = tmp_path / "mapless"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "ramfs", "none", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.root
+def test_file_that_cannot_be_shown_to_the_user_of_qemu_is_refused_with_what_helps(
+    tmp_path: Path, mapless: Path
+) -> None:
+    config = vm_config(memory={"size": 256 * MIB, "hotplug_size": 256 * MIB})
+    device = {"file": filled(mapless / "one.img")}
+    with booting(tmp_path, config) as vm:
+        answer = vm.vmm.put("vm.add-pmem", device, expect=500)
+        assert answer[-2].startswith("QEMU's user may not open it: name it in landlock_rules first")
+        assert answer[-1].endswith("Permission denied")
+        assert vm.config().get("pmem") is None
+    rules = {"landlock_enable": True, "landlock_rules": [{"path": device["file"], "access": "rw"}]}
+    for name, more, flags in (("named", rules, []), ("root", {}, ["--qemu-user", "root"])):
+        (tmp_path / name).mkdir()
+        with booting(tmp_path / name, config | more, *flags) as vm:
+            vm.vmm.put("vm.add-pmem", device, expect=200)
+
+
 def test_file_that_cannot_be_had_is_told_at_the_boot(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         short = {"file": str(make_image(tmp_path / "short.img", BYTES)), "size": 2 * BYTES}

@@ -64,6 +64,10 @@ class FileNotAdmitted(DeviceError):
     """The file cannot be opened to a QEMU that runs: name it in landlock_rules before the VM is made"""
 
 
+class FileNotShown(DeviceError):
+    """QEMU's user may not open it: name it in landlock_rules first, or start with --qemu-user root"""
+
+
 class GroupFailed(EngineError):
     """The control group for QEMU and its helper programs could not be made"""
 

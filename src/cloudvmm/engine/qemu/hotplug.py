@@ -8,6 +8,8 @@ has let go: what both touch is behind a lock.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,7 +30,7 @@ from cloudvmm.engine.base import (
 from cloudvmm.engine.qemu.affinity import pin_queues
 from cloudvmm.engine.qemu.attempt import Attempt
 from cloudvmm.engine.qemu.backing import Backing, id_of
-from cloudvmm.engine.qemu.confinement import Policy, admit
+from cloudvmm.engine.qemu.confinement import FileNotShown, Policy, admit
 from cloudvmm.engine.qemu.counter import counting_command
 from cloudvmm.engine.qemu.disk import DiskBacking
 from cloudvmm.engine.qemu.fact import QemuFacts
@@ -411,7 +413,14 @@ class Hotplug:
             lent = self._control.execute("add-fd", fds=(admit(self._resources.doorway, fd, undo),))
             undo.callback(self._undo, Command("remove-fd", {"fdset-id": lent["fdset-id"]}))
             arguments = command.arguments | {"mem-path": opened(lent["fd"])}
-            self._control.execute(command.name, arguments, timeout_s=_STEP_TIMEOUT_S)
+            try:
+                self._control.execute(command.name, arguments, timeout_s=_STEP_TIMEOUT_S)
+            except QmpError as error:
+                doorway = self._resources.doorway
+                has_own_user = doorway is not None and doorway.reader is not None
+                if has_own_user and error.description.endswith(os.strerror(errno.EACCES)):
+                    raise FileNotShown from error
+                raise
 
     def _undo(self, command: Command) -> None:
         with contextlib.suppress(EngineError):
