@@ -20,6 +20,7 @@ import pytest
 from cloudvmm.host.landlock import landlock_version
 from support.booted import booting, vm_config
 from support.deadline import GUEST_S, HOST_S
+from support.id_map import check_id_maps
 from support.inject import held
 from support.process import status_of
 from support.server import process_of
@@ -126,6 +127,7 @@ def test_folder_is_all_that_is_left(survivor: Survivor) -> None:
 
 @needs_landlock
 def test_qemu_is_confined_behind_a_kill_and_gets_new_files_from_the_next_manager(survivor: Survivor) -> None:
+    check_id_maps(survivor.booted.folder)
     survivor.replace_manager()
     pmem = {"id": PMEM, "file": str(survivor.booted.folder / EXTRA)}
     survivor.booted.vmm.put("vm.add-pmem", {**pmem, "discard_writes": True})

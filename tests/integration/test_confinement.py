@@ -21,6 +21,7 @@ from cloudvmm.host.capability import Capability, keep_capabilities
 from cloudvmm.host.landlock import landlock_version
 from support.booted import Booted, booting, serving, vm_config
 from support.deadline import GUEST_S
+from support.id_map import check_id_maps
 from support.inject import held
 from support.old_qemu import old_qemu_tree
 from support.process import status_of
@@ -193,6 +194,7 @@ def test_qemu_that_stays_root_has_few_of_its_powers(qemu: list[str], tmp_path: P
 @pytest.mark.root
 @needs_root
 def test_qemu_of_root_is_a_user_that_nobody_else_is_without_any_power(tmp_path: Path) -> None:
+    check_id_maps(tmp_path)
     kernel = Path(shutil.copy(vm_config()["payload"]["kernel"], tmp_path / "kernel"))
     kernel.chmod(0o600)  # in folders that are root's, too
     config = vm_config()

@@ -14,6 +14,7 @@ import pytest
 from support.booted import MIB, Booted, booting, make_image, serving, vm_config
 from support.deadline import HOST_S
 from support.device.pmem import block_name
+from support.id_map import check_id_maps
 from support.shared import shared
 from support.wait import wait_until
 
@@ -176,6 +177,7 @@ def open_files(vm: Booted) -> list[str]:
 
 
 def test_small_guest_without_room_keeps_its_memory_and_is_refused_more(tmp_path: Path) -> None:
+    check_id_maps(tmp_path)
     with booting(tmp_path, vm_config()) as vm:
         assert "SWIOTLB" not in vm.run("dmesg")
         answer = vm.vmm.put("vm.add-pmem", {"file": filled(tmp_path / "one.img")}, expect=500)
@@ -221,6 +223,7 @@ def test_file_that_cannot_be_had_is_told_at_the_boot(tmp_path: Path) -> None:
 
 
 def test_room_for_hotplug_takes_persistent_memory(tmp_path: Path) -> None:
+    check_id_maps(tmp_path)
     memory = {"size": 256 * MIB, "hotplug_size": 256 * MIB}
     with booting(tmp_path, vm_config(memory=memory)) as vm:
         device = vm.vmm.put("vm.add-pmem", {"file": filled(tmp_path / "one.img")}, expect=200)

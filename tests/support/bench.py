@@ -47,6 +47,7 @@ class Bench:
         self._saved: str | None = None
         for name, size in (("image", MIB), ("other", MIB), ("pmem", 2 * MIB)):
             (folder / name).write_bytes(bytes(size))
+        (folder / "pmem").chmod(0o666)  # QEMU opens it itself, as whoever it is
 
     def config(self) -> dict[str, Any]:
         """Return the config of states C, R and P: a disk `d0`, a zone `z`, one vCPU of two."""
