@@ -53,24 +53,25 @@ class ControlLoop:
         self._make_dispatch = make_dispatch
         self._dispatch: Dispatch | None = None
         self._receiver = receiver
-        self._api_evt = api_evt
         self._exit_evt = exit_evt
         self._ping = ping
         self._log = log
         self._is_void = False  # told to leave before there was anything to end
         self._on_readable: dict[int, Callable[[], None]] = {}
         self._epoll = select.epoll()
-        self.listen(api_evt.fileno(), self._on_requests)
+        # Told of once for each ring, so that nobody need read it: who reads gives the interpreter up, to the
+        # caller that is on its way to sleep, and must be woken to go on.
+        self.listen(api_evt.fileno(), self._on_requests, select.EPOLLIN | select.EPOLLET)
         self.listen(exit_evt.fileno(), self._on_exit)
 
     @property
     def failure(self) -> VmmError | None:
         return None if self._dispatch is None else self._dispatch.failure
 
-    def listen(self, fd: int, handler: Callable[[], None]) -> None:
-        """Call `handler` whenever `fd` is readable."""
+    def listen(self, fd: int, handler: Callable[[], None], when: int = select.EPOLLIN) -> None:
+        """Call `handler` whenever `fd` is readable, or on those events of epoll's."""
         self._on_readable[fd] = handler
-        self._epoll.register(fd, select.EPOLLIN)
+        self._epoll.register(fd, when)
 
     def unlisten(self, fd: int) -> None:
         if self._on_readable.pop(fd, None) is not None:
@@ -126,7 +127,6 @@ class ControlLoop:
         self._epoll.close()
 
     def _on_requests(self) -> None:
-        self._api_evt.read()
         while (request := self._receiver.take()) is not None:
             try:
                 self._accept(request)
