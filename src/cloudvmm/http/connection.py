@@ -115,6 +115,7 @@ class Connection:
     def close(self) -> None:
         """Close what the thread owns. Only for a connection whose thread does not run."""
         close_descriptors(self._fds)
+        self._exchange.close()
         self._client.close()
 
     def _run(self) -> None:
