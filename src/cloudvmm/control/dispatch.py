@@ -114,6 +114,18 @@ class Dispatch:
             self._runner.end()
             raise
         self._jobs = Jobs(self._runner, self._holding)
+        # Who answers at once, or overtakes; all else waits for its turn.
+        self._takers: dict[type[action.ApiRequest], Callable[[action.ApiRequest], None]] = {
+            action.VmInfoRequest: self._answer_info,
+            action.VmCountersRequest: self._reader.answer_counters,
+            action.VmMigrationProgressRequest: self._answer_about_migration,
+            action.VmCancelMigration: self._answer_about_migration,
+            action.VmSnapshotProgressRequest: self._answer_about_snapshot,
+            action.VmCancelSnapshot: self._answer_about_snapshot,
+            action.VmmJobsRequest: self._answer_about_jobs,
+            action.VmmCancelJob: self._answer_about_jobs,
+            action.VmmShutdown: self._runner.add_shutdown,
+        }
         listen(self._runner.worker.done.fileno(), self._on_outcome)
         listen(self._reader.worker.done.fileno(), self._reader.take_outcomes)
 
@@ -206,20 +218,8 @@ class Dispatch:
             request.reply.send(self._ping)
         elif not isinstance(request.data, request.body or type(None)):
             request.reply.send(failed(request.error, WrongData(request)))
-        elif isinstance(request, action.VmInfoRequest):
-            self._answer_info(request)
-        elif isinstance(request, action.VmCountersRequest):
-            self._reader.answer_counters(request)
-        elif isinstance(request, action.VmMigrationProgressRequest | action.VmCancelMigration):
-            self._answer_about(self._holding.migration or NoMigration(), request)
-        elif isinstance(request, action.VmSnapshotProgressRequest | action.VmCancelSnapshot):
-            self._answer_about(self._holding.saving or NoSnapshot(), request)
-        elif isinstance(request, action.VmmJobsRequest | action.VmmCancelJob):
-            self._answer_about_jobs(request)
-        elif isinstance(request, action.VmmShutdown):
-            self._runner.add_shutdown(request)
         else:
-            self._runner.add_request(request)
+            self._takers.get(type(request), self._runner.add_request)(request)
 
     def _log_request(self, request: action.ApiRequest) -> None:
         """Say in the reference's words what was asked for; whoever pings is heard on a finer level."""
@@ -234,6 +234,12 @@ class Dispatch:
         else:
             # The engine does not tell when the guest moves a BAR: whoever looks causes the next look.
             self._reader.look_at_bars()
+
+    def _answer_about_migration(self, request: action.ApiRequest) -> None:
+        self._answer_about(self._holding.migration or NoMigration(), request)
+
+    def _answer_about_snapshot(self, request: action.ApiRequest) -> None:
+        self._answer_about(self._holding.saving or NoSnapshot(), request)
 
     def _answer_about(self, what: Undertaking[Any] | VmmError, request: action.ApiRequest) -> None:
         """Answer at once, whatever goes on, who looks at it or calls it off."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -207,12 +206,12 @@ class Runner:
     def _lane_began(self) -> None:
         self._lane_ticket = self._tickets.take(action.VmSendMigration.name)
         self._lane_ticket.begin()
-        self._note(partial(Journal.begin, command=MIGRATION))
+        self._note(Journal.begin, MIGRATION)
 
     def _lane_ended(self, end: LaneEnd) -> None:
         """The VM is back, or gone for good: then the VMM is to leave."""
         self._lane_ticket = None
-        self._note(partial(Journal.end, command=MIGRATION, error=end.error))
+        self._note(Journal.end, MIGRATION, end.error)
         if self._book is not None:
             self._book.write()
         if self.is_leaving:
@@ -236,7 +235,7 @@ class Runner:
         while self._running is None and self.waiting:
             self._running = self.waiting.popleft()
             self._running.ticket.begin()
-            self._note(partial(Journal.begin, command=self._running.name))
+            self._note(Journal.begin, self._running.name)
             if self._book is not None:
                 self._book.begin(self._running.name, self._running.request)
             self._advance(self._running, Outcome())
@@ -267,7 +266,7 @@ class Runner:
             error = foreseen(error)
             if self.is_leaving and not task.is_final:
                 error = _overtaken(error)
-        self._note(partial(Journal.end, command=task.name, error=error))
+        self._note(Journal.end, task.name, error)
         if self._book is not None:
             self._book.end()
         if task.request is not None:
@@ -313,12 +312,12 @@ class Runner:
         release(request.data, self._holding.vm_config)
         request.reply.send(failed(request.error, error or VmmShuttingDown()))
 
-    def _note(self, write: Callable[[Journal], None]) -> None:
+    def _note(self, write: Callable[..., None], *what: object) -> None:
         """Write to the journal, if there is one. A fault costs the entry, neither the VM nor an answer."""
         if self._journal is None:
             return
         try:
-            write(self._journal)
+            write(self._journal, *what)
         except Exception as error:
             self._log("error", f"The journal cannot be written: {': '.join(error_chain(error))}")
 
