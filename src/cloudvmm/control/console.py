@@ -29,6 +29,7 @@ from cloudvmm.host.error import HostError
 from cloudvmm.host.terminal import Pty, open_pty
 
 _PIPE_NAMES = ("serial", "console", "debug_console")
+_MODES_OF_NONE = (ConsoleOutputMode.OFF, ConsoleOutputMode.NULL)
 
 AnyConsole = SerialConfig | ConsoleConfig | DebugConsoleConfig
 
@@ -149,6 +150,8 @@ class Consoles:
                 remove_pipes(self._pipe_path(number))
 
     def _open_all(self, vm_config: VmConfig) -> Relay | None:
+        if has_no_console(vm_config):
+            return None
         with contextlib.ExitStack() as undo:
             for number, console in enumerate(_consoles(vm_config)):
                 port = self._open(number, console)
@@ -223,8 +226,7 @@ def remove_all_pipes(pipe_dir: str) -> None:
 
 def has_no_console(vm_config: VmConfig) -> bool:
     """Tell whether `open_consoles` finds nothing to open, and so does not block."""
-    null, off = ConsoleOutputMode.NULL, ConsoleOutputMode.OFF
-    return all(console.mode is null or console.mode is off for console in _consoles(vm_config))
+    return all(console.mode in _MODES_OF_NONE for console in _consoles(vm_config))
 
 
 def _consoles(vm_config: VmConfig) -> tuple[AnyConsole, AnyConsole, AnyConsole]:
