@@ -10,7 +10,6 @@ what may be left out has a default.
 
 from __future__ import annotations
 
-import re
 import threading
 import types
 from collections.abc import Callable
@@ -60,7 +59,9 @@ PRINTED_WITH_NULLS = (
 _OF_SPECIAL_BUILDS: dict[type, tuple[str, ...]] = {VmConfig: ("gdb",), PlatformConfig: ("tdx", "sev_snp")}
 MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All that a decoder raises of bytes that are not what it reads."""
-_MAYBE_ABOVE_U64 = re.compile(rb"[1-9][0-9]{19}")
+# As many digits as the least number above has, all of them read as noughts.
+_MAYBE_ABOVE_U64 = b"0" * len(str(U64_MAX))
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
 
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _twins: dict[type, type[msgspec.Struct]] = {}
@@ -127,7 +128,7 @@ def _decode(raw: bytes, kind: type[T]) -> T:
     duplicate = find_duplicate(given, kind)
     if duplicate is not None:
         raise DecodeError(explain_duplicate(*duplicate, given))
-    if _MAYBE_ABOVE_U64.search(raw):
+    if _MAYBE_ABOVE_U64 in raw.translate(_DIGITS):
         _check_u64(msgspec.to_builtins(value))
     _normalise(value)
     return value

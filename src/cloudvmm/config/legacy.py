@@ -30,9 +30,7 @@ def modernise(raw: bytes) -> bytes:
 
     :raises DecodeError: when an old name and its successor are both given.
     """
-    has_alias = any(alias in raw for alias in _QUOTED_ALIASES)
-    has_payload = b'"payload"' in raw and not _NO_PAYLOAD.search(raw)
-    if has_payload and not has_alias:
+    if _has_payload(raw) and not _has_alias(raw):
         return raw
     try:
         document = _decoder.decode(raw)
@@ -43,6 +41,15 @@ def modernise(raw: bytes) -> bytes:
         return msgspec.json.encode(document) if is_changed else raw
     except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeDecodeError):
         return raw
+
+
+def _has_payload(raw: bytes) -> bool:
+    return b'"payload"' in raw and not (b"null" in raw and _NO_PAYLOAD.search(raw))
+
+
+def _has_alias(raw: bytes) -> bool:
+    one, other = _QUOTED_ALIASES
+    return one in raw or other in raw
 
 
 def _gather_payload(document: dict[str, Any]) -> bool:
