@@ -19,6 +19,8 @@ from cloudvmm.config.vm import VmConfig
 def descriptors_of(data: Any) -> set[int]:
     """Return the descriptors that a command's data, or a stored config, holds."""
     match data:
+        case None | VmConfig(net=None, devices=None, platform=None):
+            return set()  # most requests, and most configs
         case NetConfig(fds=fds):
             found = set(fds or ())
         case DeviceConfig(fd=fd):
