@@ -31,10 +31,15 @@ def result_of(folder: Path, name: str) -> Path:
 
 
 def load(folder: Path, names: Sequence[str] | None = None) -> Reports:
-    """Return the results in `folder` by their names, in the order of `names` if given."""
-    found = {path.stem.removeprefix("bench-"): path for path in sorted(folder.glob("bench-*.json"))}
-    wanted = [name for name in names if name in found] if names is not None else list(found)
-    return {name: json.loads(found[name].read_text()) for name in wanted}
+    """Return the results in `folder` by their names, in the order of `names` if given.
+
+    What has none there is as its page shows it.
+    """
+    data = folder / DATA
+    found: Reports = json.loads(data.read_text()) if data.exists() else {}
+    for path in sorted(folder.glob("bench-*.json")):
+        found[path.stem.removeprefix("bench-")] = json.loads(path.read_text())
+    return {name: found[name] for name in (found if names is None else names) if name in found}
 
 
 def write(folder: Path, reports: Reports) -> None:

@@ -71,6 +71,15 @@ def test_results_are_found_by_their_names(tmp_path: Path) -> None:
     assert list(load(tmp_path, ["fork", "none", "boot"])) == ["fork", "boot"]
 
 
+def test_what_was_not_measured_anew_stays_as_the_page_has_it(tmp_path: Path) -> None:
+    data = tmp_path / "docs" / "performance" / "data.json"
+    data.parent.mkdir(parents=True)
+    data.write_text('{"boot": {"title": "before"}, "fork": {"title": "before"}}')
+    (tmp_path / "bench-fork.json").write_text('{"title": "anew"}')
+
+    assert load(tmp_path) == {"boot": {"title": "before"}, "fork": {"title": "anew"}}
+
+
 def test_plots_and_data_are_written(tmp_path: Path) -> None:
     import pytest
 
