@@ -80,12 +80,18 @@ def descendants_of(pid: int) -> set[ProcessId]:
     found: set[ProcessId] = set()
     waiting = [pid]
     while waiting:
-        for listing in Path(f"/proc/{waiting.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                for child in map(int, listing.read_text().split()):
-                    waiting.append(child)
-                    if (who := identify(child)) is not None:
-                        found.add(who)
+        for child in _children_of(waiting.pop()):
+            waiting.append(child)
+            if (who := identify(child)) is not None:
+                found.add(who)
+    return found
+
+
+def _children_of(pid: int) -> list[int]:
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # it ended under our eyes, or one of its threads did
+        for listing in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += map(int, listing.read_text().split())
     return found
 
 

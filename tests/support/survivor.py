@@ -101,7 +101,17 @@ class Survivor:
 
     def check_guest(self) -> None:
         """The guest has the devices, the vCPUs and the memory that `vm.info` tells of, and no others."""
-        wait_until(lambda: not self._differences(), "the guest has what it is to have", timeout_s=GUEST_S)
+        found: list[str] = []
+
+        def is_as_told() -> bool:
+            found[:] = self._differences()
+            return not found
+
+        try:
+            wait_until(is_as_told, "the guest has what it is to have", timeout_s=GUEST_S)
+        except AssertionError as error:
+            error.add_note(f"{found}\n{self.ask('dmesg | tail -n 40')}")
+            raise
 
     def _differences(self) -> list[str]:
         info, found = self.info(), []
@@ -138,7 +148,11 @@ class Survivor:
                 asked_s = time.monotonic()
             return device_id not in self.info()["device_tree"]
 
-        wait_until(is_gone, f"the device {device_id} is gone", timeout_s=GUEST_S)
+        try:
+            wait_until(is_gone, f"the device {device_id} is gone", timeout_s=GUEST_S)
+        except AssertionError as error:
+            error.add_note(self.ask("dmesg | tail -n 40"))
+            raise
 
     def settle(self) -> None:
         """Have the guest run, without the extra disk."""
