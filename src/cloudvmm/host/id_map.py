@@ -105,13 +105,13 @@ class _Namespace:
         :raises OSError: the program cannot be started.
         """
         self.fd = -1
-        self._undo = contextlib.ExitStack()
-        said, say = os.pipe2(os.O_CLOEXEC)
-        self._said = said
-        self._undo.callback(os.close, said)
-        gate, opening = os.pipe2(os.O_CLOEXEC)
-        self._undo.callback(os.close, opening)
-        try:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as given:
+            self._said, say = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, self._said)
+            given.callback(os.close, say)
+            gate, opening = os.pipe2(os.O_CLOEXEC)
+            undo.callback(os.close, opening)
+            given.callback(os.close, gate)
             self._pid = os.posix_spawn(
                 locate(_UNSHARE),
                 [_UNSHARE, "--user", "--", _SHELL, "-c", _SAY_AND_WAIT],
@@ -122,13 +122,8 @@ class _Namespace:
                     (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),  # our caller goes on without
                 ],
             )
-        except OSError:
-            self.close()
-            raise
-        finally:
-            os.close(say)
-            os.close(gate)
-        self._undo.callback(_end, self._pid)
+            undo.callback(_end, self._pid)
+            self._undo = undo.pop_all()
 
     def map(self, owner: os.stat_result, user: User) -> None:
         """Blocking until it is made. Have `owner` be `user` in it; nobody else is in it.

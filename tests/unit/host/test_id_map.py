@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
@@ -116,4 +117,20 @@ def test_namespace_that_was_prepared_for_nothing_is_gone(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     with IdMap(SOMEBODY) as id_map:
         id_map.prepare()  # it is where it is needed that the error matters
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("left", [0, 1, 2, 3])
+def test_namespace_for_which_there_are_too_few_descriptors_leaves_none(left):
+    before = set(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first_free = os.dup(0)
+    os.close(first_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (first_free + left, limits[1]))
+    try:
+        with IdMap(SOMEBODY) as id_map:
+            id_map.prepare()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
     assert set(os.listdir("/proc/self/fd")) == before
