@@ -38,8 +38,15 @@ def load(folder: Path, names: Sequence[str] | None = None) -> Reports:
     data = folder / DATA
     found: Reports = json.loads(data.read_text()) if data.exists() else {}
     for path in sorted(folder.glob("bench-*.json")):
-        found[path.stem.removeprefix("bench-")] = json.loads(path.read_text())
+        name, fresh = path.stem.removeprefix("bench-"), json.loads(path.read_text())
+        if name not in found or _when(fresh) >= _when(found[name]):
+            found[name] = fresh
     return {name: found[name] for name in (found if names is None else names) if name in found}
+
+
+def _when(report: dict[str, Any]) -> str:
+    """Return when it was measured; an older file may lie beside a page that is newer."""
+    return str(report["machine"]["at"])
 
 
 def write(folder: Path, reports: Reports) -> None:

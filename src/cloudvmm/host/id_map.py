@@ -62,8 +62,9 @@ class IdMap:
 
     def prepare(self) -> None:
         """Begin what the first `show` will take, and go on: it is made meanwhile, in milliseconds."""
-        with contextlib.suppress(OSError):  # it is tried again where it is needed
-            self._spare = _Namespace()
+        if self._spare is None:
+            with contextlib.suppress(OSError):  # it is tried again where it is needed
+                self._spare = _Namespace()
 
     def open(self, fd: int, access: int) -> int:
         """Blocking for milliseconds. Return a new opening of the file of `fd`, whose owner is the user.

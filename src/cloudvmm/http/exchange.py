@@ -6,6 +6,7 @@ while the VMM thread is still busy with its request.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -47,8 +48,9 @@ class Bell:
         self._lock = threading.Lock()  # once it is closed its number may be another descriptor's
 
     def wait(self) -> None:
-        """Wait until it has been rung since the last wait."""
-        os.eventfd_read(self._fd)
+        """Wait until it has been rung since the last wait, or a signal came to the thread."""
+        with contextlib.suppress(InterruptedError):  # whoever waits looks again
+            os.eventfd_read(self._fd)
 
     def ring(self) -> None:
         """Any thread may call this, also when it is closed."""
@@ -70,7 +72,7 @@ class RungReply(ReplyChannel):
     __slots__ = ("_bell", "_is_awaited", "_response")
 
     def __init__(self, bell: Bell) -> None:
-        super().__init__()
+        self._sent = False  # and no queue
         self._bell = bell
         self._is_awaited = False
         self._response: ApiResponse | None = None
@@ -88,6 +90,7 @@ class RungReply(ReplyChannel):
         self._is_awaited = True  # before the look: a response that comes behind it is rung for
         while (response := self._response) is None:
             self._bell.wait()
+        self._response = None  # it may be large, and the connection is kept
         if isinstance(response, ApiError):
             raise response
         return response

@@ -72,12 +72,20 @@ def test_results_are_found_by_their_names(tmp_path: Path) -> None:
 
 
 def test_what_was_not_measured_anew_stays_as_the_page_has_it(tmp_path: Path) -> None:
+    def measured(at: str) -> str:
+        return json.dumps({"machine": {"at": at}})
+
     data = tmp_path / "docs" / "performance" / "data.json"
     data.parent.mkdir(parents=True)
-    data.write_text('{"boot": {"title": "before"}, "fork": {"title": "before"}}')
-    (tmp_path / "bench-fork.json").write_text('{"title": "anew"}')
+    data.write_text(json.dumps({name: {"machine": {"at": "2026-02"}} for name in ("boot", "fork", "saved")}))
+    (tmp_path / "bench-fork.json").write_text(measured("2026-03"))
+    (tmp_path / "bench-saved.json").write_text(measured("2026-01"))
 
-    assert load(tmp_path) == {"boot": {"title": "before"}, "fork": {"title": "anew"}}
+    assert {name: one["machine"]["at"] for name, one in load(tmp_path).items()} == {
+        "boot": "2026-02",
+        "fork": "2026-03",
+        "saved": "2026-02",
+    }
 
 
 def test_plots_and_data_are_written(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import resource
 import select
+import signal
 import threading
 
 import pytest
@@ -13,6 +14,8 @@ from cloudvmm.api.action import VmBoot
 from cloudvmm.http.exchange import Bell, Exchange, RungReply
 from cloudvmm.http.service import VmmService
 from support.deadline import HOST_S
+from support.process import state_of
+from support.wait import wait_until
 
 
 @pytest.fixture
@@ -63,6 +66,27 @@ def test_caller_that_waits_is_woken_by_its_answer(bell):
 
     assert reply.recv() == Empty()
     timer.join(HOST_S)
+
+
+def test_signal_that_hits_the_waiting_thread_costs_no_answer(bell):
+    reply = RungReply(bell)
+    waiter = threading.get_ident()
+    struck = threading.Event()
+
+    def strike():
+        wait_until(lambda: state_of(os.getpid()) == "S", "the main thread sleeps", timeout_s=HOST_S)
+        signal.pthread_kill(waiter, signal.SIGUSR1)
+        struck.wait(HOST_S)
+        reply.send(Empty())
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: struck.set())
+    thread = threading.Thread(target=strike)
+    thread.start()
+    try:
+        assert reply.recv() == Empty()
+    finally:
+        thread.join(HOST_S)
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_answer_that_was_there_before_the_caller_looked_needs_no_bell(bell):

@@ -271,6 +271,8 @@ class QemuEngine:
                 resources.stay_ours()
                 loan = lend_files(None, spec.vm_config.payload, reopened=(), written=(), undo=lent)
                 self._tell_gaps(gap)
+            if id_map is not None:
+                id_map.close()
             has_urgent = isinstance(origin, ReceivedFrom) and origin.is_postcopy
             launch_spec = LaunchSpec(
                 arguments=[

@@ -416,9 +416,8 @@ class Hotplug:
             try:
                 self._control.execute(command.name, arguments, timeout_s=_STEP_TIMEOUT_S)
             except QmpError as error:
-                doorway = self._resources.doorway
-                has_own_user = doorway is not None and doorway.reader is not None
-                if has_own_user and error.description.endswith(os.strerror(errno.EACCES)):
+                is_denied = error.description.endswith(os.strerror(errno.EACCES))
+                if is_denied and self._resources.user is not None:
                     raise FileNotShown from error
                 raise
 
