@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from support.removal import remove_for_sure
 from support.survivor import DISK, MIB, Info, Survivor
 
 NET = "_more-net"
@@ -47,7 +48,7 @@ class Striker:
             self.survivor.booted.vmm.put("vm.resume")
         for device_id in (NET, VSOCK, FS, DISK):
             if device_id in info["device_tree"]:
-                self.survivor.remove(device_id)
+                remove_for_sure(self.survivor.booted, device_id)
         self.survivor.settle()
         self.survivor.check_guest()
 

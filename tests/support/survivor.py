@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from support.attack import Call, bare_config, spend
 from support.booted import Booted, booting, make_image, vm_config
 from support.deadline import GUEST_S, HOST_S
 from support.process import ProcessId, identify
+from support.removal import remove_for_sure
 from support.server import Server, process_of
 from support.vm import choose_engine
 from support.wait import wait_until
@@ -26,7 +26,6 @@ LAST_MOMENT_S = 0.25
 LAST_BOOT_MOMENT_S = 0.6
 LAST_START_S = 1.0
 DISK = "_extra"
-ASK_AGAIN_S = 5.0
 PCI = "/sys/bus/pci/devices"
 VIRTIO = "0x1af4"  # who makes such devices
 Info = dict[str, Any]
@@ -133,34 +132,13 @@ class Survivor:
             found.append(f"{info['memory_actual_size']} bytes of memory in the guest")
         return found
 
-    def remove(self, device_id: str) -> None:
-        """Have the guest let go of a device, which may be going already.
-
-        It is asked again and again: one that is told in one breath of a device that has come and is to go,
-        as after a pause, takes it up and forgets the rest.
-        """
-        asked_s = 0.0
-
-        def is_gone() -> bool:
-            nonlocal asked_s
-            if time.monotonic() > asked_s + ASK_AGAIN_S:
-                self.booted.vmm.exchange("PUT", "vm.remove-device", {"id": device_id})
-                asked_s = time.monotonic()
-            return device_id not in self.info()["device_tree"]
-
-        try:
-            wait_until(is_gone, f"the device {device_id} is gone", timeout_s=GUEST_S)
-        except AssertionError as error:
-            error.add_note(self.ask("dmesg | tail -n 40"))
-            raise
-
     def settle(self) -> None:
         """Have the guest run, without the extra disk."""
         info = self.check()
         if info["state"] == "Paused":
             self.booted.vmm.put("vm.resume")
         if DISK in info["device_tree"]:
-            self.remove(DISK)
+            remove_for_sure(self.booted, DISK)
         assert self.ask("cat /proc/sys/kernel/random/boot_id") == self.boot_id
 
     def boot_again(self) -> None:

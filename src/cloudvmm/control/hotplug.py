@@ -60,7 +60,8 @@ class Hotplug:
         try:
             check_addable(device, before, vm)
             device_id = device.id = vm.numbering.generate_id(device, vm.tree)
-            slot = vm.numbering.find_slot(device_id, device.pci_device_id)
+            unsettled = vm.machine.unsettled_slots
+            slot = vm.numbering.find_slot(device_id, device.pci_device_id, last=unsettled)
             if isinstance(device, NetConfig):
                 device.mac = device.mac or generate_mac()
             self._holding.intent = Intent(changed, device_id, slot)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from typing import Final
 
 import msgspec
@@ -138,13 +138,13 @@ class Numbering(msgspec.Struct, kw_only=True):
         self.counter = names.counter
         return name
 
-    def find_slot(self, device_id: str, wanted: int | None) -> int:
-        """Return the slot for a device that is added; it is not taken yet.
+    def find_slot(self, device_id: str, wanted: int | None, *, last: Container[int] = ()) -> int:
+        """Return the slot for a device that is added, of `last` where no other is free; it is not taken yet.
 
         :raises AllocatePciDeviceId: there is none, or the one wished for is taken.
         """
         slots = Slots(self.first_slot, self.last_slot, self.slots)
-        return slots.allocate(device_id, wanted)
+        return slots.allocate(device_id, wanted, last=last)
 
     def take(self, device: PciDevice, device_id: str, slot: int) -> None:
         """Note a device that was added."""

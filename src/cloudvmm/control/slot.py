@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from cloudvmm.control.error import AllocatePciDeviceId, NoFreeSlot, ReservePciDeviceId, SlotTaken
 from cloudvmm.engine.base import PCI_FUNCTIONS, device_number, slot_of
@@ -24,12 +24,16 @@ class Slots:
             raise ReservePciDeviceId from SlotTaken(slot)
         self.taken[device_id] = slot
 
-    def allocate(self, device_id: str, wanted: int | None = None) -> int:
-        """:raises AllocatePciDeviceId: all are taken, or the one wished for is."""
+    def allocate(self, device_id: str, wanted: int | None = None, *, last: Container[int] = ()) -> int:
+        """Give the slot that is wished for, or the lowest free one; one of `last` where no other is free.
+
+        :raises AllocatePciDeviceId: all are taken, or the one wished for is.
+        """
         if wanted is None:
-            wanted = next(filter(self._is_free, self._range), None)
-            if wanted is None:
+            free = [slot for slot in self._range if self._is_free(slot)]
+            if not free:
                 raise AllocatePciDeviceId from NoFreeSlot()
+            wanted = min(free, key=lambda slot: slot in last)
         elif not self._is_free(wanted):
             raise AllocatePciDeviceId from SlotTaken(wanted)
         self.taken[device_id] = wanted

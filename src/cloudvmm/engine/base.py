@@ -501,6 +501,10 @@ class Machine(Protocol):
     def image_types(self) -> dict[str, ImageType]:
         """Disk id to what its image was found to be; empty where the engine does not look."""
 
+    @property
+    def unsettled_slots(self) -> frozenset[int]:
+        """Free slots where the guest may still eject what comes, unasked: they are to be given out last."""
+
     def fileno(self) -> int:
         """A descriptor that is readable while `take_events` has something to give. Owned by the machine."""
 

@@ -91,6 +91,15 @@ def test_a_slot_that_is_shared_is_not_free_while_one_of_its_devices_is_there():
     assert numbering.find_slot("new", numbering.release("_disk0")) == 3
 
 
+def test_slot_that_is_to_be_given_out_last_is():
+    numbering = number_devices(VmConfig(), set(), 2, 6)
+    free = sorted(set(range(2, 7)) - set(numbering.slots.values()))
+
+    assert numbering.find_slot("new", None, last=free[:1]) == free[1]
+    assert numbering.find_slot("new", None, last=free) == free[0]
+    assert numbering.find_slot("new", free[0], last=free) == free[0]
+
+
 def test_more_devices_than_functions_are_refused():
     vm_config = VmConfig(disks=[DiskConfig() for _ in range(239)])
 

@@ -109,6 +109,11 @@ class FakeMachine:
         return self._hardware.image_types
 
     @property
+    def unsettled_slots(self) -> frozenset[int]:
+        """None: the guest ejects what it was asked for alone."""
+        return frozenset()
+
+    @property
     def process_id(self) -> int | None:
         """None: the fake has no process of its own."""
         return None

@@ -33,6 +33,7 @@ from cloudvmm.engine.qemu.backing import Backing, id_of
 from cloudvmm.engine.qemu.confinement import FileNotShown, Policy, admit
 from cloudvmm.engine.qemu.counter import counting_command
 from cloudvmm.engine.qemu.disk import DiskBacking
+from cloudvmm.engine.qemu.ejection import Ejections
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.keepsake import KeptHotplug
 from cloudvmm.engine.qemu.kind import check_device_means, describe, open_backing
@@ -40,6 +41,7 @@ from cloudvmm.engine.qemu.launch import is_about_slot
 from cloudvmm.engine.qemu.memory import NoRoomForMemory, RamBacking, is_about_room, module_parts
 from cloudvmm.engine.qemu.name import device_id, node_name, qdev_id
 from cloudvmm.engine.qemu.parts import Command, FdSet, Parts, has_nul, opened, remains, steps
+from cloudvmm.engine.qemu.pci import placed_bars
 from cloudvmm.engine.qemu.plan import NulCharacter, machine_parts
 from cloudvmm.engine.qemu.qmp import QmpClient, QmpError
 from cloudvmm.engine.qemu.resource import Resources, naming_system_errors
@@ -89,10 +91,15 @@ class NewDevice(msgspec.Struct, frozen=True):
 
 
 OnComing = Callable[[NewDevice | RamBacking | None], None]
+OnLeaving = Callable[[], None]
 
 
 def ignore_coming(_: NewDevice | RamBacking | None) -> None:
     """The `OnComing` of a machine that ends with us."""
+
+
+def ignore_leaving() -> None:
+    """The `OnLeaving` of a machine that ends with us."""
 
 
 class Hotplug:
@@ -111,9 +118,11 @@ class Hotplug:
         *,
         kept: KeptHotplug | None = None,
         on_coming: OnComing = ignore_coming,
+        on_leaving: OnLeaving = ignore_leaving,
     ) -> None:
         """`kept` is what another process left of a machine that was its own. `on_coming` is told of a device,
-        or of a module, before QEMU is; of None when it is settled what came of it.
+        or of a module, before QEMU is; of None when it is settled what came of it. `on_leaving` is called
+        before a guest is asked to let go of something.
         """
         self._lock = threading.Lock()
         self._control = control
@@ -128,6 +137,7 @@ class Hotplug:
         self._resources = resources
         self._vm_config = spec.vm_config
         self._on_coming = on_coming
+        self._on_leaving = on_leaving
         if kept is None:
             has_network = resources.needs_network or self._attempt.policy.leaves_network
             kept = _first_state(spec, machine_parts(spec, resources, facts), has_network=has_network)
@@ -136,6 +146,7 @@ class Hotplug:
         self._remains = kept.remains
         self._doubtful = set(kept.doubtful)  # what QEMU may have, although its addition failed
         self._asked = set(kept.asked)  # what the guest was asked to let go of
+        self._ejections = kept.ejections
         self._dropped = kept.dropped
         self._last_fdset = kept.last_fdset
         self._fdsets = kept.fdsets  # device id to descriptor of ours, to the set that QEMU has it in
@@ -173,9 +184,13 @@ class Hotplug:
             self._last_fdset += len(parts.fdsets)
             self._on_coming(NewDevice(device, slot, backing, parts))
             undo.callback(self._on_coming, None)
+            with self._lock:
+                self._ejections.plug(backing.device_id)
             try:
                 self._make(parts, device)
             except (DeviceError, SlotError):
+                with self._lock:
+                    self._ejections.leave(backing.device_id, None)
                 # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
                 backing.release()
                 raise
@@ -314,6 +329,10 @@ class Hotplug:
             raise NotSupportedYet(f"Not supported by this release: removal of the device {device_id}")
         if backing.stays is not None:
             raise DeviceCannotGo(device_id, reason=backing.stays)
+        self._look_who_is_seen()
+        with self._lock:
+            self._ejections.ask(device_id)
+        self._on_leaving()
         self._ask_guest(device_id)
         with self._lock:
             if device_id in self._slots:
@@ -321,6 +340,12 @@ class Hotplug:
             backing = self._resources.backings.get(device_id)
             if backing is not None:  # the guest may have been quicker
                 backing.release()
+
+    @property
+    def unsettled_slots(self) -> frozenset[int]:
+        """Slots that nothing is in, and where the guest may still eject what comes. Any thread."""
+        with self._lock:
+            return frozenset(self._ejections.unsettled)
 
     def state(self) -> KeptHotplug:
         """Return what another process needs to go on with the machine. Any thread."""
@@ -330,6 +355,7 @@ class Hotplug:
                 remains=dict(self._remains),
                 doubtful=sorted(self._doubtful),
                 asked=sorted(self._asked),
+                ejections=self._ejections.copy(),
                 dropped=list(self._dropped),
                 last_fdset=self._last_fdset,
                 fdsets={name: dict(sets) for name, sets in self._fdsets.items()},
@@ -347,7 +373,7 @@ class Hotplug:
         Nobody may have asked for its removal: a guest can eject what it likes, and be quicker than we are.
         """
         with self._lock:
-            self._slots.pop(device_id, None)
+            self._ejections.leave(device_id, self._slots.pop(device_id, None))
             self._remains.pop(device_id, None)
             self._fdsets.pop(device_id, None)
             self._doubtful.discard(device_id)
@@ -431,6 +457,8 @@ class Hotplug:
         One that it has goes as others do, when the guest lets go of it; until then its id and slot are taken.
         """
         for name in tuple(self._doubtful):
+            with self._lock:
+                self._ejections.ask(name)
             try:
                 self._control.execute("device_del", {"id": qdev_id(name)}, timeout_s=_UNDO_TIMEOUT_S)
             except QmpError as error:
@@ -450,6 +478,15 @@ class Hotplug:
     def _own(self, backing: Backing) -> None:
         with self._lock:
             self._resources.backings = {**self._resources.backings, backing.device_id: backing}
+
+    def _look_who_is_seen(self) -> None:
+        """A guest that has placed a BAR has heard of the device, and of all that was to go until then."""
+        with self._lock:
+            if not self._ejections.unseen:
+                return
+        bars = placed_bars(self._control.execute("query-pci"), device_id)
+        with self._lock:
+            self._ejections.note_seen(name for name, placed in bars.items() if placed)
 
     def _ask_guest(self, device_id: str) -> None:
         try:
@@ -471,6 +508,7 @@ def _first_state(spec: MachineSpec, parts: list[Parts], *, has_network: bool) ->
         remains={name: remains(each) for each in parts for name in _device_ids(each)},
         doubtful=[],
         asked=[],
+        ejections=Ejections(),
         dropped=[],
         last_fdset=max((fdset.set_id for each in parts for fdset in each.fdsets), default=0),
         fdsets={name: fdsets_of(each) for each in parts for name in _device_ids(each)},

@@ -20,6 +20,7 @@ from cloudvmm.engine.qemu.backing import Backing
 from cloudvmm.engine.qemu.companion import Companion, ServedBacking
 from cloudvmm.engine.qemu.confinement import Policy
 from cloudvmm.engine.qemu.disk import DiskBacking
+from cloudvmm.engine.qemu.ejection import Ejections
 from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.mapped import MappedBacking
 from cloudvmm.engine.qemu.memory import RamBacking
@@ -85,6 +86,7 @@ class KeptHotplug(msgspec.Struct, kw_only=True):
     remains: dict[str, list[Command]]
     doubtful: list[str]
     asked: list[str]
+    ejections: Ejections
     dropped: list[Command]
     last_fdset: int
     fdsets: dict[str, dict[int, int]]

@@ -152,6 +152,7 @@ class QemuMachine:
             policy,
             kept=None if kept is None else kept.hotplug,
             on_coming=self._keeper.note_coming,
+            on_leaving=self._keeper.keep,
         )
         self._saver = Saver(
             monitors.control,
@@ -202,6 +203,10 @@ class QemuMachine:
     @property
     def image_types(self) -> dict[str, ImageType]:
         return self._resources.image_types
+
+    @property
+    def unsettled_slots(self) -> frozenset[int]:
+        return self._hotplug.unsettled_slots
 
     def fileno(self) -> int:
         return self._stream.fileno()

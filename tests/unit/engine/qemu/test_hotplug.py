@@ -32,6 +32,7 @@ from cloudvmm.engine.qemu.fact import QemuFacts
 from cloudvmm.engine.qemu.hotplug import DeviceCannotGo, DeviceIdInUse, DeviceUnknown, Hotplug
 from cloudvmm.engine.qemu.kind import QemuLacksDevice
 from cloudvmm.engine.qemu.memory import NoRoomForMemory
+from cloudvmm.engine.qemu.name import qdev_id
 from cloudvmm.engine.qemu.numa import memory_of
 from cloudvmm.engine.qemu.plan import NulCharacter
 from cloudvmm.engine.qemu.qmp import QmpError
@@ -61,6 +62,7 @@ class PlayedQemu:
         self.files = []
         self.refuses = {}
         self.kept = None  # or a list: then it has descriptors of its own for as long as it likes
+        self.pci_devices = []
         self.observers = {}  # called when the command of that name is carried out
 
     def execute(self, command, arguments=None, *, timeout_s=None, fds=()):
@@ -71,6 +73,8 @@ class PlayedQemu:
         if command in self.refuses:
             raise self.refuses[command]
         self.observers.get(command, lambda: None)()
+        if command == "query-pci":
+            return [{"bus": 0, "devices": self.pci_devices}]
         return {"fdset-id": LENT_SET, "fd": LENT_FD} if command == "add-fd" else {}
 
     def tell(self, commands):
@@ -447,6 +451,31 @@ def test_removal_that_qemu_refuses_leaves_the_image_locked(hotplug, qemu, disk, 
     with pytest.raises(DeviceError, match="not now"):
         hotplug.ask_removal("new")
     assert is_locked(image)
+
+
+def test_slot_that_the_guest_left_before_it_took_the_device_up_is_unsettled(hotplug, disk):
+    hotplug.plug(disk, SLOT)
+    hotplug.ask_removal("new")
+    assert hotplug.unsettled_slots == frozenset()
+    hotplug.forget("new")
+    assert hotplug.unsettled_slots == {SLOT}
+    assert hotplug.state().ejections.unsettled == {SLOT: 1}
+
+
+def test_slot_of_a_device_whose_bars_the_guest_has_placed_is_settled(hotplug, qemu, disk):
+    hotplug.plug(disk, SLOT)
+    bar = {"bar": 0, "address": 0xFE000000, "size": 4096, "type": "memory"}
+    qemu.pci_devices = [{"qdev_id": qdev_id("new"), "regions": [bar]}]
+    hotplug.ask_removal("new")
+    hotplug.forget("new")
+    assert hotplug.unsettled_slots == frozenset()
+
+
+def test_addition_that_qemu_refuses_does_not_keep_slots_unsettled(hotplug, qemu, disk):
+    qemu.refuses["device_add"] = refusal("device_add")
+    with pytest.raises(DeviceError):
+        hotplug.plug(disk, SLOT)
+    assert not hotplug.state().ejections.unseen
 
 
 def test_only_what_is_there_and_can_go_is_removed(hotplug, qemu):
