@@ -401,6 +401,7 @@ def warm_up(engine: Engine, log: Log) -> None:
         time.sleep(WARM_UP_AFTER_S)
         try:
             load_commands()
+            prepare()
             look()
             preload()
         except (OSError, ImportError):
@@ -408,6 +409,12 @@ def warm_up(engine: Engine, log: Log) -> None:
         finally:
             gc.freeze()  # what was loaded stays: nobody need ever look through it for garbage
             gc.enable()
+
+    def prepare() -> None:
+        from cloudvmm.api import COMMANDS, VmInfo
+        from cloudvmm.config import form
+
+        form.prepare([command.body for command in COMMANDS if command.body is not None], [VmInfo])
 
     def preload() -> None:
         from cloudvmm.cli import error, fatal  # noqa: F401

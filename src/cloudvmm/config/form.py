@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import msgspec
@@ -144,6 +144,17 @@ def decoder(kind: Any, dec_hook: Callable[[type, Any], Any] | None = None) -> ms
         with first_use:
             known = _decoders.setdefault(kind, msgspec.json.Decoder(kind, dec_hook=dec_hook))
     return known
+
+
+def prepare(read: Iterable[type], printed: Iterable[type[msgspec.Struct]]) -> None:
+    """Have what decodes the kinds that are `read`, and encodes those `printed`, ready before it is needed.
+
+    Any thread; blocking, for some milliseconds a kind.
+    """
+    for kind in read:
+        decoder(kind)
+    for kind in printed:
+        _printer(kind)
 
 
 def _check_u64(value: object) -> None:

@@ -81,6 +81,30 @@ def test_first_answer_comes_before_what_only_commands_need(tmp_path):
     assert loaded & (HEAVY | LATE_PARTS) == set()
 
 
+WARM = """
+import threading
+from cloudvmm.cli.serve import warm_up
+from cloudvmm.engine.fake import FakeEngine
+
+warm_up(FakeEngine(), lambda *_: None)
+[one.join() for one in threading.enumerate() if one.name == "engine-info"]
+"""
+CREATE_AND_TELL = """
+import msgspec
+from cloudvmm.api import VmInfo, VmState
+from cloudvmm.config import form
+from cloudvmm.config.vm import VmConfig
+
+msgspec.json.Decoder = msgspec.defstruct = None
+vm_config = form.decode(b'{"payload":{"kernel":"/k"}}', VmConfig)
+print(form.encode(VmInfo(config=vm_config, state=VmState.CREATED, memory_actual_size=1)).decode())
+"""
+
+
+def test_first_configuration_finds_what_reads_and_prints_it_ready():
+    assert '"state":"Created"' in output_of(WARM + CREATE_AND_TELL)
+
+
 def test_commands_load_nothing_that_few_vmms_are_asked_for():
     loaded = loaded_by("from cloudvmm.cli.serve import load_commands\nload_commands()")
     assert "cloudvmm.control.command" in loaded
@@ -94,9 +118,7 @@ def test_all_steps_are_there_once_they_are_preloaded():
 
 
 def test_words_for_a_bad_end_are_there_once_all_is_warm():
-    warm_up = "from cloudvmm.cli.serve import warm_up\nwarm_up(FakeEngine(), lambda *_: None)"
-    join = "[one.join() for one in threading.enumerate() if one.name == 'engine-info']"
-    loaded = loaded_by(f"import threading\nfrom cloudvmm.engine.fake import FakeEngine\n{warm_up}\n{join}")
+    loaded = loaded_by(WARM)
     assert {"cloudvmm.cli.error", "cloudvmm.cli.fatal", "cloudvmm.options.error"} <= set(loaded)
 
 
