@@ -37,7 +37,9 @@ OF_LIVES = ("vm.create", "vm.boot", "vm.reboot", "vm.power-button", "vm.shutdown
 
 
 MEMORY = {"size": 0, "hotplug_method": "VirtioMem", "zones": [ZONE]}
-FEW_VCPUS = {"boot_vcpus": 1, "max_vcpus": 6}  # emulation has each of them once
+# QEMU before 10.1 loses interrupts of emulated vCPUs that run side by side while devices come, which has
+# nothing to do with kills. These take turns; vCPUs that come and go are the Hoarder's.
+TURNING_VCPUS = {"boot_vcpus": 2, "max_vcpus": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +57,7 @@ def has_virtiofsd() -> Iterator[bool]:
 
 @shared()
 def shared_survivor(tmp_path_factory: pytest.TempPathFactory, has_virtiofsd: bool) -> Iterator[Survivor]:
-    with surviving(tmp_path_factory.mktemp("survivor"), SEED, memory=MEMORY, cpus=FEW_VCPUS) as found:
+    with surviving(tmp_path_factory.mktemp("survivor"), SEED, memory=MEMORY, cpus=TURNING_VCPUS) as found:
         yield found
 
 
@@ -119,7 +121,7 @@ def test_guest_of_the_oldest_qemu_is_not_lost_either(
     kills: int, tmp_path: Path, latency: LatencyLog, has_virtiofsd: bool
 ) -> None:
     qemu = find_qemu("7.2", tmp_path)
-    with surviving(tmp_path, SEED, "--qemu", qemu, memory=MEMORY, cpus=FEW_VCPUS) as survivor:
+    with surviving(tmp_path, SEED, "--qemu", qemu, memory=MEMORY, cpus=TURNING_VCPUS) as survivor:
         strike(survivor, kills, has_virtiofsd=has_virtiofsd)
         report(survivor, latency)
 
