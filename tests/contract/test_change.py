@@ -59,6 +59,11 @@ def test_added_disk_is_found_out_counted_and_placed(machine_running, new_disk, f
     assert "new" in machine_running.pci_resources()
 
 
+def test_slot_of_a_device_that_is_there_is_not_unsettled(machine_running, new_disk, free_slot):
+    machine_running.add_device(new_disk, free_slot)
+    assert machine_running.unsettled_slots == frozenset()
+
+
 def test_device_is_added_to_a_paused_machine(machine_paused, new_disk, free_slot):
     machine_paused.add_device(new_disk, free_slot)
     assert "new" in machine_paused.counters()

@@ -139,7 +139,9 @@ class Numbering(msgspec.Struct, kw_only=True):
         return name
 
     def find_slot(self, device_id: str, wanted: int | None, *, last: Container[int] = ()) -> int:
-        """Return the slot for a device that is added, of `last` where no other is free; it is not taken yet.
+        """Return the slot for a device that is added, one of `last` where no other is free.
+
+        It is not taken yet.
 
         :raises AllocatePciDeviceId: there is none, or the one wished for is taken.
         """

@@ -137,6 +137,12 @@ def test_given_id_and_slot_are_kept_and_take_no_number(booted, image):
     assert add(booted, api.vm_add_disk, DiskConfig(path=image))["id"] == "_disk1"
 
 
+def test_slot_where_the_guest_may_eject_what_comes_is_given_out_last(booted, engine, image, monkeypatch):
+    monkeypatch.setattr(type(engine.last_machine), "unsettled_slots", frozenset({3}))
+
+    assert add(booted, api.vm_add_disk, DiskConfig(path=image))["bdf"] == "0000:00:04.0"
+
+
 def test_added_devices_come_back_with_a_reboot(booted, image):
     add(booted, api.vm_add_disk, DiskConfig(path=image))
 

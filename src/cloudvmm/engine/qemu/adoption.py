@@ -342,6 +342,7 @@ def settle(kept: Keepsake, finder: _Finder, control: QmpClient) -> None:
         else:
             for command in coming.undo:
                 _try(control, command)
+            kept.hotplug.ejections.drop(coming.device_id)
             _drop_backing(coming, finder)
         kept.coming = None
     if (module := kept.coming_module) is not None:

@@ -25,6 +25,7 @@ from cloudvmm.engine.base import (
     EngineTimeout,
     MachineSpec,
     NotSupportedYet,
+    PciBar,
     SlotError,
 )
 from cloudvmm.engine.qemu.affinity import pin_queues
@@ -122,7 +123,7 @@ class Hotplug:
     ) -> None:
         """`kept` is what another process left of a machine that was its own. `on_coming` is told of a device,
         or of a module, before QEMU is; of None when it is settled what came of it. `on_leaving` is called
-        before a guest is asked to let go of something.
+        before a removal is asked for, and by that what a guest was told is on record.
         """
         self._lock = threading.Lock()
         self._control = control
@@ -182,15 +183,14 @@ class Hotplug:
             )
             parts = describe(device, backing, seat)
             self._last_fdset += len(parts.fdsets)
-            self._on_coming(NewDevice(device, slot, backing, parts))
             undo.callback(self._on_coming, None)
             with self._lock:
                 self._ejections.plug(backing.device_id)
+            undo.callback(self._forget_unplugged, backing.device_id)
+            self._on_coming(NewDevice(device, slot, backing, parts))
             try:
                 self._make(parts, device)
             except (DeviceError, SlotError):
-                with self._lock:
-                    self._ejections.leave(backing.device_id, None)
                 # QEMU 7.2 keeps descriptors that are removed while its guest is paused, and so their locks.
                 backing.release()
                 raise
@@ -331,9 +331,17 @@ class Hotplug:
             raise DeviceCannotGo(device_id, reason=backing.stays)
         self._look_who_is_seen()
         with self._lock:
-            self._ejections.ask(device_id)
+            if device_id not in self._slots:
+                return  # the guest was quicker
+            is_first = self._ejections.ask(device_id)
         self._on_leaving()
-        self._ask_guest(device_id)
+        try:
+            self._ask_guest(device_id)
+        except DeviceError:
+            if is_first:
+                with self._lock:
+                    self._ejections.retract(device_id)
+            raise
         with self._lock:
             if device_id in self._slots:
                 self._asked.add(device_id)
@@ -345,7 +353,7 @@ class Hotplug:
     def unsettled_slots(self) -> frozenset[int]:
         """Slots that nothing is in, and where the guest may still eject what comes. Any thread."""
         with self._lock:
-            return frozenset(self._ejections.unsettled)
+            return frozenset(self._ejections.unsettled.keys() - self._slots.values())
 
     def state(self) -> KeptHotplug:
         """Return what another process needs to go on with the machine. Any thread."""
@@ -458,11 +466,14 @@ class Hotplug:
         """
         for name in tuple(self._doubtful):
             with self._lock:
-                self._ejections.ask(name)
+                is_first = self._ejections.ask(name)
             try:
                 self._control.execute("device_del", {"id": qdev_id(name)}, timeout_s=_UNDO_TIMEOUT_S)
             except QmpError as error:
                 if error.error_class == _NOT_FOUND:
+                    if is_first:  # it never was there
+                        with self._lock:
+                            self._ejections.drop(name)
                     for command in self.remains_of(name) or ():
                         self._undo(command)
                     self.forget(name)
@@ -484,9 +495,19 @@ class Hotplug:
         with self._lock:
             if not self._ejections.unseen:
                 return
-        bars = placed_bars(self._control.execute("query-pci"), device_id)
+        bars: dict[str, list[PciBar]] = {}
+        with contextlib.suppress(EngineTimeout, QmpError):  # then nobody is
+            bars = placed_bars(self._control.execute("query-pci"), device_id)
         with self._lock:
-            self._ejections.note_seen(name for name, placed in bars.items() if placed)
+            for name, placed in bars.items():
+                if placed:
+                    self._ejections.note_seen(name)
+
+    def _forget_unplugged(self, device_id: str) -> None:
+        """Know that an addition failed, unless QEMU may have the device."""
+        with self._lock:
+            if device_id not in self._slots:
+                self._ejections.drop(device_id)
 
     def _ask_guest(self, device_id: str) -> None:
         try:

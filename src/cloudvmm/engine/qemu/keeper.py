@@ -1,7 +1,7 @@
 """Writing down what a machine that outlives its manager leaves: see `keepsake.py` for what that is.
 
-It is written whenever it may have changed, and before QEMU is told to make something: so what QEMU has is
-never ahead of what is written by more than one addition, whose undoing is written, too.
+It is written whenever it may have changed, and before QEMU is told to make something or to ask it back: so
+what QEMU has is never ahead of what is written by more than one addition, whose undoing is written, too.
 """
 
 from __future__ import annotations

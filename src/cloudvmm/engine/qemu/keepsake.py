@@ -86,11 +86,11 @@ class KeptHotplug(msgspec.Struct, kw_only=True):
     remains: dict[str, list[Command]]
     doubtful: list[str]
     asked: list[str]
-    ejections: Ejections
     dropped: list[Command]
     last_fdset: int
     fdsets: dict[str, dict[int, int]]
     has_network: bool
+    ejections: Ejections = msgspec.field(default_factory=Ejections)
 
 
 class KeptVcpus(msgspec.Struct, kw_only=True):

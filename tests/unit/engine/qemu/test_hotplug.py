@@ -99,12 +99,20 @@ def resources():
 
 
 @pytest.fixture
-def hotplug(qemu, resources):
+def leaving():
+    """What is to go, as it is on record before a removal is asked for."""
+    return []
+
+
+@pytest.fixture
+def hotplug(qemu, resources, leaving):
     vm_config = VmConfig(
         memory=MemoryConfig(size=128 * MIB, mergeable=True), console=ConsoleConfig(mode=ConsoleOutputMode.OFF)
     )
     spec = MachineSpec(vm_config=vm_config, slots=SLOTS, serial=OFF, console=OFF, debug_console=OFF)
-    return Hotplug(spec, resources, qemu, QemuFacts(binary="/qemu", version=(10, 0, 2)))
+    facts = QemuFacts(binary="/qemu", version=(10, 0, 2))
+    found = Hotplug(spec, resources, qemu, facts, on_leaving=lambda: leaving.append(told(found)[1]))
+    return found
 
 
 @pytest.fixture
@@ -129,6 +137,12 @@ def net():
 
 def refusal(command, words="no"):
     return QmpError(command, "GenericError", words)
+
+
+def told(hotplug):
+    """Return the devices that the guest was told of and has not taken up, and those that are to go."""
+    ejections = hotplug.state().ejections
+    return set(ejections.unseen), set(ejections.asked)
 
 
 def test_disk_is_made_in_order_with_its_descriptor_and_stays_locked(hotplug, qemu, resources, disk, image):
@@ -459,7 +473,8 @@ def test_slot_that_the_guest_left_before_it_took_the_device_up_is_unsettled(hotp
     assert hotplug.unsettled_slots == frozenset()
     hotplug.forget("new")
     assert hotplug.unsettled_slots == {SLOT}
-    assert hotplug.state().ejections.unsettled == {SLOT: 1}
+    hotplug.plug(disk, SLOT)
+    assert hotplug.unsettled_slots == frozenset()  # it is taken
 
 
 def test_slot_of_a_device_whose_bars_the_guest_has_placed_is_settled(hotplug, qemu, disk):
@@ -471,11 +486,55 @@ def test_slot_of_a_device_whose_bars_the_guest_has_placed_is_settled(hotplug, qe
     assert hotplug.unsettled_slots == frozenset()
 
 
-def test_addition_that_qemu_refuses_does_not_keep_slots_unsettled(hotplug, qemu, disk):
-    qemu.refuses["device_add"] = refusal("device_add")
-    with pytest.raises(DeviceError):
+@pytest.mark.parametrize("failure", [refusal("device_add"), EngineError("no"), None])
+def test_addition_that_fails_is_nothing_that_the_guest_was_told(hotplug, qemu, disk, failure):
+    qemu.refuses = {"device_add": failure} if failure else {}
+    disk.serial = "a" if failure else "a\0b"
+    with pytest.raises(EngineError):
         hotplug.plug(disk, SLOT)
-    assert not hotplug.state().ejections.unseen
+    assert told(hotplug) == (set(), set())
+
+
+def test_addition_that_never_was_settles_no_slot(hotplug, qemu, disk):
+    hotplug.plug(disk, SLOT)
+    hotplug.ask_removal("new")
+    hotplug.forget("new")
+    qemu.refuses = {"blockdev-add": late("blockdev-add"), "device_del": not_found()}
+    with pytest.raises(EngineTimeout):
+        hotplug.plug(disk, SLOT + 1)
+    assert hotplug.unsettled_slots == {SLOT}
+    assert told(hotplug) == (set(), set())
+
+
+def test_removal_is_on_record_before_qemu_hears_of_it(hotplug, qemu, leaving, disk):
+    hotplug.plug(disk, SLOT)
+    qemu.observers["device_del"] = lambda: leaving.append("device_del")
+    hotplug.ask_removal("new")
+    assert leaving == [{"new"}, "device_del"]
+
+
+def test_removal_that_is_refused_is_nothing_that_the_guest_was_told(hotplug, qemu, disk):
+    hotplug.plug(disk, SLOT)
+    qemu.refuses["device_del"] = refusal("device_del", "not now")
+    with pytest.raises(DeviceError, match="not now"):
+        hotplug.ask_removal("new")
+    assert told(hotplug) == ({"new"}, set())
+
+
+def test_device_that_goes_while_its_removal_is_prepared_is_asked_for_no_more(hotplug, qemu, disk):
+    hotplug.plug(disk, SLOT)
+    qemu.observers["query-pci"] = lambda: hotplug.forget("new")
+    hotplug.ask_removal("new")
+    assert "device_del" not in qemu.names()
+    assert told(hotplug) == (set(), set())
+
+
+@pytest.mark.parametrize("failure", [EngineTimeout("late"), refusal("query-pci")])
+def test_removal_does_not_fail_for_want_of_a_look_at_the_bus(hotplug, qemu, disk, failure):
+    hotplug.plug(disk, SLOT)
+    qemu.refuses["query-pci"] = failure
+    hotplug.ask_removal("new")
+    assert qemu.names()[-1] == "device_del"
 
 
 def test_only_what_is_there_and_can_go_is_removed(hotplug, qemu):
