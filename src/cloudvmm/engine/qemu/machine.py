@@ -305,6 +305,9 @@ class QemuMachine:
 
     def coredump(self, fd: int) -> None:
         check_disk(fd, self._ram_bytes)
+        # A manager that was killed may have left a dump: QEMU ends itself where two meet.
+        if not self._process.wait_thread_end(_DUMP_THREAD, timeout_s=_DUMP_THREAD_END_S):
+            raise DumpFailed("QEMU is still writing the dump that another manager began")
         control = self._monitors.control
         request = {"paging": False, "protocol": "fd:core", "detach": True, "format": "elf"}
         timeout_s = _DUMP_TIMEOUT_S + self._ram_bytes / _DUMP_BYTES_PER_S

@@ -169,11 +169,12 @@ class ChildProcess:
             if not self.has_ended():
                 raise EngineTimeout(f"{self._name} (process {self.pid}) did not end within {timeout_s:g} s")
 
-    def wait_thread_end(self, name: str, *, timeout_s: float) -> None:
-        """Blocking until the process has no thread of this name, or the time is over."""
+    def wait_thread_end(self, name: str, *, timeout_s: float) -> bool:
+        """Blocking. Wait until no thread has this name, or the time is over; return whether none has."""
         deadline = time.monotonic() + timeout_s
         while self._has_thread(name) and time.monotonic() < deadline:
             time.sleep(_THREAD_LOOK_S)
+        return not self._has_thread(name)
 
     def _has_thread(self, name: str) -> bool:
         try:
